@@ -1,0 +1,1 @@
+"""Runs beside the microscope: receives frames, reduces them, publishes blocks, and guards the instrument."""

@@ -1,0 +1,1 @@
+"""The only authority over the instrument: leases, limits, journal, driver."""

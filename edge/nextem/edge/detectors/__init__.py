@@ -1,0 +1,1 @@
+"""What produces frames: one file for each vendor protocol, behind the ``Detector`` protocol."""

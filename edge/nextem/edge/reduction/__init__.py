@@ -1,0 +1,1 @@
+"""What is computed from every frame in one pass."""

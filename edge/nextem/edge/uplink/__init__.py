@@ -1,0 +1,1 @@
+"""From encoded block to the log: spool on disk, then publish."""

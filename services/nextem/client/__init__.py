@@ -1,0 +1,1 @@
+"""The Python client: submit commands, watch, read products."""

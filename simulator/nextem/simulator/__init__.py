@@ -1,0 +1,1 @@
+"""A microscope that obeys commands: specimens, diffraction, detector protocol, instrument."""
