@@ -1,0 +1,211 @@
+"""What a detector is to the edge: it finds acquisitions in its vendor's stream and hands over batches of frames.
+
+A :class:`Detector` runs one thread of its own and calls a :class:`Sink` from it, in this order::
+
+    open(Announcement) -> Claim | None          an acquisition begins; None: nobody wants it, drain it
+    frames(FrameBatch)                          any number of times
+    close(Ending)                               exactly once for each claim
+
+The sink never blocks for longer than it takes to hand over, so that back pressure never reaches the detector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class DetectorError(Exception):
+    """Something is wrong with what a detector sent. The message names the rule and the value."""
+
+
+class HeaderError(DetectorError):
+    """A header does not follow the vendor's specification."""
+
+
+class UnsupportedFormat(DetectorError):
+    """A pixel format that the specification names and this edge cannot decode."""
+
+
+class GarbageSkipped(DetectorError):
+    """Bytes that belong to no message were skipped."""
+
+
+class FrameSizeChanged(DetectorError):
+    """A frame of another size or pixel type inside one acquisition."""
+
+
+class TruncatedStream(DetectorError):
+    """The connection was closed before the acquisition's last byte."""
+
+
+class SequenceError(DetectorError):
+    """Frames came twice, backwards, or beyond the announced number. They are counted and not stored."""
+
+
+class RingFull(DetectorError):
+    """The reduction did not keep up, the memory between socket and reduction is full, frames were lost."""
+
+
+class IdleTimeout(DetectorError):
+    """The detector stopped sending before the announced number of frames."""
+
+
+class DetectorAway(DetectorError):
+    """The detector cannot be reached; it is tried again."""
+
+
+class AcquisitionRefused(DetectorError):
+    """An acquisition that nobody expected, at an edge without a plan for such."""
+
+
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """The start of an acquisition as the detector tells it.
+
+    ``frames`` is the announced number, 0 where the detector runs until it is stopped; ``scan`` the raster
+    (y, x) where the header names one; ``text`` the vendor's header, verbatim.
+    """
+
+    text: str
+    frames: int
+    scan: tuple[int, int] | None
+    received_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class BlockLimits:
+    """When a batch of frames is handed over: at about ``block_bytes`` encoded or at ``age_ns``, whichever is first.
+
+    ``encoded_frame_bytes`` tells what one frame took of late; 0 while unknown.
+    """
+
+    block_bytes: int
+    age_ns: int
+    encoded_frame_bytes: Callable[[], float]
+    max_frames: int = 65536
+
+
+class Slab:
+    """One piece of the ring: a buffer that the receiver fills and the reduction gives back."""
+
+    __slots__ = ("data", "view")
+
+    def __init__(self, size: int) -> None:
+        self.data: NDArray[np.uint8] = np.empty(size, dtype=np.uint8)
+        self.view = memoryview(self.data)
+
+
+@dataclass(frozen=True, slots=True)
+class PixelFormat:
+    """How the pixels of every frame of an acquisition lie in its messages.
+
+    ``shape`` (y, x) and ``dtype`` (native) are of the decoded image. ``decode`` is None where the pixels already
+    are row-major big-endian words of ``dtype``; else it takes ``(frames, pixel_bytes)`` raw bytes, strided along
+    axis 0, and returns such words as a contiguous ``(frames, y * x * itemsize)`` array of bytes.
+    """
+
+    shape: tuple[int, int]
+    dtype: np.dtype[np.unsignedinteger]
+    pixel_bytes: int
+    decode: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FrameRun:
+    """Consecutive frames that lie evenly in a slab: frame ``first_frame + i`` at ``start + i * stride``."""
+
+    first_frame: int
+    count: int
+    start: int
+    stride: int
+    pixel_offset: int
+    last_byte_ns: NDArray[np.int64]  # (count,), edge clock
+    epoch: NDArray[np.uint64] | None = None  # (count,), command epoch of each frame, where the detector says it
+
+
+@dataclass(frozen=True, slots=True)
+class FrameBatch:
+    """Runs of frames in one slab; the sink calls ``release`` when it has read them all."""
+
+    slab: Slab
+    runs: tuple[FrameRun, ...]
+    format: PixelFormat
+    release: Callable[[], None] = field(repr=False)
+
+    def pixels(self, run: FrameRun) -> NDArray[np.uint8]:
+        """The raw pixel bytes of ``run``: ``(count, pixel_bytes)``, strided along axis 0, no copy."""
+        first = run.start + run.pixel_offset
+        return np.lib.stride_tricks.as_strided(
+            self.slab.data[first:],
+            (run.count, self.format.pixel_bytes),
+            (run.stride, 1),
+            writeable=False,
+        )
+
+
+class EndKind(Enum):
+    """Why an acquisition ended."""
+
+    ALL_FRAMES = "all frames came"
+    SENDING_ENDED = "the detector stopped sending"
+    STOPPED = "stopped by command"
+    FAILED = "the stream cannot be understood"
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """The end of an acquisition. ``highest_frame`` is the highest index seen or begun, -1 for none."""
+
+    kind: EndKind
+    highest_frame: int
+    error: DetectorError | None = None
+    first_byte_ns: int = 0
+    last_byte_ns: int = 0
+
+
+class Claim(Protocol):
+    """An acquisition that somebody wants, as the detector sees it."""
+
+    @property
+    def acquisition_id(self) -> str: ...
+
+    @property
+    def limits(self) -> BlockLimits: ...
+
+    def hungry(self) -> bool:
+        """Whether the reduction waits for work: only then a batch is handed over by age."""
+        ...
+
+    def stop_reason(self) -> str | None:
+        """Set once somebody asked to stop."""
+        ...
+
+
+class Sink(Protocol):
+    """Who takes the frames."""
+
+    def open(self, announcement: Announcement) -> Claim | None: ...
+
+    def frames(self, claim: Claim, batch: FrameBatch) -> None: ...
+
+    def close(self, claim: Claim, ending: Ending) -> None: ...
+
+
+class Detector(Protocol):
+    """One detector of one instrument."""
+
+    def start(self) -> None: ...
+
+    def close(self) -> None:
+        """Ends the running acquisition, if any, and the thread."""
+        ...
+
+    def counters(self) -> Mapping[str, int]:
+        """Frames and bytes received, frames lost by cause, garbage bytes, busy time in ns."""
+        ...

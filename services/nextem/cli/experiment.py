@@ -1,0 +1,181 @@
+"""Runs one experiment on a station, as a person at a console would, and keeps what happened."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import grpc
+
+from nextem.client.client import SteeringClient
+from nextem.v1 import acquisition_pb2, control_pb2, plan_pb2, product_pb2
+from nextem.wire.ids import uuid7
+from nextem.wire.log import ACQUISITIONS, PRODUCTS, Consumer
+
+HOLDER = "console"
+STALL_S = 60.0
+QUIET_S = 10.0
+
+FINAL = frozenset(
+    {
+        control_pb2.COMMAND_STATE_DONE,
+        control_pb2.COMMAND_STATE_FAILED,
+        control_pb2.COMMAND_STATE_REJECTED,
+        control_pb2.COMMAND_STATE_UNKNOWN,
+    }
+)
+
+
+class ExperimentFailed(Exception):
+    """The experiment could not be run to its end; the text says what is missing."""
+
+
+@dataclass(slots=True)
+class Scan:
+    """One acquisition as the console saw it."""
+
+    started: acquisition_pb2.AcquisitionStarted
+    finished: acquisition_pb2.AcquisitionFinished | None = None
+    products: dict[str, product_pb2.Product] = field(default_factory=dict)
+
+    @property
+    def complete(self) -> bool:
+        """Finished, with products of every analysis that its plan names."""
+        wanted = {analysis.name for analysis in self.started.plan.analyses}
+        return self.finished is not None and wanted <= {p.analysis for p in self.products.values()}
+
+
+@dataclass(slots=True)
+class Record:
+    """Everything that happened, in the order in which it was heard of."""
+
+    scans: dict[str, Scan] = field(default_factory=dict)
+    commands: dict[str, control_pb2.Command] = field(default_factory=dict)
+    accepted: dict[str, control_pb2.Outcome] = field(default_factory=dict)
+    final: dict[str, control_pb2.Outcome] = field(default_factory=dict)
+    heartbeat: control_pb2.Heartbeat = field(default_factory=control_pb2.Heartbeat)
+    changes: int = 0
+
+    def hear(self, event: control_pb2.SteeringEvent) -> None:
+        """Takes one event of the steering service."""
+        kind = event.WhichOneof("event")
+        if kind == "heartbeat":
+            sent = self.heartbeat.state.frames_sent
+            self.heartbeat = event.heartbeat
+            self.changes += event.heartbeat.state.frames_sent != sent
+            return
+        self.changes += 1
+        if kind == "command":
+            self.commands[event.command.command_id] = event.command
+        elif kind == "outcome":
+            outcome = event.outcome
+            if outcome.state == control_pb2.COMMAND_STATE_STARTED:
+                self.accepted[outcome.command_id] = outcome
+            elif outcome.state in FINAL:
+                self.final[outcome.command_id] = outcome
+
+    def read(self, consumer: Consumer, timeout_s: float) -> None:
+        """Takes what is new on the acquisitions and products topics."""
+        for record in consumer.poll(timeout_s=timeout_s):
+            self.changes += 1
+            if record.position.topic == ACQUISITIONS:
+                self._acquisition(acquisition_pb2.AcquisitionEvent.FromString(bytes(record.value)))
+            elif record.position.topic == PRODUCTS:
+                event = product_pb2.ProductEvent.FromString(bytes(record.value))
+                scan = self.scans.get(event.product.acquisition_id)
+                if event.WhichOneof("event") == "product" and scan is not None:
+                    scan.products[event.product.product_id] = event.product
+
+    def _acquisition(self, event: acquisition_pb2.AcquisitionEvent) -> None:
+        if event.WhichOneof("event") == "started":
+            self.scans.setdefault(event.started.acquisition_id, Scan(event.started))
+        elif event.finished.acquisition_id in self.scans:
+            self.scans[event.finished.acquisition_id].finished = event.finished
+
+    def steered(self) -> list[control_pb2.Outcome]:
+        """What the policy's commands led to: accepted ones, in order."""
+        return [o for o in self.accepted.values() if self.commands[o.command_id].issuer != HOLDER]
+
+
+class Experiment:
+    """Commands a survey and follows everything that comes of it, until nothing more will.
+
+    ``consumer`` reads the acquisitions and products topics from now on; ``shown`` is called about ten
+    times a second with the record so far; ``alive`` raises if a process has died.
+    """
+
+    def __init__(
+        self,
+        client: SteeringClient,
+        consumer: Consumer,
+        shown: Callable[[Record], None],
+        alive: Callable[[], None],
+    ) -> None:
+        self._client, self._consumer, self._shown, self._alive = client, consumer, shown, alive
+        self.record = Record()
+
+    def run(self, survey: plan_pb2.Plan, instrument: str) -> Record:
+        """Raises :class:`ExperimentFailed` if the survey is refused or nothing happens for a minute."""
+        watcher = threading.Thread(target=self._watch, daemon=True)
+        watcher.start()
+        command_id = self._start(survey, instrument)
+        most = survey.steering.max_acquisitions
+        changes, changed_s = -1, time.monotonic()
+        while True:
+            self._alive()
+            self.record.read(self._consumer, timeout_s=0.1)
+            self._shown(self.record)
+            if self.record.changes != changes:
+                changes, changed_s = self.record.changes, time.monotonic()
+            quiet_s = time.monotonic() - changed_s
+            if self._settled(command_id) and (len(self.record.steered()) >= most or quiet_s > QUIET_S):
+                return self.record
+            if quiet_s > STALL_S:
+                raise ExperimentFailed(f"nothing has happened for {STALL_S:.0f} s; {self._missing()}")
+
+    def _watch(self) -> None:
+        try:
+            for event in self._client.watch():
+                self.record.hear(event)
+        except grpc.RpcError:
+            return  # the run loop notices a service that died; at the end this is how the stream closes
+
+    def _start(self, survey: plan_pb2.Plan, instrument: str) -> str:
+        lease = self._client.request_lease(HOLDER, ttl_ms=20_000)
+        if lease.refused:
+            raise ExperimentFailed(f"the instrument is in other hands: {lease.refused}")
+        command = control_pb2.Command(
+            command_id=uuid7(),
+            issuer=HOLDER,
+            instrument=instrument,
+            lease_id=lease.lease_id,
+            lease_epoch=lease.epoch,
+            cause=control_pb2.Cause(reason=survey.title),
+            acquire=survey,
+        )
+        self.record.commands[command.command_id] = command
+        for outcome in self._client.submit(command):
+            if outcome.state == control_pb2.COMMAND_STATE_STARTED:
+                break
+            if outcome.state in FINAL:
+                raise ExperimentFailed(f"the edge refused the survey: {outcome.rule}: {outcome.detail}")
+        self._client.request_lease(HOLDER, ttl_ms=0)  # gives it back: policies may have it
+        return command.command_id
+
+    def _settled(self, survey_id: str) -> bool:
+        record = self.record
+        return (
+            survey_id in record.final
+            and all(command_id in record.final for command_id in record.accepted)
+            and bool(record.scans)
+            and all(scan.complete for scan in record.scans.values())
+            and len(record.scans) >= len(record.accepted)
+        )
+
+    def _missing(self) -> str:
+        record = self.record
+        waiting = [command_id for command_id in record.accepted if command_id not in record.final]
+        unfinished = [name for name, scan in record.scans.items() if not scan.complete]
+        return f"commands without an outcome: {waiting or 'none'}; acquisitions without products: {unfinished or 'none'}"

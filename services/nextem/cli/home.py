@@ -1,0 +1,43 @@
+"""Where one installation keeps what it makes: the home folder and its lay-out."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+DEFAULT_HOME = "nextem-home"
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """The home folder: ``--home``, else ``$NEXTEM_HOME``, else ``./nextem-home``."""
+
+    folder: Path
+
+    @classmethod
+    def at(cls, given: Path | None) -> Home:
+        return cls((given or Path(os.environ.get("NEXTEM_HOME") or DEFAULT_HOME)).resolve())
+
+    @property
+    def store(self) -> Path:
+        """Products, as Zarr v3."""
+        return self.folder / "store"
+
+    @property
+    def log(self) -> Path:
+        """Segments of the local log."""
+        return self.folder / "log"
+
+    @property
+    def kafka(self) -> Path:
+        """Data of the Kafka broker that we start ourselves."""
+        return self.folder / "kafka"
+
+    def run(self, name: str) -> Path:
+        """Folder of one run: log, spool, journal and the processes' own logs."""
+        return self.folder / "runs" / name
+
+    def report(self, name: str) -> Path:
+        """Folder of one run's report and pictures."""
+        return self.folder / "reports" / name

@@ -1,0 +1,259 @@
+"""``nextem simulate | edge | analyse | steer``: each one process, with its own log and clean stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from nextem.cli.console import set_up_logging, stop_on_signals, tell_ready
+from nextem.cli.home import Home
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+LOG_HELP = "The log: a folder, or kafka://HOST:PORT.  [default: HOME/log]"
+
+
+def common(function: F) -> F:
+    """The options that every process has."""
+    for option in (
+        click.option("--with-parent", is_flag=True, hidden=True),
+        click.option("--ready-file", type=click.Path(path_type=Path), hidden=True),
+        click.option("-v", "--verbose", is_flag=True, help="Log more."),
+        click.option(
+            "--home",
+            type=click.Path(path_type=Path),
+            help="Folder of everything NexTEM keeps.  [default: $NEXTEM_HOME or ./nextem-home]",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+@click.command()
+@click.option(
+    "--specimen",
+    default="polycrystal",
+    show_default=True,
+    help="'polycrystal', or the folder of a real alloy (factors, loadings and ground truth of sped-alculi).",
+)
+@click.option("--replay", type=click.Path(path_type=Path), help="Serve this MIB file instead of a specimen.")
+@click.option("--loops", default=1, show_default=True, help="With --replay: how many times over.")
+@click.option("--seed", default=1, show_default=True, help="Same seed, same specimen and same noise.")
+@click.option("--detector-px", type=click.Choice(["128", "256"]), default="256", show_default=True)
+@click.option("--rate", type=float, default=2000.0, show_default=True, help="Images a second; 0: as fast as it can.")
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--data-port", default=6342, show_default=True, help="Merlin data socket; 0: any free one.")
+@click.option("--control-port", default=6341, show_default=True, help="Merlin control socket.")
+@click.option("--instrument-port", default=50061, show_default=True, help="gRPC service Instrument.")
+@click.option("--truth", type=click.Path(path_type=Path), help="Write the specimen's ground truth here (JSON).")
+@common
+def simulate(
+    specimen: str,
+    replay: Path | None,
+    loops: int,
+    seed: int,
+    detector_px: str,
+    rate: float,
+    host: str,
+    data_port: int,
+    control_port: int,
+    instrument_port: int,
+    truth: Path | None,
+    home: Path | None,
+    verbose: bool,
+    ready_file: Path | None,
+    with_parent: bool,
+) -> None:
+    """A simulated microscope: stage, optics, scan, and a detector that speaks Merlin's TCP protocol.
+
+    The edge connects to its data socket as to a real Merlin, and commands it by the gRPC service Instrument.
+    Every frame can be made again from the seed, the acquisition and its index.
+
+    \b
+    A microscope on the standard ports:        nextem simulate
+    The same at 5,000 images a second:         nextem simulate --rate 5000
+    A real file as if it came from a camera:   nextem simulate --replay scan.mib --rate 100
+    """
+    from nextem.simulator.replay import ReplayOptions, run_replay
+    from nextem.simulator.service import SimulatorOptions, run_simulator
+
+    set_up_logging(verbose)
+    stop = stop_on_signals(with_parent)
+    rate_fps = rate or None
+    if replay is not None:
+        run_replay(
+            ReplayOptions(path=replay, rate_fps=rate_fps, host=host, data_port=data_port, loops=loops),
+            stop,
+            lambda port: tell_ready(ready_file, {"data_port": port}),
+        )
+        return
+    run_simulator(
+        SimulatorOptions(
+            specimen=specimen,
+            seed=seed,
+            detector_px=int(detector_px),
+            rate_fps=rate_fps,
+            host=host,
+            data_port=data_port,
+            control_port=control_port,
+            instrument_port=instrument_port,
+            truth_path=truth,
+        ),
+        stop,
+        lambda ports: tell_ready(
+            ready_file,
+            {"data_port": ports.data, "control_port": ports.control, "instrument_port": ports.instrument},
+        ),
+    )
+
+
+@click.command()
+@click.option("--log", "log_address", help=LOG_HELP)
+@click.option("--detector", default="127.0.0.1:6342", show_default=True, help="Merlin data socket, HOST:PORT.")
+@click.option("--instrument", help="gRPC service Instrument, HOST:PORT; without it the edge only listens.")
+@click.option("--steering", help="Steering service to attach to, HOST:PORT.")
+@click.option("--name", default="simulator", show_default=True, help="Name of the instrument.")
+@click.option("--limits", type=click.Path(path_type=Path), help="Limits file (JSON).  [default: the simulator's]")
+@click.option(
+    "--passive-plan",
+    type=click.Path(exists=True, path_type=Path),
+    help="Plan (JSON) for acquisitions that somebody starts at the detector itself.",
+)
+@click.option("--ring-mib", default=256, show_default=True, help="Memory for raw frames between socket and reduction.")
+@common
+def edge(
+    log_address: str | None,
+    detector: str,
+    instrument: str | None,
+    steering: str | None,
+    name: str,
+    limits: Path | None,
+    passive_plan: Path | None,
+    ring_mib: int,
+    home: Path | None,
+    verbose: bool,
+    ready_file: Path | None,
+    with_parent: bool,
+) -> None:
+    """The edge: runs beside the microscope and is the only authority over it.
+
+    It receives frames from the detector, reduces and encodes them, spools the blocks on disk and publishes
+    them on the log. With --steering and --instrument it attaches to the steering service (it dials out;
+    nobody dials it), checks every command against limits, deadline, lease and state, journals it, and only
+    then hands it to the instrument.
+
+    \b
+    Beside `nextem simulate` and `nextem steer`:
+      nextem edge --instrument 127.0.0.1:50061 --steering 127.0.0.1:50051
+    Listening only, to a camera that is started by hand:
+      nextem edge --detector camera:6342 --passive-plan plan.json
+    """
+    from google.protobuf import json_format
+
+    from nextem.edge.service import EdgeOptions, run_edge
+    from nextem.v1 import plan_pb2
+
+    place = Home.at(home)
+    set_up_logging(verbose)
+    stop = stop_on_signals(with_parent)
+    plan = json_format.Parse(passive_plan.read_text(), plan_pb2.Plan()) if passive_plan else None
+    detector_host, _, detector_port = detector.rpartition(":")
+    run_edge(
+        EdgeOptions(
+            instrument=name,
+            log=log_address or str(place.log),
+            detector_host=detector_host,
+            detector_data_port=int(detector_port),
+            spool_dir=place.folder / "spool",
+            journal_path=place.folder / "journal.db",
+            limits_path=limits,
+            instrument_address=instrument,
+            steering_address=steering,
+            passive_plan=plan,
+            ring_bytes=ring_mib << 20,
+        ),
+        stop,
+        lambda: tell_ready(ready_file, {"instrument": name}),
+    )
+
+
+@click.command()
+@click.option("--log", "log_address", help=LOG_HELP)
+@click.option("--store", type=click.Path(path_type=Path), help="Folder for products.  [default: HOME/store]")
+@click.option("--workers", default=1, show_default=True, help="Ray actors that read frame blocks.")
+@click.option("--ray-address", help="An existing Ray cluster.  [default: Ray is started in place]")
+@common
+def analyse(
+    log_address: str | None,
+    store: Path | None,
+    workers: int,
+    ray_address: str | None,
+    home: Path | None,
+    verbose: bool,
+    ready_file: Path | None,
+    with_parent: bool,
+) -> None:
+    """Analysis: Ray actors that read frame blocks and make products while the scan still runs.
+
+    Which analyses run is said by each acquisition's plan. Any process may be killed at any moment: work
+    goes on from the last checkpoint and the products are the same.
+
+    \b
+    On one machine:            nextem analyse
+    From Kafka, two workers:   nextem analyse --log kafka://broker:9092 --workers 2
+    """
+    from nextem.analysis.service import AnalysisOptions, run_analysis
+
+    place = Home.at(home)
+    set_up_logging(verbose)
+    stop = stop_on_signals(with_parent)
+    run_analysis(
+        AnalysisOptions(
+            log=log_address or str(place.log),
+            store=(store or place.store).resolve(),
+            workers=workers,
+            ray_address=ray_address,
+        ),
+        stop,
+        lambda: tell_ready(ready_file, {"workers": workers}),
+    )
+
+
+@click.command()
+@click.option("--log", "log_address", help=LOG_HELP)
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", default=50051, show_default=True, help="gRPC service Steering; 0: any free one.")
+@click.option("--policies/--no-policies", default=True, show_default=True, help="Let policies propose commands.")
+@common
+def steer(
+    log_address: str | None,
+    host: str,
+    port: int,
+    policies: bool,
+    home: Path | None,
+    verbose: bool,
+    ready_file: Path | None,
+    with_parent: bool,
+) -> None:
+    """The steering service: the edge attaches to it; people and policies submit commands and watch.
+
+    A policy runs when an acquisition's plan names it, and only within the plan's budget. The service
+    proposes; the edge decides.
+
+    \b
+    On one machine:    nextem steer
+    People only:       nextem steer --no-policies
+    """
+    from nextem.steering.service import SteeringOptions, run_steering
+
+    place = Home.at(home)
+    set_up_logging(verbose)
+    stop = stop_on_signals(with_parent)
+    run_steering(
+        SteeringOptions(log=log_address or str(place.log), host=host, port=port, policies=policies),
+        stop,
+        lambda bound: tell_ready(ready_file, {"port": bound}),
+    )

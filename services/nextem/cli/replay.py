@@ -1,0 +1,140 @@
+"""``nextem replay``: a real Merlin file through the same edge, log and analysis."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import click
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from nextem.cli.console import screen
+from nextem.cli.experiment import STALL_S, Record, Scan
+from nextem.cli.home import Home
+from nextem.cli.launcher import ChildFailed, Launcher
+from nextem.cli.plans import replay_plan
+from nextem.cli.station import StationOptions, log_at, start_replay
+from nextem.v1 import acquisition_pb2
+from nextem.wire.log import ACQUISITIONS, PRODUCTS, open_log
+from nextem.wire.store import ProductStore
+
+
+@click.command()
+@click.argument("file", metavar="FILE.mib", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--rate", default=1000.0, show_default=True, help="Images a second.")
+@click.option("--scan", help="Scan size, ROWSxCOLUMNS, as 2x4.  [default: one row]")
+@click.option("--log", "log_choice", default="local", show_default=True, help="local, kafka, or kafka://HOST:PORT.")
+@click.option("--home", type=click.Path(path_type=Path), help="Folder of everything NexTEM keeps.")
+def replay(file: Path, rate: float, scan: str | None, log_choice: str, home: Path | None) -> None:
+    """Send a Merlin file through edge, log and analysis, and leave its products and pictures.
+
+    The file is served over TCP as the camera would send it; the edge receives it like any detector.
+
+    \b
+    nextem replay scan.mib --scan 128x128
+    """
+    place = Home.at(home)
+    name = "replay-" + time.strftime("%Y%m%d-%H%M%S")
+    try:
+        done = _run(file, rate, scan, log_choice, place, name)
+    except _failures() as error:
+        raise click.ClickException(str(error)) from error
+    _leave(done, place, place.report(name))
+    if done.finished is None or done.finished.reason == acquisition_pb2.FINISH_REASON_FAILED:
+        raise SystemExit(1)
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    from nextem.cli.broker import BrokerUnavailable
+    from nextem.simulator.mib import MibError
+    from nextem.wire.log import LogError
+
+    return (ChildFailed, BrokerUnavailable, MibError, LogError, ReplayFailed)
+
+
+class ReplayFailed(Exception):
+    """The replay did not come to its end."""
+
+
+def _scan_size(text: str | None, frames: int) -> tuple[int, int]:
+    if text is None:
+        return 1, frames
+    rows, _, columns = text.lower().partition("x")
+    if not (rows.isdigit() and columns.isdigit()) or int(rows) * int(columns) != frames:
+        raise ReplayFailed(f"--scan {text}: the file holds {frames} frames, so ROWSxCOLUMNS must multiply to that")
+    return int(rows), int(columns)
+
+
+def _run(file: Path, rate: float, scan: str | None, log_choice: str, place: Home, name: str) -> Scan:
+    from nextem.simulator.mib import open_mib
+
+    with open_mib(file) as mib:
+        announced, shape = mib.announced, mib.shape
+    folder = place.run(name)
+    plan = replay_plan(f"replay of {file.name}", _scan_size(scan, announced), shape)
+    with log_at(log_choice, place, folder) as address, Launcher(folder) as launcher:
+        log = open_log(address)
+        reader = log.consumer([ACQUISITIONS, PRODUCTS], None, from_start=False)
+        try:
+            options = StationOptions(log=address, store=place.store, folder=folder)
+            with screen(stderr=True).status("starting edge, analysis and the file's server"):
+                start_replay(launcher, options, file, plan, rate)
+            record = Record()
+            with Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                console=screen(stderr=True),
+            ) as progress:
+                frames = progress.add_task("frames", total=announced)
+                quiet_since, changes = time.monotonic(), -1
+                while True:
+                    launcher.check()
+                    record.read(reader, timeout_s=0.1)
+                    if record.changes != changes:
+                        quiet_since, changes = time.monotonic(), record.changes
+                    scans = list(record.scans.values())
+                    if scans and scans[0].finished is not None:
+                        progress.update(frames, completed=scans[0].finished.frames_stored)
+                        if scans[0].complete or not scans[0].finished.frames_stored:
+                            return scans[0]
+                    if time.monotonic() - quiet_since > STALL_S:
+                        raise ReplayFailed(f"nothing has come for {STALL_S:.0f} s; see the logs in {folder}")
+        finally:
+            reader.close()
+            log.close()
+
+
+def _leave(done: Scan, place: Home, folder: Path) -> None:
+    """Pictures, summary and a table of what came out."""
+    from nextem.cli.pictures import save_picture
+
+    store = ProductStore(place.store)
+    folder.mkdir(parents=True, exist_ok=True)
+    for product_id in sorted(done.products):
+        product, array = store.read(product_id)
+        save_picture(product, array, folder / (product.name.replace("/", "_") + ".png"), done.started.plan.title)
+    finished = done.finished or acquisition_pb2.AcquisitionFinished()
+    facts = {
+        "acquisition_id": done.started.acquisition_id,
+        "frames_announced": finished.frames_announced,
+        "frames_stored": finished.frames_stored,
+        "frames_lost": finished.frames_lost,
+        "bytes_raw": finished.bytes_raw,
+        "bytes_sent": finished.bytes_encoded,
+        "products": sorted(done.products),
+        "error": finished.error,
+    }
+    (folder / "summary.json").write_text(json.dumps(facts, indent=2))
+    table = Table(box=None, show_header=False)
+    table.add_row("frames", f"{finished.frames_announced:,} announced, {finished.frames_stored:,} stored, "
+                  f"{finished.frames_lost:,} lost")
+    table.add_row("bytes", f"{finished.bytes_raw:,} raw, {finished.bytes_encoded:,} sent")
+    table.add_row("products", "\n".join(sorted(done.products)) or "none")
+    table.add_row("pictures", str(folder))
+    if finished.error:
+        table.add_row("error", finished.error)
+    screen().print(table)

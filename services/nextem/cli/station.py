@@ -1,0 +1,125 @@
+"""One microscope with its edge, log, analysis and steering, as processes on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import json_format
+
+from nextem.cli.home import Home
+from nextem.cli.launcher import Launcher
+from nextem.v1 import plan_pb2
+
+HOST = "127.0.0.1"
+PLANNED = "simulator"
+"""Name of the instrument on one machine."""
+
+
+@contextmanager
+def log_at(choice: str, home: Home, folder: Path) -> Iterator[str]:
+    """Address of the log for ``--log``: ``local``, ``kafka`` (started here if none runs), or an address.
+
+    A broker that this function started is stopped at the end. Raises ``broker.BrokerUnavailable``.
+    """
+    if choice == "local":
+        yield str(folder / "log")
+    elif choice == "kafka":
+        from nextem.cli import broker
+
+        running = broker.status(home.kafka)
+        address = running or broker.start(home.kafka)
+        try:
+            yield address
+        finally:
+            if running is None:
+                broker.stop(home.kafka)
+    else:
+        yield choice
+
+
+@dataclass(frozen=True, slots=True)
+class StationOptions:
+    """What to start. ``folder`` takes spool, journal and the processes' logs."""
+
+    log: str
+    store: Path
+    folder: Path
+    specimen: str = "polycrystal"
+    seed: int = 1
+    detector_px: int = 256
+    rate_fps: float = 2000.0
+    workers: int = 1
+    limits: Path | None = None
+    fixed_ports: bool = False  # the documented ports instead of free ones
+
+    @property
+    def truth(self) -> Path:
+        """Where the simulator writes the specimen's ground truth."""
+        return self.folder / "truth.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Station:
+    """Addresses of what runs, HOST:PORT."""
+
+    steering: str
+    instrument: str
+    detector: str
+
+
+def start_station(launcher: Launcher, options: StationOptions) -> Station:
+    """Starts simulator, steering, analysis and edge, and waits until all are ready. Raises ``ChildFailed``."""
+    home = ("--home", str(options.folder))
+    log = ("--log", options.log)
+    analysis = launcher.start(
+        "analyse", *home, *log, "--store", str(options.store), "--workers", str(options.workers)
+    )
+    simulator = launcher.start("simulate", *home, *_simulator_arguments(options))
+    steering = launcher.start("steer", *home, *log, *(() if options.fixed_ports else ("--port", "0")))
+    sim_facts = launcher.wait_ready(simulator)
+    station = Station(
+        steering=f"{HOST}:{launcher.wait_ready(steering)['port']}",
+        instrument=f"{HOST}:{sim_facts['instrument_port']}",
+        detector=f"{HOST}:{sim_facts['data_port']}",
+    )
+    arguments = ["--detector", station.detector, "--instrument", station.instrument]
+    arguments += ["--steering", station.steering, "--name", PLANNED]
+    if options.limits is not None:
+        arguments += ["--limits", str(options.limits)]
+    edge = launcher.start("edge", *home, *log, *arguments)
+    launcher.wait_ready(edge)
+    launcher.wait_ready(analysis)
+    return station
+
+
+def _simulator_arguments(options: StationOptions) -> list[str]:
+    arguments = ["--specimen", options.specimen, "--seed", str(options.seed)]
+    arguments += ["--detector-px", str(options.detector_px), "--rate", str(options.rate_fps)]
+    arguments += ["--truth", str(options.truth)]
+    if not options.fixed_ports:
+        arguments += ["--data-port", "0", "--control-port", "0", "--instrument-port", "0"]
+    return arguments
+
+
+def start_replay(
+    launcher: Launcher, options: StationOptions, file: Path, plan: plan_pb2.Plan, rate_fps: float
+) -> dict[str, Any]:
+    """Starts analysis, a listening edge with ``plan``, and a server of ``file``; waits until all are ready."""
+    home = ("--home", str(options.folder))
+    log = ("--log", options.log)
+    plan_file = options.folder / "plan.json"
+    plan_file.write_text(json_format.MessageToJson(plan))
+    analysis = launcher.start("analyse", *home, *log, "--store", str(options.store))
+    launcher.wait_ready(analysis)
+    server = launcher.start("simulate", *home, "--replay", str(file), "--rate", str(rate_fps), "--data-port", "0")
+    facts = launcher.wait_ready(server)
+    detector = f"{HOST}:{facts['data_port']}"
+    edge = launcher.start(
+        "edge", *home, *log, "--detector", detector, "--name", "replay", "--passive-plan", str(plan_file)
+    )
+    launcher.wait_ready(edge)
+    return facts

@@ -1,0 +1,260 @@
+"""The hub: which edge serves which instrument, and who waits for which outcome. No sockets in here."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from nextem.steering.errors import BadRequest, EdgeBusy, HubClosed, LeaseTimeout, NotAttached, Replaced
+from nextem.steering.mailbox import Mailbox, MailboxClosed, MailboxFull
+from nextem.steering.session import EdgeSession, EdgeView, Sink, Submission
+from nextem.steering.watch import WatchQueue
+from nextem.v1 import control_pb2
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_VALID_MS = 5000
+"""For how long a command may wait for the driver where it does not say."""
+
+FINAL_STATES = frozenset(
+    {
+        control_pb2.COMMAND_STATE_DONE,
+        control_pb2.COMMAND_STATE_FAILED,
+        control_pb2.COMMAND_STATE_REJECTED,
+        control_pb2.COMMAND_STATE_UNKNOWN,
+    }
+)
+
+
+class Hub:
+    """Routes commands to edges and outcomes to whoever waits. Thread-safe; no method but :meth:`request_lease` blocks.
+
+    ``now_ns`` is this process's monotonic clock; only differences of its readings are used.
+    """
+
+    def __init__(self, now_ns: Callable[[], int] = time.monotonic_ns) -> None:
+        self._now_ns = now_ns
+        self._lock = threading.RLock()
+        self._sessions: dict[str, EdgeSession] = {}
+        self._submissions: dict[str, list[Submission]] = {}
+        self._leases: dict[str, Mailbox[control_pb2.Lease]] = {}
+        self._watchers: list[WatchQueue] = []
+        self._closed = False
+
+    # ---- edges -------------------------------------------------------------------------------
+
+    def attach(self, hello: control_pb2.EdgeHello) -> EdgeSession:
+        """Makes this edge the one of its instrument. Whoever was attached before is told :class:`Replaced`.
+
+        Commands that still wait for a final outcome are sent again: the edge's journal knows those it had.
+        Raises :class:`BadRequest` and :class:`HubClosed`.
+        """
+        if not hello.instrument or not hello.edge_boot_id:
+            raise BadRequest("EdgeHello must name instrument and edge_boot_id")
+        session = EdgeSession(hello, hello.edge_now_ns, self._now_ns())
+        with self._lock:
+            self._check_open()
+            older = self._sessions.get(hello.instrument)
+            self._sessions[hello.instrument] = session
+            waiting = [group[0].command for group in self._submissions.values()]
+            waiting.sort(key=lambda command: command.WhichOneof("action") != "stop")
+            for command in reversed(waiting):  # each goes before those that are in: none is refused
+                if command.instrument == hello.instrument:
+                    session.outbox.put(control_pb2.SteeringMessage(command=command), first=True)
+        if older is not None:
+            text = f"edge {hello.edge_boot_id} attached for instrument {hello.instrument!r}"
+            older.outbox.close(Replaced(text), discard=True)
+        logger.info("edge %s attached for instrument %s", hello.edge_boot_id, hello.instrument)
+        return session
+
+    def detach(self, session: EdgeSession) -> None:
+        """The stream of this session has ended. Those who wait for outcomes go on waiting."""
+        session.outbox.close(discard=True)
+        with self._lock:
+            if self._sessions.get(session.instrument) is not session:
+                return
+            del self._sessions[session.instrument]
+        logger.info("edge %s detached from instrument %s", session.boot_id, session.instrument)
+
+    def receive(self, session: EdgeSession, message: control_pb2.EdgeMessage) -> None:
+        """One message that an edge sent."""
+        kind = message.WhichOneof("message")
+        with self._lock:
+            if kind == "outcome":
+                self._outcome(session.instrument, message.outcome)
+            elif kind == "lease":
+                waiting = self._leases.get(message.lease.request_id)
+                if waiting is not None:
+                    waiting.put(message.lease)
+            elif kind == "heartbeat":
+                self._heartbeat(session, message.heartbeat)
+            else:
+                logger.warning("edge %s sent %s after its hello; ignored", session.boot_id, kind or "nothing")
+
+    def _heartbeat(self, session: EdgeSession, heartbeat: control_pb2.Heartbeat) -> None:
+        session.heartbeat = heartbeat
+        session.edge_now_ns, session.heard_ns = heartbeat.edge_now_ns, self._now_ns()
+        if self._sessions.get(session.instrument) is not session:
+            return
+        self._tell(session.instrument, control_pb2.SteeringEvent(heartbeat=heartbeat))
+        if not len(session.outbox):
+            # the edge's own reading goes back: it sees that we live, and how long the way takes, on its clock
+            echo = control_pb2.Heartbeat(edge_now_ns=heartbeat.edge_now_ns)
+            session.outbox.put(control_pb2.SteeringMessage(heartbeat=echo))
+
+    def _outcome(self, instrument: str, outcome: control_pb2.Outcome) -> None:
+        waiting = self._submissions.get(outcome.command_id, [])
+        final = outcome.state in FINAL_STATES
+        if final:
+            self._submissions.pop(outcome.command_id, None)
+        for submission in waiting:
+            if final or outcome.state > submission.state:  # a re-attached edge repeats itself
+                submission.state = outcome.state
+                submission.sink.put(outcome)
+            if final:
+                submission.sink.close()
+        self._tell(instrument, control_pb2.SteeringEvent(outcome=outcome))
+
+    # ---- commands ----------------------------------------------------------------------------
+
+    def submit(self, command: control_pb2.Command, sink: Sink) -> Submission:
+        """Fills in what the caller left open and sends ``command`` to its edge; outcomes go to ``sink``.
+
+        Raises :class:`BadRequest`, :class:`NotAttached`, :class:`EdgeBusy` and :class:`HubClosed`.
+        """
+        if not command.command_id:
+            raise BadRequest("command_id is empty: a command needs an id (UUIDv7) made by its issuer")
+        action = command.WhichOneof("action")
+        if action is None:
+            raise BadRequest(f"command {command.command_id} has no action")
+        with self._lock:
+            session = self._route(command.instrument)
+            filled = self._filled(command, session)
+            submission = Submission(self, filled, sink)
+            try:
+                session.outbox.put(control_pb2.SteeringMessage(command=filled), first=action == "stop")
+            except MailboxFull as error:
+                raise EdgeBusy(f"edge of {session.instrument!r}: {error}") from error
+            self._submissions.setdefault(filled.command_id, []).append(submission)
+            self._tell(session.instrument, control_pb2.SteeringEvent(command=filled))
+        return submission
+
+    def _filled(self, command: control_pb2.Command, session: EdgeSession) -> control_pb2.Command:
+        filled = control_pb2.Command()
+        filled.CopyFrom(command)
+        filled.instrument = session.instrument
+        if not filled.not_after_ns:
+            valid_ns = (filled.valid_for_ms or DEFAULT_VALID_MS) * 1_000_000
+            filled.not_after_ns = session.clock_ns(self._now_ns()) + valid_ns
+            filled.edge_boot_id = session.boot_id
+        elif not filled.edge_boot_id:
+            filled.edge_boot_id = session.boot_id
+        return filled
+
+    def forget(self, submission: Submission) -> None:
+        """The caller no longer waits. The command itself is not taken back."""
+        with self._lock:
+            group = self._submissions.get(submission.command.command_id, [])
+            if submission in group:
+                group.remove(submission)
+            if not group:
+                self._submissions.pop(submission.command.command_id, None)
+
+    def waiting(self) -> int:
+        """How many callers wait for an outcome, a lease or an event."""
+        with self._lock:
+            return sum(map(len, self._submissions.values())) + len(self._leases) + len(self._watchers)
+
+    # ---- leases, watchers --------------------------------------------------------------------
+
+    def request_lease(
+        self, request: control_pb2.LeaseRequest, instrument: str = "", timeout_s: float = 5.0
+    ) -> control_pb2.Lease:
+        """Asks the edge; a refusal comes back as a lease with ``refused``.
+
+        Raises :class:`NotAttached`, :class:`LeaseTimeout`, :class:`EdgeBusy`, :class:`BadRequest`, :class:`HubClosed`.
+        """
+        if not request.request_id:
+            raise BadRequest("request_id is empty: a lease request needs an id made by its issuer")
+        answer: Mailbox[control_pb2.Lease] = Mailbox()
+        with self._lock:
+            session = self._route(instrument)
+            if request.request_id in self._leases:
+                raise BadRequest(f"lease request {request.request_id} waits already")
+            try:
+                session.outbox.put(control_pb2.SteeringMessage(lease_request=request))
+            except MailboxFull as error:
+                raise EdgeBusy(f"edge of {session.instrument!r}: {error}") from error
+            self._leases[request.request_id] = answer
+        try:
+            return answer.get(timeout_s)
+        except TimeoutError as error:
+            text = f"the edge of {session.instrument!r} did not answer a lease request in {timeout_s:g} s"
+            raise LeaseTimeout(text) from error
+        except MailboxClosed as error:
+            raise error.reason or HubClosed("the steering service stops") from None
+        finally:
+            with self._lock:
+                del self._leases[request.request_id]
+
+    def watch(self, instrument: str = "", limit: int = 1024) -> WatchQueue:
+        """A queue of everything from now on, the newest heartbeat first. Give it back with :meth:`unwatch`."""
+        queue = WatchQueue(instrument, limit)
+        with self._lock:
+            self._check_open()
+            for session in self._sessions.values():
+                if session.heartbeat is not None and instrument in ("", session.instrument):
+                    queue.put(control_pb2.SteeringEvent(heartbeat=session.heartbeat))
+            self._watchers.append(queue)
+        return queue
+
+    def unwatch(self, queue: WatchQueue) -> None:
+        with self._lock:
+            if queue in self._watchers:
+                self._watchers.remove(queue)
+
+    def edge(self, instrument: str) -> EdgeView | None:
+        """The attached edge of ``instrument``, or None."""
+        with self._lock:
+            session = self._sessions.get(instrument)
+            return None if session is None else EdgeView(session.boot_id, session.clock_ns(self._now_ns()))
+
+    # ---- shared ------------------------------------------------------------------------------
+
+    def _route(self, instrument: str) -> EdgeSession:
+        self._check_open()
+        if not instrument and len(self._sessions) == 1:
+            return next(iter(self._sessions.values()))
+        if not instrument and self._sessions:
+            raise BadRequest(f"name the instrument: one of {sorted(self._sessions)}")
+        session = self._sessions.get(instrument)
+        if session is None:
+            raise NotAttached(f"no edge is attached for instrument {instrument or '(any)'!r}")
+        return session
+
+    def _tell(self, instrument: str, event: control_pb2.SteeringEvent) -> None:
+        for watcher in self._watchers:
+            if watcher.instrument in ("", instrument):
+                watcher.put(event)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise HubClosed("the steering service stops")
+
+    def close(self) -> None:
+        """Tells everybody that the service stops. Idempotent."""
+        stopping = HubClosed("the steering service stops")
+        with self._lock:
+            self._closed = True
+            for session in self._sessions.values():
+                session.outbox.close(stopping, discard=True)
+            for submission in [s for group in self._submissions.values() for s in group]:
+                submission.sink.close(stopping)
+            for answer in self._leases.values():
+                answer.close(stopping)
+            for watcher in self._watchers:
+                watcher.close(stopping)
+            self._sessions.clear()
+            self._submissions.clear()
