@@ -9,7 +9,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 
 def generate(root: Path) -> None:
-    """Writes ``*_pb2.py``, ``*_pb2.pyi`` and ``*_pb2_grpc.py`` beside every ``.proto`` under ``root/protos``."""
+    """Writes ``*_pb2.py``, ``*_pb2.pyi``, ``*_pb2_grpc.py`` beside every ``.proto`` under ``root/protos``."""
     import grpc_tools
     from grpc_tools import protoc
 

@@ -38,11 +38,15 @@ def report(title: str, rows: Sequence[Row], json_path: Path | None) -> None:
     """Prints ``rows`` as a table and writes them as ``{"rows": [...]}``."""
     table = Table(title=title, title_justify="left", box=None, header_style="bold")
     for heading in ("figure", "value", "unit", "compared with", "its value", "ratio"):
-        table.add_column(heading, justify="left" if heading in ("figure", "unit", "compared with") else "right")
+        table.add_column(
+            heading, justify="left" if heading in ("figure", "unit", "compared with") else "right"
+        )
     for row in rows:
         peer_value = "" if row.peer_value is None else f"{row.peer_value:,.4g}"
         ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
         table.add_row(row.name, f"{row.value:,.4g}", row.unit, row.peer or "", peer_value, ratio)
     Console(width=140).print(table)
     if json_path is not None:
-        json_path.write_text(json.dumps({"rows": [asdict(row) | {"ratio": row.ratio} for row in rows]}, indent=2))
+        json_path.write_text(
+            json.dumps({"rows": [asdict(row) | {"ratio": row.ratio} for row in rows]}, indent=2)
+        )

@@ -15,6 +15,7 @@ Guarantees, the same for both:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -28,7 +29,10 @@ PARTITIONS: Mapping[str, int] = {ACQUISITIONS: 1, FRAMES: 4, PRODUCTS: 1, AUDIT:
 """Partitions of each topic unless the log already has others."""
 
 MAX_RECORD_BYTES = 1 << 20
-"""No record may be larger, headers and key included."""
+"""No record may be larger, headers and key included, see :func:`record_bytes`."""
+
+
+_TOPIC = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 
 
 class LogError(Exception):
@@ -51,16 +55,26 @@ class RecordTooLarge(FatalLogError):
     """A record is over :data:`MAX_RECORD_BYTES`."""
 
 
+class InvalidTopic(FatalLogError):
+    """A topic's name is not 1 to 249 letters, digits, dots, underscores and dashes (Kafka's rule)."""
+
+
 class CorruptRecord(FatalLogError):
-    """A stored record does not match its checksum."""
+    """A stored record does not match its checksum. The reader stays there until it seeks past it."""
 
 
 class OffsetOutOfRange(LogError):
-    """The wanted offset has gone by retention. Says which offsets of which partition are missing."""
+    """The wanted offset is not in the log; the reader goes on at ``oldest``.
+
+    ``wanted < oldest``: offsets ``wanted .. oldest - 1`` of that partition have gone by retention.
+    ``wanted > oldest``: the log ends before ``wanted``, as when it was deleted and started anew.
+    """
 
     def __init__(self, topic: str, partition: int, wanted: int, oldest: int) -> None:
         self.topic, self.partition, self.wanted, self.oldest = topic, partition, wanted, oldest
-        super().__init__(f"{topic}[{partition}]: offsets {wanted}..{oldest - 1} have gone by retention")
+        gone = f"offsets {wanted}..{oldest - 1} have gone by retention"
+        never = f"offset {wanted} was never written here; reading goes on at {oldest}"
+        super().__init__(f"{topic}[{partition}]: {gone if wanted < oldest else never}")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -98,14 +112,16 @@ class Consumer(Protocol):
     def poll(self, max_records: int = 500, timeout_s: float = 0.1) -> list[Record]:
         """Returns at once when there is something, else waits up to ``timeout_s``; an empty list is normal.
 
-        Raises :class:`OffsetOutOfRange` (once, then goes on at the oldest record) and :class:`LogUnavailable`.
+        Raises :class:`OffsetOutOfRange` (once, then goes on at the oldest record) and
+        :class:`LogUnavailable`.
         """
         ...
 
     def commit(self, positions: Sequence[Position] | None = None) -> None:
         """Makes durable that the group has finished with everything up to and including ``positions``.
 
-        None: everything that :meth:`poll` returned. Positions of partitions that are no longer ours are ignored.
+        None: everything that :meth:`poll` returned. Positions of partitions that are no longer ours are
+        ignored.
         """
         ...
 
@@ -155,7 +171,7 @@ class Log(Protocol):
     def partitions(self, topic: str) -> int: ...
 
     def consumer(self, topics: Sequence[str], group: str | None, *, from_start: bool = True) -> Consumer:
-        """Joins ``group``; a group without commits starts at the oldest record, or the newest if not ``from_start``.
+        """Joins ``group``; without commits it starts at the oldest record, or, if not ``from_start``, now.
 
         ``group=None`` reads every partition alone, without commits shared with anybody.
         """
@@ -164,8 +180,30 @@ class Log(Protocol):
     def close(self) -> None: ...
 
 
+def record_bytes(value: bytes, key: bytes = b"", headers: Mapping[str, bytes] | None = None) -> int:
+    """How much of :data:`MAX_RECORD_BYTES` a record takes: every byte of it, and six for each header."""
+    named = sum(6 + len(name.encode()) + len(content) for name, content in (headers or {}).items())
+    return len(value) + len(key) + named
+
+
+def check_record(topic: str, value: bytes, key: bytes, headers: Mapping[str, bytes] | None) -> None:
+    """Raises :class:`RecordTooLarge` or :class:`InvalidTopic`; both logs call it first."""
+    size = record_bytes(value, key, headers)
+    if size > MAX_RECORD_BYTES:
+        raise RecordTooLarge(f"a record for {topic} has {size} bytes, the limit is {MAX_RECORD_BYTES}")
+    check_topic(topic)
+
+
+def check_topic(topic: str) -> None:
+    """Raises :class:`InvalidTopic`."""
+    if not _TOPIC.fullmatch(topic) or topic in (".", ".."):
+        raise InvalidTopic(
+            f"not a topic's name: {topic!r} (1 to 249 letters, digits, dots, underscores, dashes)"
+        )
+
+
 def open_log(address: str) -> Log:
-    """Opens the log at ``address``: ``kafka://host:port[,host:port]`` or a folder (``file:///path`` or a path)."""
+    """Opens the log at ``kafka://host:port[,host:port]`` or in a folder (``file:///path`` or a path)."""
     if address.startswith("kafka://"):
         from nextem.wire.kafka import KafkaLog
 

@@ -37,7 +37,7 @@ def screen(stderr: bool = False) -> Console:
 
 
 def stop_on_signals(with_parent: bool = False) -> threading.Event:
-    """An event that SIGINT and SIGTERM set; with ``with_parent`` also the end of the process that started us."""
+    """An event that SIGINT and SIGTERM set; with ``with_parent`` also the end of whoever started us."""
     stop = threading.Event()
 
     def handle(number: int, _frame: object) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,8 @@ from nextem.cli.launcher import ChildFailed, Launcher
 from nextem.cli.report import Summary, survey_picture, write_report
 from nextem.cli.specimens import Study, study_of
 from nextem.cli.station import PLANNED, StationOptions, log_at, start_station
-from nextem.client.client import SteeringClient, SteeringUnavailable
+from nextem.client.client import SteeringClient
+from nextem.client.errors import SteeringError
 from nextem.v1 import plan_pb2
 from nextem.wire.log import ACQUISITIONS, PRODUCTS, LogError, open_log
 from nextem.wire.store import ProductStore
@@ -31,12 +31,19 @@ from nextem.wire.store import ProductStore
     show_default=True,
     help="'polycrystal' (simulated), or the folder of a real alloy: factors, loadings and ground truth.",
 )
-@click.option("--log", "log_choice", default="local", show_default=True,
-              help="local; kafka (one is started if none runs); or kafka://HOST:PORT.")
+@click.option(
+    "--log",
+    "log_choice",
+    default="local",
+    show_default=True,
+    help="local; kafka (one is started if none runs); or kafka://HOST:PORT.",
+)
 @click.option("--seed", default=1, show_default=True, help="Another seed, another specimen and other noise.")
 @click.option("--rate", default=2000.0, show_default=True, help="Images a second of the simulated detector.")
 @click.option("--home", type=click.Path(path_type=Path), help="Folder of everything NexTEM keeps.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for the report.  [default: HOME/reports/NAME]")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Folder for the report.  [default: HOME/reports/NAME]"
+)
 def demo(specimen: str, log_choice: str, seed: int, rate: float, home: Path | None, out: Path | None) -> None:
     """Run a closed-loop experiment on a simulated microscope; nothing to set up.
 
@@ -56,7 +63,7 @@ def demo(specimen: str, log_choice: str, seed: int, rate: float, home: Path | No
     folder = (out or place.report(name)).resolve()
     try:
         summary, page = _demo(place, name, folder, specimen, log_choice, seed, rate)
-    except (ChildFailed, BrokerUnavailable, ExperimentFailed, LogError, SteeringUnavailable, ValueError) as error:
+    except (ChildFailed, BrokerUnavailable, ExperimentFailed, LogError, SteeringError, ValueError) as error:
         raise click.ClickException(str(error)) from error
     _tell(summary, page)
     if summary.frames_announced != summary.frames_stored:
@@ -71,11 +78,17 @@ def _demo(
     run = place.run(name)
     run.mkdir(parents=True, exist_ok=True)
     limits = run / "limits.json"
-    limits.write_text(json.dumps(study.limits(plan), indent=2))
+    limits.write_text(study.limits(plan).to_json())
     with log_at(log_choice, place, run) as address, Launcher(run) as launcher:
         options = StationOptions(
-            log=address, store=place.store, folder=run, specimen=specimen, seed=seed,
-            detector_px=study.detector_px, rate_fps=rate, limits=limits,
+            log=address,
+            store=place.store,
+            folder=run,
+            specimen=specimen,
+            seed=seed,
+            detector_px=study.detector_px,
+            rate_fps=rate,
+            limits=limits,
         )
         with screen(stderr=True).status("starting microscope, edge, log, Ray and steering"):
             station = start_station(launcher, options)
@@ -105,7 +118,10 @@ def _run(address: str, steering: str, plan: plan_pb2.Plan, alive: Callable[[], N
 
 def _progress() -> Progress:
     return Progress(
-        TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        TextColumn("{task.description:<10}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
         console=screen(stderr=True),
     )
 
@@ -164,8 +180,14 @@ def _report(folder: Path, study: Study, summary: Summary, record: Record, store:
     survey = next(iter(record.scans.values()))
     novelty = next(p for p in survey.products.values() if p.analysis == "novelty" and p.kind == "map")
     _, array = store.read(novelty.product_id)
-    survey_picture(array, study.field_nm, study.fine_areas(record), study.truth_picture(), folder / "survey.png",
-                   study.label)
+    survey_picture(
+        array,
+        study.field_nm,
+        study.fine_areas(record),
+        study.truth_picture(),
+        folder / "survey.png",
+        study.label,
+    )
     return write_report(folder, "A steered experiment", study.label, summary, record, store)
 
 

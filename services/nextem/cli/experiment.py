@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-import grpc
-
-from nextem.client.client import SteeringClient
+from nextem.client.client import FINAL_STATES, SteeringClient, acquire_command
+from nextem.client.errors import SteeringError
 from nextem.v1 import acquisition_pb2, control_pb2, plan_pb2, product_pb2
-from nextem.wire.ids import uuid7
 from nextem.wire.log import ACQUISITIONS, PRODUCTS, Consumer
+
+log = logging.getLogger(__name__)
 
 HOLDER = "console"
 STALL_S = 60.0
 QUIET_S = 10.0
-
-FINAL = frozenset(
-    {
-        control_pb2.COMMAND_STATE_DONE,
-        control_pb2.COMMAND_STATE_FAILED,
-        control_pb2.COMMAND_STATE_REJECTED,
-        control_pb2.COMMAND_STATE_UNKNOWN,
-    }
-)
 
 
 class ExperimentFailed(Exception):
@@ -73,7 +65,7 @@ class Record:
             outcome = event.outcome
             if outcome.state == control_pb2.COMMAND_STATE_STARTED:
                 self.accepted[outcome.command_id] = outcome
-            elif outcome.state in FINAL:
+            elif outcome.state in FINAL_STATES:
                 self.final[outcome.command_id] = outcome
 
     def read(self, consumer: Consumer, timeout_s: float) -> None:
@@ -118,8 +110,8 @@ class Experiment:
 
     def run(self, survey: plan_pb2.Plan, instrument: str) -> Record:
         """Raises :class:`ExperimentFailed` if the survey is refused or nothing happens for a minute."""
-        watcher = threading.Thread(target=self._watch, daemon=True)
-        watcher.start()
+        events = self._client.watch(instrument)
+        threading.Thread(target=self._watch, args=(events,), daemon=True).start()
         command_id = self._start(survey, instrument)
         most = survey.steering.max_acquisitions
         changes, changed_s = -1, time.monotonic()
@@ -135,33 +127,28 @@ class Experiment:
             if quiet_s > STALL_S:
                 raise ExperimentFailed(f"nothing has happened for {STALL_S:.0f} s; {self._missing()}")
 
-    def _watch(self) -> None:
+    def _watch(self, events: Iterable[control_pb2.SteeringEvent]) -> None:
         try:
-            for event in self._client.watch():
+            for event in events:
                 self.record.hear(event)
-        except grpc.RpcError:
-            return  # the run loop notices a service that died; at the end this is how the stream closes
+        except SteeringError as error:
+            log.warning("watching ended: %s", error)  # the run loop notices a service that has died
 
     def _start(self, survey: plan_pb2.Plan, instrument: str) -> str:
-        lease = self._client.request_lease(HOLDER, ttl_ms=20_000)
+        lease = self._client.request_lease(HOLDER, ttl_ms=20_000, instrument=instrument)
         if lease.refused:
             raise ExperimentFailed(f"the instrument is in other hands: {lease.refused}")
-        command = control_pb2.Command(
-            command_id=uuid7(),
-            issuer=HOLDER,
-            instrument=instrument,
-            lease_id=lease.lease_id,
-            lease_epoch=lease.epoch,
-            cause=control_pb2.Cause(reason=survey.title),
-            acquire=survey,
+        command = acquire_command(
+            survey, HOLDER, instrument, lease, cause=control_pb2.Cause(reason=survey.title)
         )
         self.record.commands[command.command_id] = command
-        for outcome in self._client.submit(command):
-            if outcome.state == control_pb2.COMMAND_STATE_STARTED:
-                break
-            if outcome.state in FINAL:
-                raise ExperimentFailed(f"the edge refused the survey: {outcome.rule}: {outcome.detail}")
-        self._client.request_lease(HOLDER, ttl_ms=0)  # gives it back: policies may have it
+        with self._client.submit(command) as outcomes:
+            for outcome in outcomes:
+                if outcome.state == control_pb2.COMMAND_STATE_STARTED:
+                    break
+                if outcome.state in FINAL_STATES:
+                    raise ExperimentFailed(f"the edge refused the survey: {outcome.rule}: {outcome.detail}")
+        self._client.release_lease(HOLDER, instrument=instrument)  # policies may have it now
         return command.command_id
 
     def _settled(self, survey_id: str) -> bool:
@@ -178,4 +165,7 @@ class Experiment:
         record = self.record
         waiting = [command_id for command_id in record.accepted if command_id not in record.final]
         unfinished = [name for name, scan in record.scans.items() if not scan.complete]
-        return f"commands without an outcome: {waiting or 'none'}; acquisitions without products: {unfinished or 'none'}"
+        return (
+            f"commands without an outcome: {waiting or 'none'}; "
+            f"acquisitions without products: {unfinished or 'none'}"
+        )

@@ -50,6 +50,7 @@ def stop(home: Path | None) -> None:
 @_home
 def status(home: Path | None) -> None:
     """Say whether the broker runs, and at which address; the exit status is 1 if it does not."""
-    address = broker.status(Home.at(home).kafka)
-    click.echo(address or "not running")
-    raise SystemExit(0 if address else 1)
+    found = broker.status(Home.at(home).kafka)
+    runs = found is not None and found.running
+    click.echo(f"{found.address} (process {found.pid})" if found is not None and runs else "not running")
+    raise SystemExit(0 if runs else 1)

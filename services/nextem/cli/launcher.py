@@ -61,13 +61,13 @@ class Launcher:
         return child
 
     def wait_ready(self, child: Child, timeout_s: float = 90.0) -> dict[str, Any]:
-        """The facts that ``child`` told when it became ready. Raises :class:`ChildFailed`, with its last lines."""
+        """What ``child`` told when it became ready. Raises :class:`ChildFailed`, with its last lines."""
         deadline = time.monotonic() + timeout_s
         while not child.ready_file.exists():
             self.check()
             if time.monotonic() > deadline:
                 raise ChildFailed(
-                    f"nextem {child.name} was not ready in {timeout_s:.0f} s; its log {child.log_file} ends:\n"
+                    f"nextem {child.name} was not ready in {timeout_s:.0f} s; {child.log_file} ends:\n"
                     + child.last_lines()
                 )
             time.sleep(0.02)

@@ -12,7 +12,7 @@ from nextem.wire.ids import uuid7
 SCHEMA_VERSION = 1
 
 
-def parameters(values: Mapping[str, object]) -> struct_pb2.Struct:
+def parameters(values: Mapping[str, float | str | bool]) -> struct_pb2.Struct:
     """A protobuf Struct of JSON values."""
     struct = struct_pb2.Struct()
     struct.update(dict(values))
@@ -20,7 +20,7 @@ def parameters(values: Mapping[str, object]) -> struct_pb2.Struct:
 
 
 def virtual_detectors(shape: tuple[int, int], disk_px: float) -> list[plan_pb2.Mask]:
-    """Bright field (the direct disk, of radius ``disk_px``) and annular dark field, round the middle (y, x)."""
+    """Bright field (the direct disk, radius ``disk_px``) and annular dark field, round the middle (y, x)."""
     middle = {"center_y_px": (shape[0] - 1) / 2, "center_x_px": (shape[1] - 1) / 2}
     return [
         plan_pb2.Mask(name="bright", inner_px=0, outer_px=disk_px, **middle),
@@ -95,7 +95,7 @@ def survey_plan(
 
 
 def replay_plan(title: str, scan: tuple[int, int], shape: tuple[int, int]) -> plan_pb2.Plan:
-    """A plan for a file: its scan (y, x) and detector shape (y, x); the disk is a tenth of the shorter side."""
+    """A plan for a file of this scan (y, x) and detector (y, x); the disk is a tenth of the shorter side."""
     return plan_pb2.Plan(
         plan_id=uuid7(),
         schema_version=SCHEMA_VERSION,

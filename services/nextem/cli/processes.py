@@ -43,12 +43,16 @@ def common(function: F) -> F:
 @click.option("--loops", default=1, show_default=True, help="With --replay: how many times over.")
 @click.option("--seed", default=1, show_default=True, help="Same seed, same specimen and same noise.")
 @click.option("--detector-px", type=click.Choice(["128", "256"]), default="256", show_default=True)
-@click.option("--rate", type=float, default=2000.0, show_default=True, help="Images a second; 0: as fast as it can.")
+@click.option(
+    "--rate", type=float, default=2000.0, show_default=True, help="Images a second; 0: as fast as it can."
+)
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--data-port", default=6342, show_default=True, help="Merlin data socket; 0: any free one.")
 @click.option("--control-port", default=6341, show_default=True, help="Merlin control socket.")
 @click.option("--instrument-port", default=50061, show_default=True, help="gRPC service Instrument.")
-@click.option("--truth", type=click.Path(path_type=Path), help="Write the specimen's ground truth here (JSON).")
+@click.option(
+    "--truth", type=click.Path(path_type=Path), help="Write the specimen's ground truth here (JSON)."
+)
 @common
 def simulate(
     specimen: str,
@@ -77,8 +81,9 @@ def simulate(
     The same at 5,000 images a second:         nextem simulate --rate 5000
     A real file as if it came from a camera:   nextem simulate --replay scan.mib --rate 100
     """
-    from nextem.simulator.replay import ReplayOptions, run_replay
     from nextem.simulator.service import SimulatorOptions, run_simulator
+
+    from nextem.simulator.replay import ReplayOptions, run_replay
 
     set_up_logging(verbose)
     stop = stop_on_signals(with_parent)
@@ -112,17 +117,23 @@ def simulate(
 
 @click.command()
 @click.option("--log", "log_address", help=LOG_HELP)
-@click.option("--detector", default="127.0.0.1:6342", show_default=True, help="Merlin data socket, HOST:PORT.")
+@click.option(
+    "--detector", default="127.0.0.1:6342", show_default=True, help="Merlin data socket, HOST:PORT."
+)
 @click.option("--instrument", help="gRPC service Instrument, HOST:PORT; without it the edge only listens.")
 @click.option("--steering", help="Steering service to attach to, HOST:PORT.")
 @click.option("--name", default="simulator", show_default=True, help="Name of the instrument.")
-@click.option("--limits", type=click.Path(path_type=Path), help="Limits file (JSON).  [default: the simulator's]")
+@click.option(
+    "--limits", type=click.Path(path_type=Path), help="Limits file (JSON).  [default: the simulator's]"
+)
 @click.option(
     "--passive-plan",
     type=click.Path(exists=True, path_type=Path),
     help="Plan (JSON) for acquisitions that somebody starts at the detector itself.",
 )
-@click.option("--ring-mib", default=256, show_default=True, help="Memory for raw frames between socket and reduction.")
+@click.option(
+    "--ring-mib", default=256, show_default=True, help="Memory for raw frames between socket and reduction."
+)
 @common
 def edge(
     log_address: str | None,
@@ -152,8 +163,8 @@ def edge(
       nextem edge --detector camera:6342 --passive-plan plan.json
     """
     from google.protobuf import json_format
-
     from nextem.edge.service import EdgeOptions, run_edge
+
     from nextem.v1 import plan_pb2
 
     place = Home.at(home)
@@ -226,7 +237,9 @@ def analyse(
 @click.option("--log", "log_address", help=LOG_HELP)
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", default=50051, show_default=True, help="gRPC service Steering; 0: any free one.")
-@click.option("--policies/--no-policies", default=True, show_default=True, help="Let policies propose commands.")
+@click.option(
+    "--policies/--no-policies", default=True, show_default=True, help="Let policies propose commands."
+)
 @common
 def steer(
     log_address: str | None,

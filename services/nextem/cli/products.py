@@ -58,7 +58,9 @@ def _made_s(acquisition_id: str) -> float:
 
 @products.command()
 @click.argument("product_id", metavar="ID")
-@click.option("--out", type=click.Path(path_type=Path), default=Path(), help="Folder for the PNG.  [default: here]")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path(), help="Folder for the PNG.  [default: here]"
+)
 @click.pass_obj
 def show(store: ProductStore, product_id: str, out: Path) -> None:
     """Draw products: a PNG each, and a small picture in the terminal.
@@ -71,7 +73,9 @@ def show(store: ProductStore, product_id: str, out: Path) -> None:
     if product_id in chosen:
         chosen = [product_id]
     if not chosen:
-        raise click.ClickException(f"no product's id begins with {product_id!r}; `nextem products` lists them")
+        raise click.ClickException(
+            f"no product's id begins with {product_id!r}; `nextem products` lists them"
+        )
     terminal = screen()
     for name in chosen:
         try:

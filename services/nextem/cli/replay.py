@@ -25,7 +25,9 @@ from nextem.wire.store import ProductStore
 @click.argument("file", metavar="FILE.mib", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--rate", default=1000.0, show_default=True, help="Images a second.")
 @click.option("--scan", help="Scan size, ROWSxCOLUMNS, as 2x4.  [default: one row]")
-@click.option("--log", "log_choice", default="local", show_default=True, help="local, kafka, or kafka://HOST:PORT.")
+@click.option(
+    "--log", "log_choice", default="local", show_default=True, help="local, kafka, or kafka://HOST:PORT."
+)
 @click.option("--home", type=click.Path(path_type=Path), help="Folder of everything NexTEM keeps.")
 def replay(file: Path, rate: float, scan: str | None, log_choice: str, home: Path | None) -> None:
     """Send a Merlin file through edge, log and analysis, and leave its products and pictures.
@@ -48,10 +50,11 @@ def replay(file: Path, rate: float, scan: str | None, log_choice: str, home: Pat
 
 def _failures() -> tuple[type[Exception], ...]:
     from nextem.cli.broker import BrokerUnavailable
+    from nextem.edge.detectors.base import DetectorError
     from nextem.simulator.mib import MibError
     from nextem.wire.log import LogError
 
-    return (ChildFailed, BrokerUnavailable, MibError, LogError, ReplayFailed)
+    return (ChildFailed, BrokerUnavailable, MibError, DetectorError, LogError, ReplayFailed)
 
 
 class ReplayFailed(Exception):
@@ -63,15 +66,19 @@ def _scan_size(text: str | None, frames: int) -> tuple[int, int]:
         return 1, frames
     rows, _, columns = text.lower().partition("x")
     if not (rows.isdigit() and columns.isdigit()) or int(rows) * int(columns) != frames:
-        raise ReplayFailed(f"--scan {text}: the file holds {frames} frames, so ROWSxCOLUMNS must multiply to that")
+        raise ReplayFailed(
+            f"--scan {text}: the file holds {frames} frames, so ROWSxCOLUMNS must multiply to that"
+        )
     return int(rows), int(columns)
 
 
 def _run(file: Path, rate: float, scan: str | None, log_choice: str, place: Home, name: str) -> Scan:
-    from nextem.simulator.mib import open_mib
+    from nextem.edge.detectors.merlin import parse_frame_header, pixel_format
+    from nextem.simulator.mib import MibFile
 
-    with open_mib(file) as mib:
-        announced, shape = mib.announced, mib.shape
+    with MibFile(file) as mib:
+        announced = len(mib) if mib.announced is None else mib.announced
+        shape = pixel_format(parse_frame_header(mib.frame(0))).shape
     folder = place.run(name)
     plan = replay_plan(f"replay of {file.name}", _scan_size(scan, announced), shape)
     with log_at(log_choice, place, folder) as address, Launcher(folder) as launcher:
@@ -116,7 +123,9 @@ def _leave(done: Scan, place: Home, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for product_id in sorted(done.products):
         product, array = store.read(product_id)
-        save_picture(product, array, folder / (product.name.replace("/", "_") + ".png"), done.started.plan.title)
+        save_picture(
+            product, array, folder / (product.name.replace("/", "_") + ".png"), done.started.plan.title
+        )
     finished = done.finished or acquisition_pb2.AcquisitionFinished()
     facts = {
         "acquisition_id": done.started.acquisition_id,
@@ -130,8 +139,11 @@ def _leave(done: Scan, place: Home, folder: Path) -> None:
     }
     (folder / "summary.json").write_text(json.dumps(facts, indent=2))
     table = Table(box=None, show_header=False)
-    table.add_row("frames", f"{finished.frames_announced:,} announced, {finished.frames_stored:,} stored, "
-                  f"{finished.frames_lost:,} lost")
+    table.add_row(
+        "frames",
+        f"{finished.frames_announced:,} announced, {finished.frames_stored:,} stored, "
+        f"{finished.frames_lost:,} lost",
+    )
     table.add_row("bytes", f"{finished.bytes_raw:,} raw, {finished.bytes_encoded:,} sent")
     table.add_row("products", "\n".join(sorted(done.products)) or "none")
     table.add_row("pictures", str(folder))

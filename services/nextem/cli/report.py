@@ -53,21 +53,31 @@ class Summary:
         """What people read at the end."""
         p50, p99 = self.loop_latency_ms["p50"], self.loop_latency_ms["p99"]
         rows = [
-            ("frames announced / stored / lost",
-             f"{self.frames_announced:,} / {self.frames_stored:,} / {self.frames_lost:,}"),
+            (
+                "frames announced / stored / lost",
+                f"{self.frames_announced:,} / {self.frames_stored:,} / {self.frames_lost:,}",
+            ),
             ("images per second", f"{self.images_per_s:,.0f}"),
-            ("bytes raw / sent", f"{_size(self.bytes_raw)} / {_size(self.bytes_sent)} "
-                                 f"(1/{self.bytes_raw / max(1, self.bytes_sent):.0f})"),
+            (
+                "bytes raw / sent",
+                f"{_size(self.bytes_raw)} / {_size(self.bytes_sent)} "
+                f"(1/{self.bytes_raw / max(1, self.bytes_sent):.0f})",
+            ),
             ("loop latency p50 / p99", "no command" if p50 is None else f"{p50:.1f} / {p99:.1f} ms"),
             ("dose used / budget", f"{self.dose_used:.3g} / {self.dose_budget:.3g} electrons"),
         ]
         if self.inclusions_planted is not None:
-            rows.append(("inclusions planted / found", f"{self.inclusions_planted} / {self.inclusions_found}"))
+            rows.append(
+                ("inclusions planted / found", f"{self.inclusions_planted} / {self.inclusions_found}")
+            )
             rows.append(("found by as many scans at random", f"{self.inclusions_found_at_random:.2f}"))
-        for score in self.phases:
-            rows.append((f"{score.phase} in scanned area / whole map",
-                         f"{score.scanned:.1%} / {score.whole:.1%} ({score.gain:.1f} × random)"))
-        return rows
+        return rows + [
+            (
+                f"{score.phase} in scanned area / whole map",
+                f"{score.scanned:.1%} / {score.whole:.1%} ({score.gain:.1f} × random)",
+            )
+            for score in self.phases
+        ]
 
 
 def _size(count: float) -> str:
@@ -78,14 +88,18 @@ def _size(count: float) -> str:
     return f"{count:.2f} GB"
 
 
-def quick_picture(product: product_pb2.Product, array: NDArray[np.generic], path: Path, side_px: int = 256) -> None:
+def quick_picture(
+    product: product_pb2.Product, array: NDArray[np.generic], path: Path, side_px: int = 256
+) -> None:
     """A plain PNG of a product, enlarged to about ``side_px`` without smoothing."""
     from matplotlib import colormaps
     from PIL import Image
 
     image = displayable(product, array)
     low, high = limits(image)
-    colours = colormaps["magma" if product.kind == "pattern" else "viridis"]((image - low) / (high - low), bytes=True)
+    colours = colormaps["magma" if product.kind == "pattern" else "viridis"](
+        (image - low) / (high - low), bytes=True
+    )
     scale = max(1, side_px // max(image.shape))
     path.parent.mkdir(parents=True, exist_ok=True)
     picture = Image.fromarray(np.ascontiguousarray(colours[..., :3]))
@@ -96,7 +110,7 @@ def survey_picture(
     novelty: NDArray[np.generic],
     field_nm: tuple[float, float],
     scans: Sequence[Rectangle],
-    truth: NDArray[np.floating] | Sequence[Inclusion],
+    truth: NDArray[np.int16] | Sequence[Inclusion],
     path: Path,
     label: str,
 ) -> None:
@@ -135,8 +149,9 @@ def survey_picture(
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 1080px; margin: 2em auto; padding: 0 1em; color: #222 }}
-table {{ border-collapse: collapse }} td, th {{ padding: .15em 1.2em .15em 0; text-align: left; vertical-align: top }}
+body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 1080px; margin: 2em auto; color: #222 }}
+table {{ border-collapse: collapse }}
+td, th {{ padding: .15em 1.2em .15em 0; text-align: left; vertical-align: top }}
 img {{ image-rendering: pixelated; max-width: 100% }} figure {{ display: inline-block; margin: .4em }}
 figcaption {{ font-size: 12px; color: #555 }} .note {{ background: #fff6d8; padding: .4em .8em }}
 </style></head><body><h1>{title}</h1>{note}<table>{figures}</table>

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,7 +45,10 @@ class Inclusion:
         y, x = np.meshgrid(line, line, indexing="ij")
         inside = y**2 + x**2 <= 1
         centre = (self.y_nm, self.x_nm)
-        return np.stack([y[inside], x[inside]], axis=1) * self.radius_nm + np.array(centre)
+        points: NDArray[np.float64] = np.stack([y[inside], x[inside]], axis=1) * self.radius_nm + np.array(
+            centre
+        )
+        return points
 
 
 def found(inclusions: Sequence[Inclusion], scans: Sequence[Rectangle]) -> list[bool]:
@@ -105,9 +108,12 @@ class PhaseScore:
 
 
 def phase_scores(
-    phase_map: NDArray[np.integer], pixel_nm: float, phases: dict[str, Sequence[int]], scans: Sequence[Rectangle]
+    phase_map: NDArray[np.integer],
+    pixel_nm: float,
+    phases: Mapping[str, Sequence[int]],
+    scans: Sequence[Rectangle],
 ) -> list[PhaseScore]:
-    """Fractions of ``phases`` (name -> labels) over the pixels that the scans cover, each pixel counted once."""
+    """Fractions of ``phases`` (name -> labels) over the pixels under the scans, each pixel counted once."""
     rows = (np.arange(phase_map.shape[0]) + 0.5) * pixel_nm - pixel_nm / 2
     columns = (np.arange(phase_map.shape[1]) + 0.5) * pixel_nm - pixel_nm / 2
     covered = np.zeros(phase_map.shape, dtype=bool)

@@ -30,13 +30,12 @@ def log_at(choice: str, home: Home, folder: Path) -> Iterator[str]:
     elif choice == "kafka":
         from nextem.cli import broker
 
-        running = broker.status(home.kafka)
-        address = running or broker.start(home.kafka)
-        try:
-            yield address
-        finally:
-            if running is None:
-                broker.stop(home.kafka)
+        found = broker.status(home.kafka)
+        if found is not None and found.running:
+            yield found.address
+        else:
+            with broker.running(home.kafka) as address:
+                yield address
     else:
         yield choice
 
@@ -72,7 +71,7 @@ class Station:
 
 
 def start_station(launcher: Launcher, options: StationOptions) -> Station:
-    """Starts simulator, steering, analysis and edge, and waits until all are ready. Raises ``ChildFailed``."""
+    """Starts simulator, steering, analysis and edge; waits until all are ready. Raises ``ChildFailed``."""
     home = ("--home", str(options.folder))
     log = ("--log", options.log)
     analysis = launcher.start(
@@ -108,14 +107,16 @@ def _simulator_arguments(options: StationOptions) -> list[str]:
 def start_replay(
     launcher: Launcher, options: StationOptions, file: Path, plan: plan_pb2.Plan, rate_fps: float
 ) -> dict[str, Any]:
-    """Starts analysis, a listening edge with ``plan``, and a server of ``file``; waits until all are ready."""
+    """Starts analysis, a listening edge with ``plan`` and a server of ``file``; waits until all are ready."""
     home = ("--home", str(options.folder))
     log = ("--log", options.log)
     plan_file = options.folder / "plan.json"
     plan_file.write_text(json_format.MessageToJson(plan))
     analysis = launcher.start("analyse", *home, *log, "--store", str(options.store))
     launcher.wait_ready(analysis)
-    server = launcher.start("simulate", *home, "--replay", str(file), "--rate", str(rate_fps), "--data-port", "0")
+    server = launcher.start(
+        "simulate", *home, "--replay", str(file), "--rate", str(rate_fps), "--data-port", "0"
+    )
     facts = launcher.wait_ready(server)
     detector = f"{HOST}:{facts['data_port']}"
     edge = launcher.start(

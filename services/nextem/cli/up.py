@@ -14,13 +14,19 @@ from nextem.cli.station import Station, StationOptions, log_at, start_station
 
 
 @click.command()
-@click.option("--specimen", default="polycrystal", show_default=True, help="'polycrystal' or an alloy's folder.")
-@click.option("--log", "log_choice", default="local", show_default=True, help="local, kafka, or kafka://HOST:PORT.")
+@click.option(
+    "--specimen", default="polycrystal", show_default=True, help="'polycrystal' or an alloy's folder."
+)
+@click.option(
+    "--log", "log_choice", default="local", show_default=True, help="local, kafka, or kafka://HOST:PORT."
+)
 @click.option("--seed", default=1, show_default=True)
 @click.option("--rate", default=2000.0, show_default=True, help="Images a second of the simulated detector.")
 @click.option("--detector-px", type=click.Choice(["128", "256"]), default="256", show_default=True)
 @click.option("--workers", default=1, show_default=True, help="Ray actors that read frame blocks.")
-@click.option("--limits", type=click.Path(exists=True, path_type=Path), help="Limits file of the edge (JSON).")
+@click.option(
+    "--limits", type=click.Path(exists=True, path_type=Path), help="Limits file of the edge (JSON)."
+)
 @click.option("--home", type=click.Path(path_type=Path), help="Folder of everything NexTEM keeps.")
 def up(
     specimen: str,

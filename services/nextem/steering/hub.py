@@ -29,9 +29,10 @@ FINAL_STATES = frozenset(
 
 
 class Hub:
-    """Routes commands to edges and outcomes to whoever waits. Thread-safe; no method but :meth:`request_lease` blocks.
+    """Routes commands to edges and outcomes to whoever waits. Thread-safe.
 
-    ``now_ns`` is this process's monotonic clock; only differences of its readings are used.
+    No method but :meth:`request_lease` blocks. ``now_ns`` is this process's monotonic clock, of which only
+    differences are used.
     """
 
     def __init__(self, now_ns: Callable[[], int] = time.monotonic_ns) -> None:
@@ -132,7 +133,7 @@ class Hub:
         with self._lock:
             session = self._route(command.instrument)
             filled = self._filled(command, session)
-            submission = Submission(self, filled, sink)
+            submission = Submission(filled, sink)
             try:
                 session.outbox.put(control_pb2.SteeringMessage(command=filled), first=action == "stop")
             except MailboxFull as error:
@@ -174,7 +175,8 @@ class Hub:
     ) -> control_pb2.Lease:
         """Asks the edge; a refusal comes back as a lease with ``refused``.
 
-        Raises :class:`NotAttached`, :class:`LeaseTimeout`, :class:`EdgeBusy`, :class:`BadRequest`, :class:`HubClosed`.
+        Raises :class:`NotAttached`, :class:`LeaseTimeout`, :class:`EdgeBusy`, :class:`BadRequest` and
+        :class:`HubClosed`.
         """
         if not request.request_id:
             raise BadRequest("request_id is empty: a lease request needs an id made by its issuer")
@@ -200,7 +202,7 @@ class Hub:
                 del self._leases[request.request_id]
 
     def watch(self, instrument: str = "", limit: int = 1024) -> WatchQueue:
-        """A queue of everything from now on, the newest heartbeat first. Give it back with :meth:`unwatch`."""
+        """A queue of everything from now on, the newest heartbeat first. :meth:`unwatch` ends it."""
         queue = WatchQueue(instrument, limit)
         with self._lock:
             self._check_open()

@@ -38,7 +38,7 @@ class EdgeSession:
         return self.hello.edge_boot_id
 
     def clock_ns(self, now_ns: int) -> int:
-        """The edge's clock when ours shows ``now_ns``. The message's way is left out: a little early, never late."""
+        """The edge's clock when ours shows ``now_ns``; early by the message's way, never late."""
         return self.edge_now_ns + now_ns - self.heard_ns
 
 

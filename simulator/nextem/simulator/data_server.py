@@ -16,7 +16,8 @@ from collections.abc import Callable
 
 log = logging.getLogger(__name__)
 
-_SEND_TIMEOUT = struct.pack("ll", 0, 200_000)  # timeval: how often a blocked send may look up
+_SEND_TIMEOUT = struct.pack("ll", 0, 200_000)  # timeval: how often a blocked send looks up
+_PATIENCE = 25  # such looks at a client that does not read, before it is given up
 
 
 class DataServer:
@@ -40,15 +41,17 @@ class DataServer:
         self._thread.start()
 
     def close(self) -> None:
-        """Drops the client and the listener; a blocked ``send`` returns."""
+        """Drops the client and the listener; a blocked ``send`` returns. Again: does nothing."""
+        if self._closed.is_set():
+            return
         self._closed.set()
         self._connected.set()
-        self.drop_client("the server is closing")
         # shutdown wakes a thread that is blocked in accept; close alone does not
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         if self._thread.ident is not None:
             self._thread.join()
+        self.drop_client("the server is closing")
 
     def wait_for_client(self, timeout_s: float) -> bool:
         """True once somebody is connected; False after ``timeout_s`` without, or when closed."""
@@ -74,18 +77,21 @@ class DataServer:
     def send(self, data: bytes | memoryview, give_up: Callable[[], bool] = lambda: False) -> int:
         """Sends all of ``data`` to the present client and returns how many bytes its socket took.
 
-        Fewer than all: the client left, or ``give_up()`` became true while it did not read. Its connection is
-        closed then, because it stopped in the middle of a message.
+        Fewer than all: the client left, or ``give_up()`` was true and it had not read for 5 s. Its connection
+        is closed then, because it stopped in the middle of a message.
         """
-        sent = 0
+        sent = stalled = 0
+        view = memoryview(data)
         with self._sending:
             client = self._client
-            while client is not None and sent < len(data):
+            while client is not None and sent < len(view):
                 try:
-                    sent += client.send(data[sent:])
+                    sent += client.send(view[sent:])
+                    stalled = 0
                 except BlockingIOError:
-                    if give_up() or self._closed.is_set():
-                        self._drop(client, "it did not read, and what it was sent has been stopped")
+                    stalled += 1
+                    if self._closed.is_set() or (stalled >= _PATIENCE and give_up()):
+                        self._drop(client, "it did not read, and the acquisition has been stopped")
                         break
                 except OSError as error:
                     self._drop(client, str(error))

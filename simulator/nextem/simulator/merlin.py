@@ -108,21 +108,27 @@ def message(payload: bytes) -> bytes:
 
 
 def acquisition_header(
-    mode: FrameFormat, *, frames: int, scan_yx: tuple[int, int] | None, started_wall_ns: int, trigger: str
+    *,
+    frames: int,
+    depth_bits: int,
+    taken: str,
+    layout: str = "1x1",
+    scan_yx: tuple[int, int] | None = None,
+    trigger: str = "Internal",
 ) -> bytes:
     """The payload that announces ``frames`` frames: ``HDR,`` and ``Key:\\tValue`` lines, padded with spaces.
 
-    ``scan_yx`` adds the ``ScanX`` and ``ScanY`` of newer software; ``trigger`` is for people.
+    ``scan_yx`` adds the ``ScanX`` and ``ScanY`` of newer software. ``taken``, when the acquisition began, and
+    ``trigger`` are for people.
     """
-    stamp = time.strftime("%d/%m/%Y %H:%M:%S", time.gmtime(started_wall_ns // 1_000_000_000))
     lines = [
         "HDR,\t",
-        f"Time and Date Stamp (day, mnth, yr, hr, min, s):\t{stamp}",
+        f"Time and Date Stamp (day, mnth, yr, hr, min, s):\t{taken}",
         "Chip ID:\tSIM_0001, - , - , - ",
         "Chip Type (Medipix 3.0, Medipix 3.1, Medipix 3RX):\tMedipix 3RX",
-        "Assembly Size (NX1, 2X2):\t   1x1",
+        f"Assembly Size (NX1, 2X2):\t{layout:>6}",
         "Chip Mode  (SPM, CSM, CM, CSCM):\tSPM",
-        f"Counter Depth (number):\t{mode.depth_bits}",
+        f"Counter Depth (number):\t{depth_bits}",
         "Gain:\tSLGM",
         "Active Counters:\tCounter 0",
         f"Thresholds (keV):\t{_THRESHOLDS}",

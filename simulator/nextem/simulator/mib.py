@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 # magic, sequence and data offset are at the start; the longest known header has 768 bytes
-_START_BYTES = 64
+_START_BYTES = 96
 _PIXEL_BITS = {"U01": 1, "U08": 8, "U16": 16, "U32": 32, "U64": 64}
 _RAW_BITS = {1: 1, 6: 8, 12: 16, 24: 16}  # at 24 bits the header counts the two 12-bit halves as width
 _FRAMES_KEY = re.compile(rb"(Frames in Acquisition \(Number\):\t?[ ]*)(\d+)")
@@ -34,9 +34,7 @@ class TruncatedMib(MibError):
     """A file that ends inside a frame. ``frame`` counts from 0; ``missing_bytes`` are those of that frame."""
 
     def __init__(self, path: Path, frame: int, missing_bytes: int) -> None:
-        super().__init__(
-            f"{path}: ends inside frame {frame} (counted from 0), {missing_bytes} bytes are missing"
-        )
+        super().__init__(f"{path}: ends inside frame {frame}, counted from 0; {missing_bytes} bytes missing")
         self.path = path
         self.frame = frame
         self.missing_bytes = missing_bytes
@@ -44,7 +42,10 @@ class TruncatedMib(MibError):
 
 @dataclass(frozen=True, slots=True)
 class FrameHeader:
-    """What a frame header says of its own size and kind. ``depth_bits`` is 0 where it does not say."""
+    """What a frame header says of its own size and kind.
+
+    ``depth_bits`` is 0 and ``taken``, the camera's local time, is empty where it does not say.
+    """
 
     sequence: int
     sequence_digits: int
@@ -55,12 +56,21 @@ class FrameHeader:
     pixel_code: str
     layout: str
     depth_bits: int
+    taken: str
 
     @property
     def pixel_bytes(self) -> int:
         """Bytes of all pixels of the frame."""
         bits = _RAW_BITS[self.depth_bits] if self.pixel_code == "R64" else _PIXEL_BITS[self.pixel_code]
         return self.width_px * self.height_px * bits // 8
+
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """Shape (y, x) of the image. Raw headers of four chips count their columns side by side."""
+        if self.pixel_code != "R64" or self.chips != 4:
+            return self.height_px, self.width_px
+        gap = 2 if self.layout.endswith("G") else 0
+        return 2 * self.height_px + gap, 2 * 256 + gap
 
     @property
     def frame_bytes(self) -> int:
@@ -86,7 +96,13 @@ def parse_frame_header(data: bytes | memoryview, where: str) -> FrameHeader:
         raise NotAMib(f"{where}: unknown pixel type {code!r} at counter depth {depth}")
     if min(sequence, offset, width, height) < 1:
         raise NotAMib(f"{where}: sequence, data offset, width and height are positive: {start[1:6]!r}")
-    return FrameHeader(sequence, len(start[1]), offset, chips, width, height, code, layout, depth)
+    return FrameHeader(
+        sequence, len(start[1]), offset, chips, width, height, code, layout, depth, _taken(start)
+    )
+
+
+def _taken(fields: list[bytes]) -> str:
+    return fields[9].decode("latin-1").strip() if len(fields) > 10 else ""
 
 
 def _counter_depth(header: bytes) -> int:
@@ -96,12 +112,18 @@ def _counter_depth(header: bytes) -> int:
     return int(fields[3]) if len(fields) > 4 and fields[3].isdigit() else 0
 
 
+def open_mib(path: Path) -> MibFile:
+    """Opens a MIB file; use it in a ``with``. Raises what :class:`MibFile` raises, and OSError."""
+    return MibFile(path)
+
+
 class MibFile:
     """A MIB file, mapped into memory, with where each of its whole frames lies.
 
-    Attributes: ``path``; ``first`` the first frame's header; ``starts`` and ``sizes`` in bytes and
-    ``sequences`` as the headers number them, each int64 ``(frames,)``; ``acquisition_text`` the bytes of the
-    ``.hdr`` file, or None; ``truncated`` the :class:`TruncatedMib` of a last frame that is not whole, or None.
+    Attributes: ``path``; ``first`` the first frame's header; each int64 ``(frames,)``: ``starts`` and
+    ``sizes`` in bytes, ``data_offsets`` within a frame, ``sequences`` and ``sequence_digits`` of the headers;
+    ``acquisition_text`` the bytes of the ``.hdr`` file, or None; ``truncated`` the :class:`TruncatedMib` of
+    a last frame cut short, or None.
 
     Raises :class:`NotAMib`, also for an empty file, and :class:`TruncatedMib` when not one frame is whole.
     """
@@ -118,7 +140,9 @@ class MibFile:
         self.first = headers[0]
         self.starts = np.array(starts, np.int64)
         self.sizes = np.array([header.frame_bytes for header in headers], np.int64)
+        self.data_offsets = np.array([header.data_offset for header in headers], np.int64)
         self.sequences = np.array([header.sequence for header in headers], np.int64)
+        self.sequence_digits = np.array([header.sequence_digits for header in headers], np.int64)
         beside = path.with_suffix(".hdr")
         self.acquisition_text = beside.read_bytes() if beside.is_file() else None
 
@@ -131,10 +155,29 @@ class MibFile:
         return bool((self.sizes == self.sizes[0]).all())
 
     @property
-    def announced(self) -> int | None:
-        """The number of frames that the ``.hdr`` file announces; None without one."""
+    def stated(self) -> int | None:
+        """The number of frames that the ``.hdr`` file states; None without one."""
         found = None if self.acquisition_text is None else _FRAMES_KEY.search(self.acquisition_text)
         return None if found is None else int(found[2])
+
+    @property
+    def numbered(self) -> bool:
+        """Whether sequence numbers increase, so that they can tell which frames are missing."""
+        return bool((np.diff(self.sequences) > 0).all())
+
+    @property
+    def announced(self) -> int:
+        """Frames that one replay announces: those that the ``.hdr`` file states or that the file should hold.
+
+        The larger of both. A last frame that is cut short and numbers that are left out count as held.
+        """
+        last = int(self.sequences[-1]) if self.numbered else len(self)
+        return max(self.stated or 0, last + (self.truncated is not None))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape (y, x) of the image of the first frame."""
+        return self.first.image_shape
 
     def frame(self, index: int) -> memoryview:
         """Header and pixels of one whole frame, not copied."""

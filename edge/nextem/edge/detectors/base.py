@@ -1,10 +1,10 @@
-"""What a detector is to the edge: it finds acquisitions in its vendor's stream and hands over batches of frames.
+"""What a detector is to the edge: it finds acquisitions in its vendor's stream and hands over frames.
 
 A :class:`Detector` runs one thread of its own and calls a :class:`Sink` from it, in this order::
 
     open(Announcement) -> Claim | None          an acquisition begins; None: nobody wants it, drain it
     frames(FrameBatch)                          any number of times
-    close(Ending)                               exactly once for each claim
+    close_claim(Claim, Ending)                  exactly once for each claim
 
 The sink never blocks for longer than it takes to hand over, so that back pressure never reaches the detector.
 """
@@ -80,7 +80,7 @@ class Announcement:
 
 @dataclass(frozen=True, slots=True)
 class BlockLimits:
-    """When a batch of frames is handed over: at about ``block_bytes`` encoded or at ``age_ns``, whichever is first.
+    """When frames are handed over: at about ``block_bytes`` encoded or at ``age_ns``, whichever is first.
 
     ``encoded_frame_bytes`` tells what one frame took of late; 0 while unknown.
     """
@@ -88,7 +88,7 @@ class BlockLimits:
     block_bytes: int
     age_ns: int
     encoded_frame_bytes: Callable[[], float]
-    max_frames: int = 65536
+    max_frames: int
 
 
 class Slab:
@@ -98,16 +98,16 @@ class Slab:
 
     def __init__(self, size: int) -> None:
         self.data: NDArray[np.uint8] = np.empty(size, dtype=np.uint8)
-        self.view = memoryview(self.data)
+        self.view = self.data.data
 
 
 @dataclass(frozen=True, slots=True)
-class PixelFormat:
+class FrameFormat:
     """How the pixels of every frame of an acquisition lie in its messages.
 
-    ``shape`` (y, x) and ``dtype`` (native) are of the decoded image. ``decode`` is None where the pixels already
-    are row-major big-endian words of ``dtype``; else it takes ``(frames, pixel_bytes)`` raw bytes, strided along
-    axis 0, and returns such words as a contiguous ``(frames, y * x * itemsize)`` array of bytes.
+    ``shape`` (y, x) and ``dtype`` (native) are of the decoded image. ``decode`` is None where the pixels
+    already are row-major big-endian words of ``dtype``; else it takes ``(frames, pixel_bytes)`` raw bytes,
+    strided along axis 0, and returns such words, contiguous, as ``(frames, y * x * itemsize)`` bytes.
     """
 
     shape: tuple[int, int]
@@ -126,7 +126,9 @@ class FrameRun:
     stride: int
     pixel_offset: int
     last_byte_ns: NDArray[np.int64]  # (count,), edge clock
-    epoch: NDArray[np.uint64] | None = None  # (count,), command epoch of each frame, where the detector says it
+    epoch: NDArray[np.uint64] | None = (
+        None  # (count,), command epoch of each frame, where the detector says it
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +137,7 @@ class FrameBatch:
 
     slab: Slab
     runs: tuple[FrameRun, ...]
-    format: PixelFormat
+    format: FrameFormat
     release: Callable[[], None] = field(repr=False)
 
     def pixels(self, run: FrameRun) -> NDArray[np.uint8]:
@@ -194,7 +196,7 @@ class Sink(Protocol):
 
     def frames(self, claim: Claim, batch: FrameBatch) -> None: ...
 
-    def close(self, claim: Claim, ending: Ending) -> None: ...
+    def close_claim(self, claim: Claim, ending: Ending) -> None: ...
 
 
 class Detector(Protocol):

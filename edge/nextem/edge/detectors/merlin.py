@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nextem.edge.detectors.base import HeaderError, PixelFormat, UnsupportedFormat
+from nextem.edge.detectors.base import FrameFormat, HeaderError, UnsupportedFormat
 from nextem.edge.detectors.merlin_raw import raw_format
 
 DATA_PORT = 6342
@@ -34,7 +34,7 @@ def message_prefix(payload_bytes: int) -> bytes:
     return b"MPX,%010d," % (payload_bytes + 1)
 
 
-def payload_length(prefix: bytes | memoryview) -> int | None:
+def payload_length(prefix: bytes | bytearray) -> int | None:
     """Bytes of the payload that follows these 15 bytes, or None where they are no message prefix."""
     match = _PREFIX.fullmatch(prefix)
     if match is None:
@@ -154,7 +154,9 @@ def _text(parts: list[bytes], index: int) -> str:
 def _field(parts: list[bytes], index: int, name: str, low: int, high: int) -> int:
     text = _text(parts, index)
     if not (text.isascii() and text.isdigit()) or not low <= int(text) <= high:
-        raise HeaderError(f"the {name} of a frame header is a number in {low}..{high}, this one is {text[:40]!r}")
+        raise HeaderError(
+            f"the {name} of a frame header is a number in {low}..{high}, this one is {text[:40]!r}"
+        )
     return int(text)
 
 
@@ -162,10 +164,12 @@ def _seconds(text: bytes) -> float:
     try:
         return float(text)
     except ValueError:
-        raise HeaderError(f"the shutter time of a frame header is in seconds, this one is {text[:40]!r}") from None
+        raise HeaderError(
+            f"the shutter time of a frame header is in seconds, this one is {text[:40]!r}"
+        ) from None
 
 
-def pixel_format(header: FrameHeader) -> PixelFormat:
+def pixel_format(header: FrameHeader) -> FrameFormat:
     """How the pixels of a frame with this header are read.
 
     Raises :class:`UnsupportedFormat` for packed single bits (``U01``) and raw 24 bit, which come in pieces.
@@ -175,7 +179,7 @@ def pixel_format(header: FrameHeader) -> PixelFormat:
     width = _PIXEL_BYTES.get(header.pixel)
     if width is None:
         raise UnsupportedFormat(f"pixels are U08, U16, U32, U64 or R64, these are {header.pixel!r}")
-    return PixelFormat(
+    return FrameFormat(
         shape=(header.height, header.width),
         dtype=np.dtype(f"u{width}"),
         pixel_bytes=header.height * header.width * width,

@@ -2,9 +2,10 @@
 
 Pixels come in 8-byte groups with the order of the pixels reversed in each group: 64 pixels of 1 bit, 8 of 6
 bits (a byte each) or 4 of 12 bits (a big-endian word each). A quad's raw rows hold the four chips side by
-side, ``[4 | 3 | 2 | 1]``, of 256 columns each; the image is 1 and 2 above, 3 and 4 below turned by half a turn.
+side, ``[4 | 3 | 2 | 1]``, of 256 columns each; the image is 1 and 2 above, 3 and 4 below, turned by half a
+turn.
 
-Source: LiberTEM ``io/dataset/mib.py`` for the layout; checked on camera files that were taken raw and not raw.
+Source: LiberTEM ``io/dataset/mib.py`` for the layout; checked on camera files taken raw and not raw.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from nextem.edge.detectors.base import PixelFormat, UnsupportedFormat
+from nextem.edge.detectors.base import FrameFormat, UnsupportedFormat
 
 CHIP_PX = 256
 GAP_PX = 2  # columns and rows between chips in the layouts with a G
@@ -25,11 +26,11 @@ _GROUP_BYTES = 8
 Kernel = Callable[[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.int64], int], None]
 
 
-def raw_format(width: int, height: int, layout: str, chips: int, depth: int | None) -> PixelFormat:
+def raw_format(width: int, height: int, layout: str, chips: int, depth: int | None) -> FrameFormat:
     """The format of raw frames whose headers name this width, height, layout, chips and counter depth.
 
-    Raises :class:`UnsupportedFormat` for 24 bit, which comes as two frames, and for layouts that are neither a
-    single chip nor a quad.
+    Raises :class:`UnsupportedFormat` for 24 bit, which comes in two parts, and for layouts that are neither
+    a single chip nor a quad.
     """
     if depth not in _BITS:
         raise UnsupportedFormat(f"raw pixels of 1, 6 or 12 bit can be decoded, these have {depth}")
@@ -55,7 +56,7 @@ def raw_format(width: int, height: int, layout: str, chips: int, depth: int | No
         kernel(pixels, out, target, itemsize)
         return out
 
-    return PixelFormat(
+    return FrameFormat(
         shape=shape, dtype=np.dtype(f"u{itemsize}"), pixel_bytes=width * height * bits // 8, decode=decode
     )
 

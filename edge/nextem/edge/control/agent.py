@@ -1,0 +1,290 @@
+"""The edge's control agent: the only way to the instrument.
+
+Three threads act: the link's reads the stream and does a stop at once; the command thread takes everything
+else in order; the runner's takes acquisitions one by one. A fourth, the desk, does what nobody should wait
+for: leases, and the book-keeping of stops.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Protocol
+
+from nextem.edge.control.audit import AuditTrail
+from nextem.edge.control.commands import CommandHandler, Parts, Received, digest, loop_latency_ms, with_state
+from nextem.edge.control.driver import Driver, DriverError
+from nextem.edge.control.journal import DONE, FAILED, REJECTED, Journal, JournalError
+from nextem.edge.control.lease import Leases
+from nextem.edge.control.limits import Limits, LimitsUnreadable, Refusal, load_limits
+from nextem.edge.control.link import Link, LinkCalls, LinkTimes
+from nextem.edge.control.runner import Acquisitions
+from nextem.edge.control.worker import Worker
+from nextem.v1.control_pb2 import (
+    Command,
+    EdgeHello,
+    EdgeMessage,
+    Heartbeat,
+    LeaseRequest,
+    Outcome,
+    SteeringMessage,
+    Stop,
+)
+from nextem.v1.control_pb2 import Lease as LeaseMessage
+from nextem.wire.clock import Clock
+from nextem.wire.ids import uuid7
+from nextem.wire.log import Log
+
+logger = logging.getLogger(__name__)
+
+_MOST_COMMANDS = 1000
+_STOP_TRIES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class ControlOptions:
+    """``steering`` and ``instrument_address`` are "host:port". ``limits`` are given or lie in a file.
+
+    ``instrument_address`` is for whoever makes the driver; the agent itself dials only ``steering``.
+    ``margin_s`` is for how long nothing may move before an acquisition is given up; it must be longer than
+    the detector's idle time-out.
+    """
+
+    instrument: str
+    steering: str
+    instrument_address: str
+    journal_path: Path
+    limits: Limits | Path
+    margin_s: float = 15.0
+    link: LinkTimes = field(default_factory=LinkTimes)
+
+
+class LinkLike(Protocol):
+    """What the agent needs of :class:`~nextem.edge.control.link.Link`."""
+
+    def start(self) -> None: ...
+
+    def send(self, message: EdgeMessage) -> bool: ...
+
+    def close(self) -> None: ...
+
+
+MakeLink = Callable[[str, LinkCalls, LinkTimes], LinkLike]
+
+
+class ControlAgent:
+    """Checks, journals and carries out commands; tells an outcome for every one.
+
+    The driver, ``acquisitions`` and the log belong to the caller and must outlive :meth:`close`.
+    """
+
+    def __init__(
+        self,
+        options: ControlOptions,
+        driver: Driver,
+        acquisitions: Acquisitions,
+        clock: Clock,
+        log: Log,
+        *,
+        make_link: MakeLink = Link,
+    ) -> None:
+        """Opens the journal and reads the limits; :meth:`close` must follow.
+
+        Limits that cannot be read are no error here: every command but stop is then refused.
+        Raises :class:`~nextem.edge.control.journal.JournalError`.
+        """
+        self._options, self._driver, self._clock = options, driver, clock
+        self._limits = _read_limits(options.limits)
+        self._journal = Journal(options.journal_path, clock.boot_id)
+        self._leases = Leases(clock, self._journal.next_lease_epoch)
+        self._audit = AuditTrail(log)
+        parts = Parts(
+            instrument=options.instrument,
+            driver=driver,
+            driver_lock=threading.Lock(),
+            journal=self._journal,
+            leases=self._leases,
+            limits=self._limits,
+            clock=clock,
+            emit=self._emit,
+        )
+        self._handler = CommandHandler(parts, acquisitions, options.margin_s)
+        self._runner = self._handler.runner
+        self._commands = Worker("control-commands", self._handler.handle, at_most=_MOST_COMMANDS)
+        self._desk: Worker[Callable[[], None]] = Worker("control-desk", lambda task: task())
+        calls = LinkCalls(self._hello, self._heartbeat, self._receive, self._undelivered, self._delivered)
+        self._link = make_link(options.steering, calls, options.link)
+        self._closing = threading.Event()
+        self._state_lost = False
+
+    def start(self) -> None:
+        """Starts the threads and dials the steering service."""
+        for part in (self._audit, self._desk, self._runner, self._commands, self._link):
+            part.start()
+        logger.info("control of %s, boot %s", self._options.instrument, self._clock.boot_id)
+
+    def stop(self, reason: str) -> Outcome:
+        """Stops the instrument from this machine, as a stop command would, link or no link."""
+        command = Command(command_id=uuid7(), issuer="edge", instrument=self._options.instrument)
+        command.stop.CopyFrom(Stop(reason=reason))
+        return self._stop(command)
+
+    def close(self) -> None:
+        """Refuses what comes, stops what runs, tells the last outcomes, ends every thread."""
+        self._closing.set()
+        self._halt("the edge is closing", driver_too=self._runner.pending > 0)
+        self._commands.close()
+        self._runner.close()
+        self._desk.close()
+        self._link.close()
+        self._audit.close()
+        self._journal.close()
+
+    # ---- from the link --------------------------------------------------------------------------
+
+    def _receive(self, message: SteeringMessage) -> None:
+        """On the link's thread: only a stop is worked on here."""
+        if message.HasField("command"):
+            command = message.command
+            if command.HasField("stop"):
+                self._stop(command)
+            else:
+                self._admit(command)
+        elif message.HasField("lease_request"):
+            self._desk.put(partial(self._lease, message.lease_request))
+
+    def _admit(self, command: Command) -> None:
+        self._audit.command(command)
+        received = Received(command, self._clock.now_ns(), self._runner.generation)
+        refusal = None
+        if self._closing.is_set():
+            refusal = Refusal("closing", "the edge is closing")
+        elif not self._commands.put(received):
+            refusal = Refusal("inbox", f"{_MOST_COMMANDS} commands wait already")
+        if refusal is not None:
+            outcome = Outcome(command_id=command.command_id, received_ns=received.received_ns)
+            self._emit(with_state(outcome, REJECTED, refusal))
+
+    def _lease(self, request: LeaseRequest) -> None:
+        try:
+            lease = self._leases.request(request)
+        except JournalError as error:
+            lease = LeaseMessage(request_id=request.request_id, refused=f"journal: {error}")
+        self._link.send(EdgeMessage(lease=lease))
+
+    # ---- stop -----------------------------------------------------------------------------------
+
+    def _stop(self, command: Command) -> Outcome:
+        """Instrument first, then everything else. Nothing can refuse it, and a repeat stops again."""
+        received_ns = self._clock.now_ns()
+        epoch, error = self._halt(command.stop.reason or f"stopped by {command.issuer}")
+        outcome = Outcome(
+            command_id=command.command_id,
+            state=FAILED if error else DONE,
+            rule=error.rule if error else "",
+            detail=str(error or ""),
+            received_ns=received_ns,
+            command_epoch=epoch,
+        )
+        if not error:
+            outcome.at_driver_ns = self._clock.now_ns()
+            outcome.loop_latency_ms = loop_latency_ms(command, outcome.at_driver_ns, self._clock.boot_id)
+        self._audit.command(command)
+        self._emit(outcome)
+        self._desk.put(partial(self._record_stop, command, outcome))
+        return outcome
+
+    def _halt(self, reason: str, *, driver_too: bool = True) -> tuple[int, DriverError | None]:
+        """No job put before this starts any more; then the beam; then the detector side.
+
+        Returns the command epoch of the stop, higher than that of any command that passed its checks.
+        """
+        running = self._runner.stop_all(reason)
+        epoch = self._journal.command_epoch + 1
+        error: DriverError | None = None
+        for _ in range(_STOP_TRIES if driver_too else 0):
+            try:
+                self._driver.stop(epoch, reason)
+                error = None
+                break
+            except DriverError as failure:
+                logger.error("the driver could not be stopped: %s", failure)
+                error = failure
+        if running is not None:
+            running.stop(reason)
+        return epoch, error
+
+    def _record_stop(self, command: Command, outcome: Outcome) -> None:
+        try:
+            if self._journal.lookup(command.command_id) is None:
+                ended_ns = self._clock.now_ns()
+                self._journal.record_stop(outcome, digest(command), outcome.received_ns, ended_ns)
+        except JournalError as error:
+            logger.error("stop %s is not in the journal: %s", command.command_id, error)
+
+    # ---- to the link ----------------------------------------------------------------------------
+
+    def _emit(self, outcome: Outcome) -> None:
+        self._link.send(EdgeMessage(outcome=outcome))
+        self._audit.outcome(outcome)
+
+    def _hello(self) -> EdgeHello:
+        return EdgeHello(
+            instrument=self._options.instrument,
+            edge_boot_id=self._clock.boot_id,
+            edge_now_ns=self._clock.now_ns(),
+            limits_digest=self._limits.digest() if isinstance(self._limits, Limits) else "",
+            version=_version(),
+        )
+
+    def _heartbeat(self) -> Heartbeat:
+        heartbeat = Heartbeat(dose_used_e=self._journal.dose_used_e)
+        if isinstance(self._limits, Limits):
+            heartbeat.dose_budget_e = self._limits.dose_budget_e
+        try:
+            heartbeat.state.CopyFrom(self._driver.get_state())
+            self._state_lost = False
+        except DriverError as error:
+            if not self._state_lost:  # said once, not twice a second
+                logger.warning("heartbeats without a state: %s", error)
+            self._state_lost = True
+        heartbeat.edge_now_ns = self._clock.now_ns()
+        return heartbeat
+
+    def _undelivered(self) -> list[Outcome]:
+        try:
+            return self._journal.undelivered()
+        except JournalError as error:
+            logger.error("no outcomes can be sent again: %s", error)
+            return []
+
+    def _delivered(self, command_ids: list[str]) -> None:
+        self._desk.put(partial(self._mark_delivered, command_ids))
+
+    def _mark_delivered(self, command_ids: list[str]) -> None:
+        try:
+            self._journal.mark_delivered(command_ids)
+        except JournalError as error:
+            logger.error("outcomes will be sent again: %s", error)
+
+
+def _read_limits(limits: Limits | Path) -> Limits | LimitsUnreadable:
+    if isinstance(limits, Limits):
+        return limits
+    try:
+        return load_limits(limits)
+    except LimitsUnreadable as error:
+        logger.error("every command but stop will be refused: %s", error)
+        return error
+
+
+def _version() -> str:
+    try:
+        return version("nextem")
+    except PackageNotFoundError:
+        return ""

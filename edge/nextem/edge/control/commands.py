@@ -1,0 +1,231 @@
+"""The way of one command: look-up, check, journal, driver, outcome. One thread, in order of arrival."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from nextem.edge.control.driver import Driver, DriverError
+from nextem.edge.control.journal import DONE, FAILED, REJECTED, Journal, JournalError
+from nextem.edge.control.lease import Leases
+from nextem.edge.control.limits import Limits, LimitsUnreadable, Refusal
+from nextem.edge.control.runner import Acquisitions, Ended, Job, Runner
+from nextem.edge.control.validate import Context, check, check_deadline
+from nextem.v1.control_pb2 import Command, CommandState, InstrumentState, Outcome
+from nextem.wire.clock import Clock
+from nextem.wire.ids import uuid7
+
+logger = logging.getLogger(__name__)
+
+_MINUTE_NS = 60_000_000_000
+
+
+class Received(NamedTuple):
+    """A command as it came in: when, and how many stops had come before it."""
+
+    command: Command
+    received_ns: int
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the handler works with; all thread-safe."""
+
+    instrument: str
+    driver: Driver
+    driver_lock: threading.Lock
+    journal: Journal
+    leases: Leases
+    limits: Limits | LimitsUnreadable
+    clock: Clock
+    emit: Callable[[Outcome], None]
+
+
+class CommandHandler:
+    """:meth:`handle` on one thread; :meth:`ended` on the runner's."""
+
+    def __init__(self, parts: Parts, acquisitions: Acquisitions, margin_s: float) -> None:
+        """Makes the runner as well; whoever owns this starts and closes it."""
+        self._parts = parts
+        self._recent_ns: deque[int] = deque()
+        self.runner = Runner(
+            parts.driver,
+            acquisitions,
+            driver_lock=parts.driver_lock,
+            command_epoch=lambda: parts.journal.command_epoch,
+            may_start=lambda job: parts.leases.may_start(job.lease_id, job.lease_epoch),
+            ended=self.ended,
+            margin_s=margin_s,
+        )
+
+    def handle(self, received: Received) -> None:
+        """Brings a command as far as it goes. Every way out emits an outcome."""
+        command = received.command
+        outcome = Outcome(command_id=command.command_id, received_ns=received.received_ns)
+        try:
+            self._handle(received, outcome)
+        except JournalError as error:
+            # Before the driver was touched: without a journal nothing is commanded.
+            self._parts.emit(with_state(outcome, REJECTED, Refusal("journal", str(error))))
+        except Exception as error:
+            logger.exception("command %s failed", command.command_id)
+            self._parts.emit(with_state(outcome, FAILED, _edge_error(error)))
+
+    def ended(self, job: Job, ended: Ended) -> None:
+        """The runner's last word on an acquisition."""
+        final = with_state(job.outcome, FAILED if ended.refusal else DONE, ended.refusal)
+        if ended.accounting is not None:
+            final.accounting.CopyFrom(ended.accounting)
+            final.accounting.ClearField("summed_pattern")  # as large as a frame, and in the log already
+        self._finish(final, release_dose=not ended.ran)
+
+    # ---- before the driver ----------------------------------------------------------------------
+
+    def _handle(self, received: Received, outcome: Outcome) -> None:
+        parts, command = self._parts, received.command
+        content = digest(command)
+        if (entry := parts.journal.lookup(command.command_id)) is not None:
+            if entry.digest == content:
+                parts.emit(entry.outcome)
+            else:
+                detail = f"id {command.command_id} was used for {entry.digest.hex()}, this is {content.hex()}"
+                parts.emit(with_state(outcome, REJECTED, Refusal("digest", detail)))
+            return
+        context = self._context(received)
+        refusal, dose_e = check(command, context)
+        if refusal := self.runner.stopped(received.generation) or refusal:
+            rejected = with_state(outcome, REJECTED, refusal)
+            if refusal.rule != "command_id":  # such an id cannot stand in the journal
+                parts.journal.reject(rejected, content, parts.clock.now_ns())
+            parts.emit(rejected)
+            return
+        assert isinstance(context.state, InstrumentState)
+        if command.HasField("acquire"):
+            outcome.acquisition_id = uuid7()
+        epoch_above = context.state.command_epoch
+        started = parts.journal.start(outcome, content, context.now_ns, dose_e, epoch_above=epoch_above)
+        self._act(received, started)
+
+    def _context(self, received: Received) -> Context:
+        parts = self._parts
+        state: InstrumentState | Refusal
+        try:
+            state = parts.driver.get_state()
+        except DriverError as error:
+            state = Refusal(error.rule, f"the instrument's state cannot be read: {error}")
+        now_ns = parts.clock.now_ns()  # after the driver's answer, which may have taken its time
+        self._recent_ns.append(received.received_ns)
+        while self._recent_ns[0] < now_ns - _MINUTE_NS and len(self._recent_ns) > 1:
+            self._recent_ns.popleft()
+        return Context(
+            instrument=parts.instrument,
+            boot_id=parts.clock.boot_id,
+            now_ns=now_ns,
+            lease=parts.leases.newest(),
+            state=state,
+            limits=parts.limits,
+            dose_used_e=parts.journal.dose_used_e,
+            acquisitions=self.runner.pending,
+            recent_commands=len(self._recent_ns),
+        )
+
+    # ---- at the driver, journalled as STARTED -----------------------------------------------------
+
+    def _act(self, received: Received, outcome: Outcome) -> None:
+        parts, command = self._parts, received.command
+        try:
+            with parts.driver_lock:
+                # The disk, or a start before us, may have taken its time: late is late, stopped is stopped.
+                refusal = self.runner.stopped(received.generation) or check_deadline(
+                    command.not_after_ns, parts.clock.now_ns()
+                )
+                if refusal is None:
+                    self._call(command, outcome)
+                    outcome.at_driver_ns = parts.clock.now_ns()
+        except DriverError as error:
+            # A stop may have fenced it off. Its dose comes back in any case: a scan defined has not run.
+            refusal = self.runner.stopped(received.generation) or Refusal(error.rule, str(error))
+        except Exception as error:
+            logger.exception("command %s failed", command.command_id)
+            refusal = _edge_error(error)
+        if refusal is not None:
+            self._finish(with_state(outcome, FAILED, refusal), release_dose=True)
+            return
+        outcome.loop_latency_ms = loop_latency_ms(command, outcome.at_driver_ns, parts.clock.boot_id)
+        if command.HasField("acquire"):
+            self._queue(received, outcome)
+        else:
+            self._finish(with_state(outcome, DONE, None))
+
+    def _call(self, command: Command, outcome: Outcome) -> None:
+        driver, epoch = self._parts.driver, outcome.command_epoch
+        match command.WhichOneof("action"):
+            case "move_stage":
+                driver.move_stage(epoch, command.move_stage)
+            case "set_optics":
+                driver.set_optics(epoch, command.set_optics)
+            case "acquire":
+                plan = command.acquire
+                driver.define_scan(epoch, outcome.acquisition_id, plan.scan, plan.dose_e_per_frame)
+            case action:
+                raise ValueError(f"no driver call for {action}")
+
+    def _queue(self, received: Received, outcome: Outcome) -> None:
+        command = received.command
+        self._parts.emit(outcome)
+        job = Job(outcome, command.acquire, command.lease_id, command.lease_epoch, received.generation)
+        self.runner.put(job)
+        try:
+            self._parts.journal.amend(outcome)
+        except JournalError as error:
+            logger.error(
+                "command %s: the journal lacks its time at the driver: %s", command.command_id, error
+            )
+
+    def _finish(self, outcome: Outcome, *, release_dose: bool = False) -> None:
+        try:
+            self._parts.journal.finish(outcome, self._parts.clock.now_ns(), release_dose=release_dose)
+        except JournalError as error:
+            # It stays STARTED and becomes UNKNOWN at the next start, which is the safe side.
+            logger.error("command %s: its end is not in the journal: %s", outcome.command_id, error)
+        self._parts.emit(outcome)
+
+
+def digest(command: Command) -> bytes:
+    """SHA-256 of a command's content.
+
+    Boot id and deadline are left out: the steering service may fill them in anew each time it sends the
+    same command, and neither changes what the command does.
+    """
+    content = Command()
+    content.CopyFrom(command)
+    content.ClearField("edge_boot_id")
+    content.ClearField("not_after_ns")
+    return hashlib.sha256(content.SerializeToString(deterministic=True)).digest()
+
+
+def _edge_error(error: Exception) -> Refusal:
+    return Refusal("edge_error", f"{type(error).__name__}: {error}")
+
+
+def loop_latency_ms(command: Command, at_driver_ns: int, boot_id: str) -> float:
+    """From the last byte behind the decision to the driver; 0 when there is no cause on this clock."""
+    cause = command.cause
+    if not cause.last_byte_ns or cause.edge_boot_id != boot_id:
+        return 0.0
+    return (at_driver_ns - cause.last_byte_ns) / 1e6
+
+
+def with_state(outcome: Outcome, state: CommandState, refusal: Refusal | None) -> Outcome:
+    """A copy in another state; ``refusal`` gives its rule and detail."""
+    changed = Outcome()
+    changed.CopyFrom(outcome)
+    changed.state = state
+    changed.rule, changed.detail = refusal or ("", "")
+    return changed

@@ -1,0 +1,66 @@
+"""What the control agent asks of an instrument, and how an instrument says no.
+
+A driver does one thing at a time for one caller, except :meth:`Driver.stop` and :meth:`Driver.get_state`,
+which must work from any thread while another call is in progress.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from nextem.v1.control_pb2 import InstrumentState, Optics, Stage
+from nextem.v1.plan_pb2 import Scan
+
+
+class DriverError(Exception):
+    """The instrument failed in a call. It is not known whether it acted."""
+
+    rule = "driver_failed"
+
+
+class DriverRefused(DriverError):
+    """The instrument said no and did nothing."""
+
+    rule = "driver_refused"
+
+
+class DriverUnreachable(DriverError):
+    """No answer in time. It is not known whether the instrument acted."""
+
+    rule = "driver_unreachable"
+
+
+class Driver(Protocol):
+    """One microscope. Every call returns the state after it.
+
+    ``command_epoch`` counts the commands that the edge has accepted, and frames taken from then on carry it.
+    It never falls from one call to the next, but for what a stop overtakes: an instrument that remembers the
+    highest and refuses less keeps a call that was under way from acting after the stop.
+
+    Every method raises :class:`DriverRefused`, :class:`DriverUnreachable` or :class:`DriverError`, and each
+    is bounded in time.
+    """
+
+    def get_state(self) -> InstrumentState: ...
+
+    def move_stage(self, command_epoch: int, to: Stage) -> InstrumentState:
+        """Moves to an absolute position (nm) and returns when it is there."""
+        ...
+
+    def set_optics(self, command_epoch: int, to: Optics) -> InstrumentState:
+        """Sets every field of the optics."""
+        ...
+
+    def define_scan(
+        self, command_epoch: int, scan_id: str, scan: Scan, dose_e_per_frame: float
+    ) -> InstrumentState:
+        """Makes a scan known without running it. Allowed while another scan runs."""
+        ...
+
+    def start(self, command_epoch: int, scan_id: str) -> InstrumentState:
+        """Runs a defined scan and returns at once. Refused while another scan runs."""
+        ...
+
+    def stop(self, command_epoch: int, reason: str) -> InstrumentState:
+        """Ends whatever runs. Never refused, whatever the epoch; harmless when nothing runs."""
+        ...

@@ -1,0 +1,295 @@
+"""The journal: what was asked of the instrument and what came of it, durable before the driver is touched.
+
+One SQLite file (write-ahead log, ``synchronous=FULL``), owned by one process. It also keeps the two counters
+that must never fall: the lease epoch and the command epoch. Times are on the clock of the edge that wrote
+them, so each row names its boot.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from nextem.v1 import control_pb2 as pb
+from nextem.v1.control_pb2 import CommandState
+
+RECEIVED = pb.COMMAND_STATE_RECEIVED
+STARTED = pb.COMMAND_STATE_STARTED
+DONE = pb.COMMAND_STATE_DONE
+FAILED = pb.COMMAND_STATE_FAILED
+REJECTED = pb.COMMAND_STATE_REJECTED
+UNKNOWN = pb.COMMAND_STATE_UNKNOWN
+
+TRANSITIONS: Mapping[CommandState | None, frozenset[CommandState]] = {
+    None: frozenset({RECEIVED}),
+    RECEIVED: frozenset({STARTED, REJECTED}),
+    STARTED: frozenset({DONE, FAILED, UNKNOWN}),
+    DONE: frozenset(),
+    FAILED: frozenset(),
+    REJECTED: frozenset(),
+    UNKNOWN: frozenset(),
+}
+"""From which state a command may go to which; None is a command not seen yet."""
+
+FINAL = frozenset(state for state, onward in TRANSITIONS.items() if state is not None and not onward)
+
+SCHEMA_VERSION = 1
+_SCHEMA = """
+CREATE TABLE commands (
+    command_id TEXT PRIMARY KEY,
+    digest BLOB NOT NULL,
+    state INTEGER NOT NULL,
+    boot_id TEXT NOT NULL,
+    received_ns INTEGER NOT NULL,
+    started_ns INTEGER,
+    ended_ns INTEGER,
+    dose_e REAL NOT NULL DEFAULT 0,
+    delivered INTEGER NOT NULL DEFAULT 0,
+    outcome BLOB NOT NULL
+) STRICT;
+CREATE INDEX undelivered ON commands (delivered) WHERE delivered = 0;
+CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT;
+INSERT INTO counters VALUES ('command_epoch', 0), ('lease_epoch', 0);
+"""
+
+
+class JournalError(Exception):
+    """The journal cannot be read or written. Nothing may be commanded without it."""
+
+
+class IllegalTransition(JournalError):
+    """A command cannot go from its state to that one; see :data:`TRANSITIONS`."""
+
+
+class Entry(NamedTuple):
+    """One recorded command: its state, the digest of its content, and its newest outcome."""
+
+    state: CommandState
+    digest: bytes
+    outcome: pb.Outcome
+
+
+class Journal:
+    """Thread-safe. Every method raises :class:`JournalError`."""
+
+    def __init__(self, path: Path, boot_id: str) -> None:
+        """Opens or makes the file. What an earlier boot left in STARTED becomes UNKNOWN, for good.
+
+        Raises :class:`JournalError` for a file that is unreadable, from another version, or in use.
+        """
+        self._path, self._boot_id = path, boot_id
+        self._lock = threading.Lock()  # over the connection
+        self._totals = threading.Lock()  # over the two numbers kept in memory
+        self._db: sqlite3.Connection | None = None
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Short: whoever else holds the file is another edge, and will not go away by waiting.
+            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=0.2)
+            self._open(self._db)
+        except (sqlite3.Error, OSError) as error:
+            self.close()
+            raise JournalError(f"{path}: {error}") from error
+        except JournalError:
+            self.close()
+            raise
+
+    def _open(self, db: sqlite3.Connection) -> None:
+        db.execute("PRAGMA locking_mode = EXCLUSIVE")
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = FULL")
+        version: int = db.execute("PRAGMA user_version").fetchone()[0]
+        if version == 0:
+            db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+        elif version != SCHEMA_VERSION:
+            raise JournalError(f"{self._path}: schema version {version} is not {SCHEMA_VERSION}")
+        with self._transaction() as cursor:
+            self._forget_started(cursor)
+            self._dose_e: float = cursor.execute("SELECT total(dose_e) FROM commands").fetchone()[0]
+            self._command_epoch: int = _counter(cursor, "command_epoch")
+
+    def _forget_started(self, cursor: sqlite3.Cursor) -> None:
+        rows = cursor.execute("SELECT outcome FROM commands WHERE state = ?", (STARTED,)).fetchall()
+        for (blob,) in rows:
+            outcome = pb.Outcome.FromString(blob)
+            outcome.state = UNKNOWN
+            outcome.rule = "edge_restarted"
+            outcome.detail = "the edge ended while this command was at the driver; it is never run again"
+            _advance(cursor, outcome, ended_ns=None)
+
+    @property
+    def command_epoch(self) -> int:
+        """The newest command epoch given out; 0 when none was."""
+        return self._command_epoch
+
+    @property
+    def dose_used_e(self) -> float:
+        """Planned electrons of all accepted commands of this file, in every boot."""
+        return self._dose_e
+
+    def lookup(self, command_id: str) -> Entry | None:
+        """What is recorded about a command, or None."""
+        query = "SELECT state, digest, outcome FROM commands WHERE command_id = ?"
+        with self._errors(), self._lock:
+            row = self._connection().execute(query, (command_id,)).fetchone()
+        return row and Entry(row[0], row[1], pb.Outcome.FromString(row[2]))
+
+    def start(
+        self, outcome: pb.Outcome, digest: bytes, started_ns: int, dose_e: float, *, epoch_above: int = 0
+    ) -> pb.Outcome:
+        """RECEIVED and STARTED at once, the dose reserved and a new command epoch taken: one sync to disk.
+
+        The epoch is also above ``epoch_above``, the instrument's own, which a new journal cannot know.
+        Returns the outcome as recorded: STARTED, with its command epoch.
+        """
+        started = pb.Outcome()
+        started.CopyFrom(outcome)
+        started.state = STARTED
+        with self._transaction() as cursor:
+            started.command_epoch = _count(cursor, "command_epoch", above=epoch_above)
+            self._insert(cursor, started, digest, dose_e)
+            _advance(cursor, started, started_ns=started_ns)
+        with self._totals:
+            self._command_epoch = max(self._command_epoch, started.command_epoch)
+            self._dose_e += dose_e
+        return started
+
+    def amend(self, outcome: pb.Outcome) -> None:
+        """Adds what became known about a command in the same state. Not synced: it is worth no waiting."""
+        query = "UPDATE commands SET outcome = ? WHERE command_id = ? AND state = ?"
+        with self._transaction(sync=False) as cursor:
+            cursor.execute(query, (outcome.SerializeToString(), outcome.command_id, outcome.state))
+
+    def reject(self, outcome: pb.Outcome, digest: bytes, ended_ns: int) -> None:
+        """RECEIVED and REJECTED at once."""
+        with self._transaction() as cursor:
+            self._insert(cursor, outcome, digest, 0.0)
+            _advance(cursor, outcome, ended_ns=ended_ns)
+
+    def record_stop(self, outcome: pb.Outcome, digest: bytes, started_ns: int, ended_ns: int) -> None:
+        """The whole life of a stop, afterwards: stop is the one command that does not wait for the disk."""
+        started = pb.Outcome()
+        started.CopyFrom(outcome)
+        started.state = STARTED
+        with self._transaction() as cursor:
+            query = "UPDATE counters SET value = max(value, ?) WHERE name = 'command_epoch'"
+            cursor.execute(query, (outcome.command_epoch,))
+            self._insert(cursor, outcome, digest, 0.0)
+            _advance(cursor, started, started_ns=started_ns)
+            _advance(cursor, outcome, ended_ns=ended_ns)
+        with self._totals:
+            self._command_epoch = max(self._command_epoch, outcome.command_epoch)
+
+    def finish(self, outcome: pb.Outcome, ended_ns: int, *, release_dose: bool = False) -> None:
+        """STARTED to ``outcome.state``. ``release_dose`` gives back the dose of what surely never ran."""
+        with self._transaction() as cursor:
+            released = 0.0
+            if release_dose:
+                query = "SELECT dose_e FROM commands WHERE command_id = ?"
+                released = (cursor.execute(query, (outcome.command_id,)).fetchone() or (0.0,))[0]
+                cursor.execute("UPDATE commands SET dose_e = 0 WHERE command_id = ?", (outcome.command_id,))
+            _advance(cursor, outcome, ended_ns=ended_ns)
+        with self._totals:
+            self._dose_e -= released
+
+    def next_lease_epoch(self) -> int:
+        """A lease epoch larger than any before, durable on return."""
+        with self._transaction() as cursor:
+            return _count(cursor, "lease_epoch")
+
+    def undelivered(self, at_most: int = 1000) -> list[pb.Outcome]:
+        """Newest outcomes that the steering service has not confirmed, oldest first."""
+        query = "SELECT outcome FROM commands WHERE delivered = 0 ORDER BY rowid DESC LIMIT ?"
+        with self._errors(), self._lock:
+            rows = self._connection().execute(query, (at_most,)).fetchall()
+        return [pb.Outcome.FromString(blob) for (blob,) in reversed(rows)]
+
+    def mark_delivered(self, command_ids: Sequence[str]) -> None:
+        """The steering service has these final outcomes. Not synced: a repeat after a crash does no harm."""
+        with self._transaction(sync=False) as cursor:
+            cursor.executemany(
+                f"UPDATE commands SET delivered = 1 WHERE command_id = ? AND state IN ({_FINAL_SQL})",
+                [(command_id,) for command_id in command_ids],
+            )
+
+    def close(self) -> None:
+        """Closes the file; harmless twice."""
+        with self._lock:
+            if self._db is not None:
+                self._db.close()
+                self._db = None
+
+    # ---- inside -------------------------------------------------------------------------------
+
+    def _connection(self) -> sqlite3.Connection:
+        if self._db is None:
+            raise JournalError(f"{self._path}: the journal is closed")
+        return self._db
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OverflowError) as error:
+            raise JournalError(f"{self._path}: {error}") from error
+
+    @contextmanager
+    def _transaction(self, *, sync: bool = True) -> Iterator[sqlite3.Cursor]:
+        with self._errors(), self._lock:
+            db = self._connection()
+            if not sync:
+                db.execute("PRAGMA synchronous = NORMAL")
+            cursor = db.cursor()
+            cursor.execute("BEGIN IMMEDIATE")
+            try:
+                yield cursor
+                cursor.execute("COMMIT")
+            finally:
+                if db.in_transaction:
+                    cursor.execute("ROLLBACK")
+                if not sync:
+                    db.execute("PRAGMA synchronous = FULL")
+
+    def _insert(self, cursor: sqlite3.Cursor, outcome: pb.Outcome, digest: bytes, dose_e: float) -> None:
+        row = cursor.execute("SELECT 1 FROM commands WHERE command_id = ?", (outcome.command_id,)).fetchone()
+        if row is not None:
+            raise IllegalTransition(f"command {outcome.command_id} is recorded already")
+        cursor.execute(
+            "INSERT INTO commands (command_id, digest, state, boot_id, received_ns, dose_e, outcome)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (outcome.command_id, digest, RECEIVED, self._boot_id, outcome.received_ns, dose_e, b""),
+        )
+
+
+_FINAL_SQL = ", ".join(str(int(state)) for state in sorted(FINAL))
+
+
+def _advance(
+    cursor: sqlite3.Cursor, outcome: pb.Outcome, *, started_ns: int | None = None, ended_ns: int | None = None
+) -> None:
+    query = "SELECT state FROM commands WHERE command_id = ?"
+    row = cursor.execute(query, (outcome.command_id,)).fetchone()
+    now: CommandState | None = row[0] if row else None
+    if now is None or outcome.state not in TRANSITIONS[now]:
+        name = "nothing recorded" if now is None else CommandState.Name(now)
+        raise IllegalTransition(
+            f"command {outcome.command_id}: {name} to {CommandState.Name(outcome.state)} is not allowed"
+        )
+    cursor.execute(
+        "UPDATE commands SET state = ?, outcome = ?, delivered = 0, started_ns = coalesce(?, started_ns),"
+        " ended_ns = ? WHERE command_id = ?",
+        (outcome.state, outcome.SerializeToString(), started_ns, ended_ns, outcome.command_id),
+    )
+
+
+def _count(cursor: sqlite3.Cursor, name: str, above: int = 0) -> int:
+    cursor.execute("UPDATE counters SET value = max(value, ?) + 1 WHERE name = ?", (above, name))
+    return _counter(cursor, name)
+
+
+def _counter(cursor: sqlite3.Cursor, name: str) -> int:
+    value: int = cursor.execute("SELECT value FROM counters WHERE name = ?", (name,)).fetchone()[0]
+    return value

@@ -1,0 +1,188 @@
+"""The checks between a command and the driver: one pure function, one table of rules in order.
+
+The first rule that says no decides. Stop passes through none of this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from nextem.edge.control.lease import Lease, check_lease
+from nextem.edge.control.limits import (
+    Limits,
+    LimitsUnreadable,
+    Refusal,
+    check_move,
+    check_optics,
+    check_scan,
+)
+from nextem.v1.control_pb2 import Command, InstrumentState
+
+MAX_ID_LENGTH = 128
+PLAN_SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What the edge knows at the moment of a check. Times in ns on the edge's clock.
+
+    ``state`` is the instrument's state, or why it cannot be read. ``acquisitions`` wait or run now.
+    ``recent_commands`` came in during the last minute, this one included.
+    """
+
+    instrument: str
+    boot_id: str
+    now_ns: int
+    lease: Lease | None
+    state: InstrumentState | Refusal
+    limits: Limits | LimitsUnreadable
+    dose_used_e: float
+    acquisitions: int
+    recent_commands: int
+
+
+class Verdict(NamedTuple):
+    """``refusal`` is None when the command may go on; ``dose_e`` are the electrons that it plans to use."""
+
+    refusal: Refusal | None
+    dose_e: float
+
+
+def planned_dose_e(command: Command) -> float:
+    """Electrons of all frames of an acquire command together; 0 for anything else."""
+    plan = command.acquire
+    return plan.scan.size_y * plan.scan.size_x * plan.dose_e_per_frame
+
+
+def check(command: Command, context: Context) -> Verdict:
+    """Applies :data:`RULES` in order. Pure: reads no clock, touches nothing."""
+    for rule in RULES:
+        if refusal := rule(command, context):
+            return Verdict(refusal, 0.0)
+    return Verdict(None, planned_dose_e(command))
+
+
+def check_deadline(not_after_ns: int, now_ns: int) -> Refusal | None:
+    """Refuses what is late, and by how much. A command without a deadline is refused too."""
+    if not_after_ns == 0:
+        return Refusal("deadline", "not_after_ns is 0: the command has no deadline")
+    if now_ns > not_after_ns:
+        return Refusal("deadline", f"{(now_ns - not_after_ns) / 1e6:.3f} ms late")
+    return None
+
+
+# ---- the rules, in order ------------------------------------------------------------------------
+
+
+def _form(command: Command, context: Context) -> Refusal | None:
+    if not 0 < len(command.command_id) <= MAX_ID_LENGTH:
+        return Refusal("command_id", f"length {len(command.command_id)} is outside 1..{MAX_ID_LENGTH}")
+    if command.instrument != context.instrument:
+        return Refusal("instrument", f"{command.instrument!r} is not {context.instrument!r}")
+    action = command.WhichOneof("action")
+    if action is None:
+        return Refusal("action", "the command asks for nothing that this edge knows")
+    if action == "acquire" and command.acquire.schema_version != PLAN_SCHEMA_VERSION:
+        return Refusal(
+            "plan.schema_version", f"{command.acquire.schema_version} is not {PLAN_SCHEMA_VERSION}"
+        )
+    return None
+
+
+def _boot_id(command: Command, context: Context) -> Refusal | None:
+    if command.edge_boot_id != context.boot_id:
+        return Refusal(
+            "boot_id",
+            f"the deadline is on the clock of edge boot {command.edge_boot_id!r}, not of {context.boot_id!r}",
+        )
+    return None
+
+
+def _deadline(command: Command, context: Context) -> Refusal | None:
+    return check_deadline(command.not_after_ns, context.now_ns)
+
+
+def _lease(command: Command, context: Context) -> Refusal | None:
+    return check_lease(command.lease_id, command.lease_epoch, context.lease, context.now_ns)
+
+
+def _state_known(command: Command, context: Context) -> Refusal | None:
+    return context.state if isinstance(context.state, Refusal) else None
+
+
+def _expected_state(command: Command, context: Context) -> Refusal | None:
+    assert isinstance(context.state, InstrumentState)
+    version = context.state.state_version
+    if command.expected_state_version not in (0, version):
+        return Refusal(
+            "expected_state_version",
+            f"{command.expected_state_version} was expected; the instrument is at {version}",
+        )
+    return None
+
+
+def _limits(command: Command, context: Context) -> Refusal | None:
+    assert isinstance(context.state, InstrumentState)
+    if isinstance(context.limits, LimitsUnreadable):
+        return Refusal("limits_unreadable", str(context.limits))
+    if context.recent_commands > context.limits.commands_per_minute:
+        return Refusal(
+            "limit:commands_per_minute", f"{context.recent_commands} > {context.limits.commands_per_minute}"
+        )
+    match command.WhichOneof("action"):
+        case "move_stage":
+            return check_move(context.limits.stage, command.move_stage, context.state.stage)
+        case "set_optics":
+            return check_optics(context.limits.optics, command.set_optics)
+        case _:
+            plan = command.acquire
+            return check_scan(context.limits.scan, plan.scan, plan.dose_e_per_frame)
+
+
+def _dose_budget(command: Command, context: Context) -> Refusal | None:
+    assert isinstance(context.limits, Limits)
+    planned = planned_dose_e(command)
+    if planned and context.dose_used_e + planned > context.limits.dose_budget_e:
+        return Refusal(
+            "dose_budget",
+            f"{context.dose_used_e:.6g} used + {planned:.6g} planned > {context.limits.dose_budget_e:.6g} e",
+        )
+    return None
+
+
+def _queue(command: Command, context: Context) -> Refusal | None:
+    assert isinstance(context.limits, Limits)
+    if command.HasField("acquire") and context.acquisitions >= context.limits.max_acquisitions:
+        return Refusal(
+            "limit:max_acquisitions",
+            f"{context.acquisitions} wait or run, {context.limits.max_acquisitions} are allowed",
+        )
+    return None
+
+
+def _instrument_free(command: Command, context: Context) -> Refusal | None:
+    assert isinstance(context.state, InstrumentState)
+    if command.HasField("acquire"):
+        return None
+    # Moving under a scan would spoil it, and under a waiting one would put its dose in another place.
+    if context.state.scanning:
+        return Refusal("instrument_busy", f"scan {context.state.scan_id!r} is running")
+    if context.acquisitions:
+        return Refusal("instrument_busy", f"{context.acquisitions} acquisitions wait or run")
+    return None
+
+
+RULES: tuple[Callable[[Command, Context], Refusal | None], ...] = (
+    _form,
+    _boot_id,
+    _deadline,
+    _lease,
+    _state_known,
+    _expected_state,
+    _limits,
+    _dose_budget,
+    _queue,
+    _instrument_free,
+)

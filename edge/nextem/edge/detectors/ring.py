@@ -1,0 +1,58 @@
+"""The memory between socket and reduction: bounded, in slabs, the last one given back is the next one used.
+
+Last in, first out keeps the slabs that are in use few, so that they stay in the processor's cache.
+"""
+
+from __future__ import annotations
+
+from threading import Lock
+
+from nextem.edge.detectors.base import Slab
+
+SLAB_BYTES = 8 << 20
+_MESSAGES_PER_SLAB = 2
+
+
+class Ring:
+    """At most ``ring_bytes`` of slabs. Thread-safe: one thread takes, another gives back."""
+
+    def __init__(self, ring_bytes: int) -> None:
+        self._limit = ring_bytes
+        self._lock = Lock()
+        self._free: list[Slab] = []
+        self._slab_bytes = min(SLAB_BYTES, ring_bytes)
+        self._allocated = 0
+
+    @property
+    def slab_bytes(self) -> int:
+        return self._slab_bytes
+
+    def fit(self, message_bytes: int) -> bool:
+        """Makes the slabs taken from now on hold some messages of this size; False where the ring cannot."""
+        wanted = max(min(SLAB_BYTES, self._limit), _MESSAGES_PER_SLAB * message_bytes)
+        if wanted > self._limit:
+            return False
+        with self._lock:
+            if wanted != self._slab_bytes:
+                self._slab_bytes = wanted
+                self._allocated -= sum(len(slab.data) for slab in self._free)
+                self._free.clear()
+        return True
+
+    def take(self) -> Slab | None:
+        """A slab, or None while the ring is full."""
+        with self._lock:
+            if self._free:
+                return self._free.pop()
+            if self._allocated + self._slab_bytes > self._limit:
+                return None
+            self._allocated += self._slab_bytes
+            return Slab(self._slab_bytes)
+
+    def give(self, slab: Slab) -> None:
+        """Takes a slab back."""
+        with self._lock:
+            if len(slab.data) == self._slab_bytes:
+                self._free.append(slab)
+            else:  # of an earlier frame size
+                self._allocated -= len(slab.data)

@@ -1,0 +1,223 @@
+"""The edge's data path: receive, reduce, encode, spool, publish.
+
+Three threads, each with bounded work before it:
+
+* the detector's reads the socket into the ring (:mod:`nextem.edge.detectors`),
+* the reducing one takes batches from the ring, makes blocks and spools them (:mod:`nextem.edge.reducing`),
+* the publisher brings the spool to the log, in order (:mod:`nextem.edge.uplink.publisher`).
+
+No thread waits for the one after it: a full ring and a full spool cost frames, which the accounting lists.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from nextem.edge.acquisition import Acquisition, AcquisitionBusy, new_acquisition, passive_plan
+from nextem.edge.detectors.base import (
+    AcquisitionRefused,
+    Announcement,
+    Claim,
+    Detector,
+    Ending,
+    FrameBatch,
+    Sink,
+)
+from nextem.edge.detectors.merlin_stream import MerlinOptions, MerlinStream
+from nextem.edge.recovery import recover
+from nextem.edge.reducing import Closed, Frames, Opened, Reducing
+from nextem.edge.reduction import PixelFormat, compile_reduction
+from nextem.edge.uplink import spool as spooling
+from nextem.edge.uplink.publisher import Publisher
+from nextem.edge.uplink.spool import Spool
+from nextem.v1 import acquisition_pb2 as pb
+from nextem.v1 import plan_pb2
+from nextem.wire.clock import Clock
+from nextem.wire.ids import uuid7
+from nextem.wire.log import Log
+
+log = logging.getLogger(__name__)
+
+CLOSE_TIMEOUT_S = 10.0
+
+MakeDetector = Callable[[Sink, Clock], Detector]
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineConfig:
+    """Where frames come from and where they wait.
+
+    ``idle_timeout_s`` without a byte ends an acquisition that has begun to send. Without ``passive_plan`` an
+    acquisition that nobody expected is refused. ``on_finished`` is called from the reducing thread.
+    """
+
+    instrument: str
+    detector_host: str
+    detector_data_port: int
+    spool_dir: Path
+    ring_bytes: int = 256 << 20
+    idle_timeout_s: float = 5.0
+    passive_plan: plan_pb2.Plan | None = None
+    on_finished: Callable[[pb.AcquisitionFinished], None] | None = None
+    spool_bytes: int = spooling.MAX_BYTES
+    spool_segment_bytes: int = spooling.SEGMENT_BYTES
+    close_timeout_s: float = CLOSE_TIMEOUT_S
+
+
+class EdgePipeline:
+    """One instrument's data path. It is the detector's :class:`~nextem.edge.detectors.base.Sink`."""
+
+    def __init__(
+        self, config: PipelineConfig, to: Log, clock: Clock, *, make_detector: MakeDetector | None = None
+    ) -> None:
+        """Opens the spool and closes what a dead edge left open. Raises ``SpoolBusy``."""
+        self._config, self._clock = config, clock
+        self._spool = Spool(
+            config.spool_dir, max_bytes=config.spool_bytes, segment_bytes=config.spool_segment_bytes
+        )
+        recover(self._spool)
+        self._publisher = Publisher(self._spool, to, clock)
+        self._reducing = Reducing(config.instrument, self._spool, self._publisher, clock, self._on_finished)
+        self._detector = make_detector(self, clock) if make_detector else self._merlin()
+        self._lock = Lock()
+        self._expected: Acquisition | None = None
+        self._running: set[str] = set()
+        self._frames_lost = self._acquisitions = 0
+
+    def start(self) -> None:
+        """Starts the threads; what a dead edge left in the spool is published first."""
+        for itemsize in (1, 2, 4):
+            # The first frames of an acquisition must not wait for a compiler.
+            compile_reduction(plan_pb2.Reduction(), (16, 16), PixelFormat(itemsize), 1)
+        self._publisher.start()
+        self._reducing.start()
+        self._detector.start()
+
+    def close(self) -> None:
+        """Ends what runs, publishes what it can within the time-out, keeps the rest in the spool."""
+        with self._lock:
+            expected = self._expected
+        if expected is not None:
+            expected.stop("the edge is closing")
+        self._detector.close()
+        self._reducing.close()
+        if not self._publisher.close(self._config.close_timeout_s):
+            log.warning("%d entries stay in the spool", self._publisher.counters()["waiting"])
+        self._spool.close()
+
+    def expect(self, acquisition_id: str, plan: plan_pb2.Plan, command_id: str) -> Acquisition:
+        """The detector's next header belongs to this acquisition. Call before the instrument starts.
+
+        Raises :class:`AcquisitionBusy` while another one is expected or runs.
+        """
+        acquisition = self._new(acquisition_id, plan, command_id)
+        with self._lock:
+            if self._expected is not None or self._running:
+                other = self._expected.acquisition_id if self._expected else next(iter(self._running))
+                raise AcquisitionBusy(f"acquisition {other} is expected or runs, {acquisition_id} cannot be")
+            self._expected = acquisition
+        return acquisition
+
+    def stats(self) -> dict[str, Any]:
+        """Counters since the start: frames, bytes, processor time of each stage, latency to the log."""
+        received, published, times = (
+            self._detector.counters(),
+            self._publisher.counters(),
+            self._reducing.times,
+        )
+        return {
+            **self._reducing.totals,
+            "acquisitions": self._acquisitions,
+            "frames_received": received["frames_received"],
+            "frames_lost": self._frames_lost,
+            "receiver": dict(received),
+            "publisher": dict(published),
+            "spool_bytes": self._spool.bytes_used,
+            "busy_ns": {
+                "receive": received["busy_ns"],
+                "reduce": times.reduce_ns,
+                "encode": times.encode_ns,
+                "spool": times.spool_ns,
+                "publish": published["busy_ns"],
+            },
+            "latency_ms": {"p50": self._publisher.latency_ms(0.5), "p99": self._publisher.latency_ms(0.99)},
+        }
+
+    # ---- from the detector's thread -----------------------------------------------------------
+
+    def open(self, announcement: Announcement) -> Claim | None:
+        with self._lock:
+            acquisition, self._expected = self._expected, None
+            if acquisition is None:
+                template = self._config.passive_plan
+                if template is None:
+                    error = AcquisitionRefused(f"{announcement.frames} frames that nobody commanded")
+                    log.error("%s: %s (acquisition none)", type(error).__name__, error)
+                    return None
+                acquisition = self._new(uuid7(), passive_plan(template, announcement), "")
+            self._running.add(acquisition.acquisition_id)
+        scan = acquisition.plan.scan
+        if announcement.frames and scan.size_y * scan.size_x != announcement.frames:
+            planned, told = f"{scan.size_y} x {scan.size_x}", announcement.frames
+            log.warning(
+                "the plan's scan is %s, the detector announces %d frames (acquisition %s)",
+                planned, told, acquisition.acquisition_id,
+            )  # fmt: skip
+        self._reducing.put(Opened(acquisition, announcement))
+        return acquisition
+
+    def frames(self, claim: Claim, batch: FrameBatch) -> None:
+        assert isinstance(claim, Acquisition)
+        self._reducing.put(Frames(claim, batch))
+
+    def close_claim(self, claim: Claim, ending: Ending) -> None:
+        assert isinstance(claim, Acquisition)
+        self._reducing.put(Closed(claim, ending))
+
+    # ---- inside -------------------------------------------------------------------------------
+
+    def _merlin(self) -> Detector:
+        config = self._config
+        options = MerlinOptions(
+            config.detector_host, config.detector_data_port, config.ring_bytes, config.idle_timeout_s
+        )
+        return MerlinStream(options, self, self._clock)
+
+    def _new(self, acquisition_id: str, plan: plan_pb2.Plan, command_id: str) -> Acquisition:
+        return new_acquisition(acquisition_id, plan, command_id, self._reducing.hungry, self._cancel)
+
+    def _cancel(self, acquisition: Acquisition) -> None:
+        """A stop before the detector's header: nothing was announced, so nothing is lost or published."""
+        with self._lock:
+            if self._expected is not acquisition:
+                return
+            self._expected = None
+        acquisition.resolve(
+            pb.AcquisitionFinished(
+                acquisition_id=acquisition.acquisition_id,
+                reason=pb.FINISH_REASON_STOPPED,
+                error=f"NoHeader: stopped before the detector began ({acquisition.stop_reason()})",
+                finished_ns=self._clock.now_ns(),
+            )
+        )
+
+    def _on_finished(self, acquisition: Acquisition, finished: pb.AcquisitionFinished) -> None:
+        with self._lock:
+            self._running.discard(acquisition.acquisition_id)
+            self._acquisitions += 1
+            self._frames_lost += finished.frames_lost
+        level = logging.INFO if finished.reason == pb.FINISH_REASON_COMPLETE else logging.ERROR
+        text = "%s (acquisition %s: %d frames announced, %d stored, %d lost)"
+        reason = pb.FinishReason.Name(finished.reason).removeprefix("FINISH_REASON_").lower()
+        log.log(
+            level, text, finished.error or reason, acquisition.acquisition_id,
+            finished.frames_announced, finished.frames_stored, finished.frames_lost,
+        )  # fmt: skip
+        acquisition.resolve(finished)
+        if self._config.on_finished is not None:
+            self._config.on_finished(finished)

@@ -1,0 +1,105 @@
+"""The edge as a program: the data path and, where it is to be steered, the control agent."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+
+from nextem.edge.pipeline import EdgePipeline, PipelineConfig
+from nextem.v1 import plan_pb2
+from nextem.wire.clock import Clock, MonotonicClock
+from nextem.wire.log import Log, open_log
+
+logger = logging.getLogger(__name__)
+
+_SWITCH_INTERVAL_S = 0.001
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeOptions:
+    """Where everything is. ``log`` is an address for :func:`nextem.wire.log.open_log`.
+
+    Addresses are "host:port". Without ``steering_address`` or ``instrument_address`` the edge only listens to
+    the detector; without ``limits_path`` the built-in limits of the simulator hold.
+    """
+
+    instrument: str
+    log: str
+    detector_host: str
+    detector_data_port: int
+    spool_dir: Path
+    journal_path: Path
+    limits_path: Path | None = None
+    instrument_address: str | None = None
+    steering_address: str | None = None
+    passive_plan: plan_pb2.Plan | None = None
+    ring_bytes: int = 256 << 20
+    idle_timeout_s: float = 5.0
+
+
+def run_edge(options: EdgeOptions, stop: Event, ready: Callable[[], None] | None = None) -> None:
+    """Runs until ``stop`` is set, then closes everything in order; calls ``ready`` once it listens.
+
+    The agent goes first, so that nothing can be commanded while the data path drains.
+    """
+    # Three threads share the interpreter; each only holds it briefly, and none should wait 5 ms for it.
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    clock = MonotonicClock()
+    with ExitStack() as stack:
+        to = open_log(options.log)
+        stack.callback(to.close)
+        pipeline = EdgePipeline(
+            PipelineConfig(
+                instrument=options.instrument,
+                detector_host=options.detector_host,
+                detector_data_port=options.detector_data_port,
+                spool_dir=options.spool_dir,
+                ring_bytes=options.ring_bytes,
+                idle_timeout_s=options.idle_timeout_s,
+                passive_plan=options.passive_plan,
+            ),
+            to,
+            clock,
+        )
+        stack.callback(pipeline.close)
+        pipeline.start()
+        if options.steering_address and options.instrument_address:
+            _start_agent(stack, options, pipeline, clock, to)
+        logger.info("the edge of %s runs, boot %s", options.instrument, clock.boot_id)
+        if ready is not None:
+            ready()
+        stop.wait()
+
+
+def _start_agent(
+    stack: ExitStack, options: EdgeOptions, pipeline: EdgePipeline, clock: Clock, to: Log
+) -> None:
+    from nextem.edge.control.agent import ControlAgent, ControlOptions
+    from nextem.edge.control.grpc_driver import GrpcDriver
+    from nextem.edge.control.limits import default_limits
+
+    assert options.steering_address is not None
+    assert options.instrument_address is not None
+    driver = GrpcDriver(options.instrument_address)
+    stack.callback(driver.close)
+    agent = ControlAgent(
+        ControlOptions(
+            instrument=options.instrument,
+            steering=options.steering_address,
+            instrument_address=options.instrument_address,
+            journal_path=options.journal_path,
+            limits=options.limits_path or default_limits(),
+            margin_s=3 * options.idle_timeout_s,
+        ),
+        driver,
+        pipeline,
+        clock,
+        to,
+    )
+    stack.callback(agent.close)
+    agent.start()

@@ -1,0 +1,199 @@
+"""Numba kernels of the event list; :mod:`nextem.wire.events` says what the streams mean."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit, types
+
+from nextem.wire.pixels import load_pixel, scan_frame
+
+ESCAPE = 255
+"""In a byte stream: the number stands in the wide stream."""
+
+OK, WIDE_GAP_MISSING, WIDE_GAP_SMALL, OUTSIDE, WIDE_VALUE_MISSING, WIDE_VALUE_SMALL, LEFT_OVER = range(7)
+"""What :func:`expand` found."""
+
+
+@njit(cache=True, nogil=True)
+def put_event(
+    event: int,
+    gap: np.int64,
+    value: int,
+    wide: tuple[int, int],
+    gaps: npt.NDArray[np.uint8],
+    values: npt.NDArray[np.uint8],
+    wide_gaps: npt.NDArray[np.uint32],
+    wide_values: npt.NDArray[Any],
+) -> tuple[int, int]:
+    """Appends one event; returns how many wide gaps and wide values there are now.
+
+    The wide numbers are always written and mostly overwritten by the next: a jump that depends on data costs
+    ten times as much. So the wide buffers have room for one more than they can need.
+    """
+    n_gaps, n_values = wide
+    intensity = np.uint64(value)
+    gaps[event] = gap if gap < ESCAPE else ESCAPE
+    less_one = intensity - np.uint64(1)
+    values[event] = less_one if less_one < np.uint64(ESCAPE) else np.uint64(ESCAPE)
+    wide_gaps[n_gaps] = gap
+    wide_values[n_values] = value
+    return n_gaps + int(gap >= ESCAPE), n_values + int(intensity > np.uint64(ESCAPE))
+
+
+@njit(cache=True, nogil=True)
+def frames_to_streams(
+    address: int,
+    pixels: int,
+    scratch: npt.NDArray[np.uint32],
+    counts: npt.NDArray[np.uint32],
+    gaps: npt.NDArray[np.uint8],
+    values: npt.NDArray[np.uint8],
+    wide_gaps: npt.NDArray[np.uint32],
+    wide_values: npt.NDArray[Any],
+) -> tuple[int, int]:
+    """Native contiguous frames to streams; buffers hold every event; returns the lengths of the wide ones."""
+    event = 0
+    wide = (0, 0)
+    itemsize = wide_values.itemsize
+    for frame in range(counts.size):
+        start = address + frame * pixels * itemsize
+        found = scan_frame(start, pixels, wide_values, scratch)
+        counts[frame] = found
+        previous = np.int64(-1)
+        for k in range(found):
+            index = np.int64(scratch[k])
+            value = load_pixel(types.uintp(start + index * itemsize), False, wide_values)
+            gap = index - previous - 1
+            previous = index
+            wide = put_event(event, gap, value, wide, gaps, values, wide_gaps, wide_values)
+            event += 1
+    return wide
+
+
+@njit(cache=True, nogil=True)
+def csr_to_streams(
+    indptr: npt.NDArray[np.uint32],
+    indices: npt.NDArray[np.uint32],
+    pixel_values: npt.NDArray[Any],
+    gaps: npt.NDArray[np.uint8],
+    values: npt.NDArray[np.uint8],
+    wide_gaps: npt.NDArray[np.uint32],
+    wide_values: npt.NDArray[Any],
+) -> tuple[int, int]:
+    """CSR to streams, checked before by the caller; returns the lengths of the wide streams."""
+    wide = (0, 0)
+    for frame in range(indptr.size - 1):
+        previous = np.int64(-1)
+        for event in range(np.int64(indptr[frame]), np.int64(indptr[frame + 1])):
+            index = np.int64(indices[event])
+            gap = index - previous - 1
+            previous = index
+            wide = put_event(event, gap, pixel_values[event], wide, gaps, values, wide_gaps, wide_values)
+    return wide
+
+
+@njit(cache=True, nogil=True)
+def frames_to_csr(
+    address: int,
+    pixels: int,
+    scratch: npt.NDArray[np.uint32],
+    indptr: npt.NDArray[np.uint32],
+    indices: npt.NDArray[np.uint32],
+    values: npt.NDArray[Any],
+) -> int:
+    """Native contiguous frames to CSR; the buffers hold every event; returns how many there are."""
+    event = 0
+    for frame in range(indptr.size - 1):
+        start = address + frame * pixels * values.itemsize
+        for k in range(scan_frame(start, pixels, values, scratch)):
+            index = np.int64(scratch[k])
+            indices[event] = index
+            values[event] = load_pixel(types.uintp(start + index * values.itemsize), False, values)
+            event += 1
+        indptr[frame + 1] = event
+    return event
+
+
+@njit(cache=True, nogil=True)
+def expand(
+    counts: npt.NDArray[np.uint32],
+    gaps: npt.NDArray[np.uint8],
+    values: npt.NDArray[np.uint8],
+    wide_gaps: npt.NDArray[np.uint32],
+    wide_values: npt.NDArray[Any],
+    pixels: int,
+    indptr: npt.NDArray[np.uint32],
+    indices: npt.NDArray[np.uint32],
+    out: npt.NDArray[Any],
+) -> int:
+    """Streams to CSR. The caller has checked that counts add up to the other lengths; the rest is checked
+    here.
+
+    Returns OK or what is wrong; whatever the streams hold, nothing outside the arrays is read or written, and
+    on OK every index is inside the frame and ascending. A wide number that would have fitted a byte is
+    refused, so that one set of frames has one encoding.
+    """
+    event, n_gaps, n_values = 0, 0, 0
+    for frame in range(counts.size):
+        index = np.int64(-1)
+        for _ in range(np.int64(counts[frame])):
+            gap = np.int64(gaps[event])
+            if gap == ESCAPE:
+                if n_gaps >= wide_gaps.size:
+                    return WIDE_GAP_MISSING
+                gap = np.int64(wide_gaps[n_gaps])
+                n_gaps += 1
+                if gap < ESCAPE:
+                    return WIDE_GAP_SMALL
+            index += gap + 1
+            if index >= pixels:
+                return OUTSIDE
+            indices[event] = index
+            if values[event] < ESCAPE:
+                out[event] = np.int64(values[event]) + 1
+            else:
+                if n_values >= wide_values.size:
+                    return WIDE_VALUE_MISSING
+                if wide_values[n_values] <= ESCAPE:
+                    return WIDE_VALUE_SMALL
+                out[event] = wide_values[n_values]
+                n_values += 1
+            event += 1
+        indptr[frame + 1] = event
+    if n_gaps != wide_gaps.size or n_values != wide_values.size:
+        return LEFT_OVER
+    return OK
+
+
+@njit(cache=True, nogil=True)
+def scatter(
+    indptr: npt.NDArray[np.uint32],
+    indices: npt.NDArray[np.uint32],
+    values: npt.NDArray[Any],
+    frames: npt.NDArray[Any],
+) -> None:
+    """CSR, already checked, into zeroed ``frames`` of shape (n, pixels)."""
+    for frame in range(indptr.size - 1):
+        for event in range(np.int64(indptr[frame]), np.int64(indptr[frame + 1])):
+            frames[frame, indices[event]] = values[event]
+
+
+@njit(cache=True, nogil=True)
+def is_valid_csr(
+    indptr: npt.NDArray[np.uint32], indices: npt.NDArray[np.uint32], values: npt.NDArray[Any], pixels: int
+) -> bool:
+    """Whether rows are in order, indices ascend strictly inside a frame, and no value is zero."""
+    if indptr[0] != 0 or indptr[indptr.size - 1] != indices.size or indices.size != values.size:
+        return False
+    for frame in range(indptr.size - 1):
+        if indptr[frame] > indptr[frame + 1] or indptr[frame + 1] > indices.size:
+            return False
+        previous = np.int64(-1)
+        for event in range(np.int64(indptr[frame]), np.int64(indptr[frame + 1])):
+            if np.int64(indices[event]) <= previous or indices[event] >= pixels or values[event] == 0:
+                return False
+            previous = np.int64(indices[event])
+    return True

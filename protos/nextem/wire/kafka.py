@@ -1,0 +1,231 @@
+"""The log on Apache Kafka, by kafka-python 3.
+
+Producing: idempotent, all replicas acknowledge, not compressed (blocks already are). kafka-python does not
+bound the bytes it holds; :class:`_Window` does. Consuming: nothing is committed by itself, fetches are
+large, and the broker answers within 10 ms. Errors of the client become ours in ``kafka_client.translate``
+and nowhere else.
+
+What a broker's absence does: appends wait in the window; one not acknowledged within the delivery time-out
+fails with :class:`LogUnavailable` (it may be in the log all the same, if only the answer was lost).
+``poll`` returns nothing while the client reconnects, and raises :class:`LogUnavailable` each time five
+seconds went by without a record and the broker does not answer; it goes on by itself when the broker is
+back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Mapping, Sequence
+from itertools import count
+from typing import Any
+from zlib import crc32
+
+from nextem.wire.kafka_client import (
+    CLIENT,
+    CONNECT_S,
+    KafkaAdminClient,
+    KafkaProducer,
+    TopicPartition,
+    errors,
+    require_fast_checksums,
+    translate,
+    translated,
+)
+from nextem.wire.kafka_consumer import KafkaLogConsumer
+from nextem.wire.log import (
+    MAX_RECORD_BYTES,
+    PARTITIONS,
+    FatalLogError,
+    LogError,
+    LogUnavailable,
+    Position,
+    check_record,
+    check_topic,
+    record_bytes,
+)
+
+MAX_REQUEST_BYTES = 2 * MAX_RECORD_BYTES
+"""A record and Kafka's own framing always fit."""
+BATCH_BYTES = 512 << 10
+DELIVERY_S = 30.0
+
+
+def answers(bootstrap: str, timeout_s: float) -> bool:
+    """Whether a Kafka broker at ``host:port`` answers a metadata request."""
+    host, _, port = bootstrap.rpartition(":")
+    try:
+        # kafka-python logs every refused connection; ask quietly first.
+        socket.create_connection((host, int(port)), timeout=timeout_s).close()
+        settings = {**CLIENT, "bootstrap_timeout_ms": int(timeout_s * 1000)}
+        with KafkaAdminClient(bootstrap_servers=bootstrap, **settings) as admin:
+            admin.list_topics()
+    except (OSError, errors.KafkaError):
+        return False
+    return True
+
+
+class _Window:
+    """Bytes that were appended and are not acknowledged: a bound, a count and the first failure."""
+
+    def __init__(self, limit: int, patience_s: float) -> None:
+        self._limit, self._patience_s = limit, patience_s
+        self._changed = threading.Condition()
+        self._bytes = 0
+        self._failure: errors.KafkaError | None = None
+
+    def take(self, size: int) -> None:
+        with self._changed:
+            # A record larger than the window passes alone.
+            if not self._changed.wait_for(
+                lambda: not self._bytes or self._bytes + size <= self._limit, self._patience_s
+            ):
+                raise LogUnavailable(
+                    f"Kafka: {self._bytes} bytes wait unacknowledged since {self._patience_s:g} s"
+                )
+            self._bytes += size
+
+    def give(self, size: int, outcome: object) -> None:
+        with self._changed:
+            self._bytes -= size
+            if isinstance(outcome, errors.KafkaError) and self._failure is None:
+                self._failure = outcome
+            self._changed.notify_all()
+
+    def drain(self, timeout_s: float) -> None:
+        with self._changed:
+            if not self._changed.wait_for(lambda: not self._bytes, timeout_s):
+                raise LogUnavailable(
+                    f"Kafka: {self._bytes} bytes are still unacknowledged after {timeout_s:g} s"
+                )
+            failure, self._failure = self._failure, None
+        if failure is not None:
+            raise translate(failure, "a record appended before this flush was not taken")
+
+
+class _Pending:
+    """The promise of one append."""
+
+    def __init__(self, future: Any) -> None:
+        self._future = future
+
+    def result(self, timeout_s: float | None = None) -> Position:
+        try:
+            told = self._future.get(timeout_s)
+        except errors.KafkaError as error:
+            # The wait and the delivery time out with the same type; only the future knows which it was.
+            if not self._future.is_done:
+                raise TimeoutError(f"Kafka has not acknowledged the record within {timeout_s} s") from error
+            if self._future.exception is not None:
+                raise translate(self._future.exception, "append") from error
+            told = self._future.value
+        return Position(told.topic, told.partition, told.offset)
+
+    def done(self) -> bool:
+        return bool(self._future.is_done)
+
+
+class KafkaLog:
+    """A log on the brokers at ``bootstrap`` (``host:port[,host:port]``).
+
+    ``max_in_flight_bytes`` bounds what is appended and not yet acknowledged; a full window makes ``append``
+    wait ``max_block_s``, then raise. ``delivery_timeout_s``: after that an unacknowledged record fails.
+    Raises :class:`LogUnavailable` within about five seconds where nothing answers.
+    """
+
+    def __init__(
+        self,
+        bootstrap: str,
+        *,
+        max_in_flight_bytes: int = 64 << 20,
+        max_block_s: float = 10.0,
+        delivery_timeout_s: float = DELIVERY_S,
+    ) -> None:
+        require_fast_checksums()
+        self._bootstrap = [address.strip() for address in bootstrap.split(",")]
+        self._window = _Window(max_in_flight_bytes, max_block_s)
+        self._lock = threading.Lock()
+        self._partitions: dict[str, int] = {}
+        self._turn = count()
+        with translated(f"connecting to {bootstrap}"):
+            self._producer = KafkaProducer(
+                bootstrap_servers=self._bootstrap,
+                enable_idempotence=True,
+                acks="all",
+                compression_type=None,
+                max_request_size=MAX_REQUEST_BYTES,
+                batch_size=BATCH_BYTES,
+                linger_ms=0,
+                max_block_ms=int(CONNECT_S * 1000),
+                delivery_timeout_ms=int(delivery_timeout_s * 1000),
+                request_timeout_ms=int(min(10.0, delivery_timeout_s / 2) * 1000),
+                allow_auto_create_topics=False,
+                metrics_enabled=False,
+                **CLIENT,
+            )
+
+    def append(
+        self,
+        topic: str,
+        value: bytes,
+        *,
+        key: bytes = b"",
+        partition: int | None = None,
+        headers: Mapping[str, bytes] | None = None,
+    ) -> _Pending:
+        check_record(topic, value, key, headers)
+        partitions = self.partitions(topic)
+        if partition is None:
+            partition = (crc32(key) if key else next(self._turn)) % partitions
+        elif not 0 <= partition < partitions:
+            raise FatalLogError(f"{topic} has partitions 0..{partitions - 1}, not {partition}")
+        size = record_bytes(value, key, headers)
+        self._window.take(size)
+        try:
+            with translated(f"append to {topic}"):
+                future = self._producer.send(
+                    topic, value, key or None, list((headers or {}).items()), partition
+                )
+        except LogError:
+            self._window.give(size, None)
+            raise
+        future.add_both(lambda outcome: self._window.give(size, outcome))
+        return _Pending(future)
+
+    def flush(self, timeout_s: float = 30.0) -> None:
+        """Waits for every acknowledgement; raises too where a record since the last flush has failed."""
+        self._window.drain(timeout_s)
+
+    def partitions(self, topic: str) -> int:
+        if topic not in self._partitions:
+            check_topic(topic)
+            with self._lock, translated(f"looking up {topic}"):
+                self._partitions[topic] = self._ensure(topic)
+        return self._partitions[topic]
+
+    def consumer(
+        self, topics: Sequence[str], group: str | None, *, from_start: bool = True
+    ) -> KafkaLogConsumer:
+        partitions = [
+            TopicPartition(topic, number) for topic in topics for number in range(self.partitions(topic))
+        ]
+        with translated(f"joining group {group}"):
+            return KafkaLogConsumer(self._bootstrap, partitions, group, from_start)
+
+    def close(self) -> None:
+        """Waits up to 30 s for what is unacknowledged, then closes."""
+        with translated("close"):
+            self._producer.close(timeout=30.0)
+
+    def _ensure(self, topic: str) -> int:
+        with KafkaAdminClient(bootstrap_servers=self._bootstrap, **CLIENT) as admin:
+            if topic not in admin.list_topics():
+                settings = {
+                    "num_partitions": PARTITIONS.get(topic, 1),
+                    "configs": {"max.message.bytes": str(MAX_REQUEST_BYTES)},
+                }
+                with contextlib.suppress(errors.TopicAlreadyExistsError):
+                    admin.create_topics({topic: settings})
+            admin.wait_for_topics([topic])
+            return len(admin.describe_topics([topic])[0]["partitions"])

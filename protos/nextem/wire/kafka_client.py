@@ -1,0 +1,65 @@
+"""kafka-python as the log uses it: its only import, what every client is set to, its errors as ours."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from nextem.wire.log import CorruptRecord, FatalLogError, LogError, LogUnavailable, RecordTooLarge
+
+with warnings.catch_warnings():
+    # kafka-python 3.0 reads its schemas, while it is imported, by functions that Python 3.11 deprecates.
+    warnings.filterwarnings("ignore", r"(read|open)_text is deprecated", DeprecationWarning)
+    from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition, errors
+    from kafka.record import util as record_util
+    from kafka.structs import OffsetAndMetadata
+
+__all__ = [
+    "CLIENT",
+    "CONNECT_S",
+    "KafkaAdminClient",
+    "KafkaConsumer",
+    "KafkaProducer",
+    "OffsetAndMetadata",
+    "TopicPartition",
+    "errors",
+    "require_fast_checksums",
+    "translate",
+    "translated",
+]
+
+CONNECT_S = 5.0
+
+CLIENT: Mapping[str, Any] = {
+    "bootstrap_timeout_ms": int(CONNECT_S * 1000),
+    "reconnect_backoff_max_ms": 500,  # the default of 30 s would make a short outage long
+}
+_RETRYABLE = (errors.RetriableError, errors.BrokerNotAvailableError, errors.RebalanceInProgressError)
+
+
+def translate(error: errors.KafkaError, doing: str) -> LogError:
+    """Our error for one of kafka-python's: the one place that tells retryable from fatal."""
+    text = f"Kafka: {doing}: {type(error).__name__}: {error}"
+    if isinstance(error, (errors.MessageSizeTooLargeError, errors.RecordListTooLargeError)):
+        return RecordTooLarge(text)
+    if isinstance(error, errors.CorruptRecordError):
+        return CorruptRecord(text)
+    return LogUnavailable(text) if isinstance(error, _RETRYABLE) else FatalLogError(text)
+
+
+@contextlib.contextmanager
+def translated(doing: str) -> Iterator[None]:
+    try:
+        yield
+    except errors.KafkaError as error:
+        raise translate(error, doing) from error
+
+
+def require_fast_checksums() -> None:
+    """Raises :class:`FatalLogError` where kafka-python has no crc32c in C."""
+    if record_util.crc32c_c is None:
+        raise FatalLogError(
+            "kafka-python falls back to checksums in Python, 100 times slower: install crc32c"
+        )

@@ -1,0 +1,175 @@
+"""Reading from Apache Kafka. Used through :mod:`nextem.wire.kafka`, whose page says what it promises."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nextem.wire.kafka_client import (
+    CLIENT,
+    CONNECT_S,
+    KafkaConsumer,
+    OffsetAndMetadata,
+    TopicPartition,
+    errors,
+    translated,
+)
+from nextem.wire.log import LogError, OffsetOutOfRange, Position, Record
+
+IDLE_CHECK_S = 5.0
+
+
+class KafkaLogConsumer:
+    """A member of a consumer group, or a reader of everything. See :class:`nextem.wire.log.Consumer`."""
+
+    def __init__(
+        self,
+        bootstrap: Sequence[str],
+        partitions: Sequence[TopicPartition],
+        group: str | None,
+        from_start: bool,
+    ) -> None:
+        self._group, self._partitions = group, partitions
+        self._returned: dict[TopicPartition, int] = {}
+        self._uncommitted: dict[TopicPartition, int] = {}
+        self._heard_at = time.monotonic()
+        self._consumer = KafkaConsumer(
+            bootstrap_servers=list(bootstrap),
+            group_id=group,
+            enable_auto_commit=False,
+            auto_offset_reset="none",  # where to start is decided here, and a gap is never skipped silently
+            fetch_max_wait_ms=10,
+            fetch_min_bytes=1,
+            fetch_max_bytes=32 << 20,
+            max_partition_fetch_bytes=8 << 20,
+            session_timeout_ms=10_000,
+            heartbeat_interval_ms=500,
+            allow_auto_create_topics=False,
+            metrics_enabled=False,
+            **CLIENT,
+        )
+        # The newest record is the newest now, whenever a partition comes to be ours.
+        self._ends = {} if from_start else self._consumer.end_offsets(partitions)
+        if group is None:
+            self._consumer.assign(partitions)
+            self._start(partitions)
+        else:
+            self._consumer.subscribe(sorted({partition.topic for partition in partitions}))
+
+    def poll(self, max_records: int = 500, timeout_s: float = 0.1) -> list[Record]:
+        deadline = time.monotonic() + timeout_s
+        while True:
+            found: dict[TopicPartition, list[Any]] = {}
+            with translated("poll"):
+                try:
+                    left_ms = max(0.0, deadline - time.monotonic()) * 1000
+                    found = self._consumer.poll(left_ms, max_records)
+                except errors.NoOffsetForPartitionError as error:
+                    self._start(error.args[0])
+                except errors.OffsetOutOfRangeError as error:
+                    raise self._out_of_range(error.args[0]) from error
+            if found or time.monotonic() >= deadline:
+                return self._records(found)
+
+    def commit(self, positions: Sequence[Position] | None = None) -> None:
+        """While the group rebalances: what is still ours afterwards is committed with the next poll."""
+        done = dict(self._returned)
+        if positions is not None:
+            done = {}
+            for at in positions:
+                ours = TopicPartition(at.topic, at.partition)
+                done[ours] = max(at.offset + 1, done.get(ours, 0))
+        if self._group is not None:
+            self._uncommitted.update(done)
+            self._commit()
+
+    def seek(self, position: Position) -> None:
+        ours = TopicPartition(position.topic, position.partition)
+        if ours not in self._consumer.assignment():
+            raise LogError(f"{position.topic}[{position.partition}] is not assigned to this member")
+        self._returned.pop(ours, None)
+        self._consumer.seek(ours, position.offset)
+
+    def rewind(self) -> None:
+        self._returned.clear()
+        with translated("rewind"):
+            fresh = []
+            for ours in self._consumer.assignment():
+                committed = (
+                    None
+                    if self._group is None
+                    else self._consumer.committed(ours, timeout_ms=CONNECT_S * 1000)
+                )
+                if committed is None:
+                    fresh.append(ours)
+                else:
+                    self._consumer.seek(ours, committed)
+            self._start(fresh)
+
+    def assigned(self) -> frozenset[tuple[str, int]]:
+        return frozenset((ours.topic, ours.partition) for ours in self._consumer.assignment() or ())
+
+    def lag(self) -> int:
+        mine = list(self._consumer.assignment())
+        if not mine:
+            return 0
+        with translated("lag"):
+            ends = self._consumer.end_offsets(mine, timeout_ms=CONNECT_S * 1000)
+            return sum(max(0, ends[ours] - (self._consumer.position(ours) or 0)) for ours in mine)
+
+    def close(self) -> None:
+        with translated("close"):
+            self._consumer.close(autocommit=False, timeout_ms=CONNECT_S * 1000)
+
+    def _records(self, found: Mapping[TopicPartition, list[Any]]) -> list[Record]:
+        if self._uncommitted:
+            self._commit()
+        mine = self._consumer.assignment()
+        self._returned = {ours: at for ours, at in self._returned.items() if ours in mine}
+        records = []
+        for ours, batch in found.items():
+            self._returned[ours] = batch[-1].offset + 1
+            for one in batch:
+                position = Position(one.topic, one.partition, one.offset)
+                records.append(Record(position, one.value or b"", one.key or b"", dict(one.headers)))
+        if records:
+            self._heard_at = time.monotonic()
+        elif time.monotonic() - self._heard_at > IDLE_CHECK_S and self._partitions:
+            self._heard_at = time.monotonic()
+            with translated(f"no record for {IDLE_CHECK_S:g} s and no answer"):
+                self._consumer.end_offsets(self._partitions[:1], timeout_ms=1000)
+        return records
+
+    def _commit(self) -> None:
+        mine = self._consumer.assignment()
+        offsets = {
+            ours: OffsetAndMetadata(at, "", -1) for ours, at in self._uncommitted.items() if ours in mine
+        }
+        with translated("commit"):
+            try:
+                if offsets:
+                    self._consumer.commit(offsets, timeout_ms=CONNECT_S * 1000)
+            except (errors.CommitFailedError, errors.RebalanceInProgressError):
+                return
+        self._uncommitted.clear()
+
+    def _start(self, partitions: Sequence[TopicPartition]) -> None:
+        """Partitions without a commit start at the oldest record, or at the end noted at the beginning."""
+        if self._ends:
+            starts = {ours: self._ends[ours] for ours in partitions}
+        else:
+            starts = (
+                self._consumer.beginning_offsets(list(partitions), timeout_ms=CONNECT_S * 1000)
+                if partitions
+                else {}
+            )
+        for ours, offset in starts.items():
+            self._consumer.seek(ours, offset)
+
+    def _out_of_range(self, wanted: Mapping[TopicPartition, int]) -> OffsetOutOfRange:
+        oldest = self._consumer.beginning_offsets(list(wanted), timeout_ms=CONNECT_S * 1000)
+        for ours in wanted:
+            self._consumer.seek(ours, oldest[ours])
+        ours, offset = next(iter(wanted.items()))
+        return OffsetOutOfRange(ours.topic, ours.partition, offset, oldest[ours])

@@ -1,0 +1,154 @@
+"""The Python client of the steering service: submit commands, hold a lease, watch."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from types import TracebackType
+from typing import Any
+
+import grpc
+
+from nextem.client.errors import SteeringUnavailable, typed_errors
+from nextem.client.stream import Stream
+from nextem.v1 import control_pb2, control_pb2_grpc, plan_pb2
+from nextem.wire.ids import uuid7
+
+INSTRUMENT_KEY = "nextem-instrument"
+RETURN_TTL_MS = 100
+
+FINAL_STATES = frozenset(
+    {
+        control_pb2.COMMAND_STATE_DONE,
+        control_pb2.COMMAND_STATE_FAILED,
+        control_pb2.COMMAND_STATE_REJECTED,
+        control_pb2.COMMAND_STATE_UNKNOWN,
+    }
+)
+
+
+def acquire_command(
+    plan: plan_pb2.Plan,
+    issuer: str,
+    instrument: str,
+    lease: control_pb2.Lease,
+    *,
+    cause: control_pb2.Cause | None = None,
+    valid_for_ms: int = 0,
+    command_id: str = "",
+) -> control_pb2.Command:
+    """A command to acquire ``plan`` under ``lease``; a new id unless one is given.
+
+    ``valid_for_ms``: how long it may wait for the driver; 0 leaves that to the service (5 s).
+    """
+    return control_pb2.Command(
+        command_id=command_id or uuid7(),
+        issuer=issuer,
+        instrument=instrument,
+        lease_id=lease.lease_id,
+        lease_epoch=lease.epoch,
+        valid_for_ms=valid_for_ms,
+        cause=cause,
+        acquire=plan,
+    )
+
+
+class SteeringClient:
+    """One connection to the steering service at ``address`` (HOST:PORT). Thread-safe; a context manager.
+
+    Every method raises a :class:`SteeringError`; after :meth:`close` streams that are open end quietly.
+    ``timeout_s`` everywhere: None waits without end, also for an edge that re-attaches.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._channel = grpc.insecure_channel(address)
+        self._stub: Any = control_pb2_grpc.SteeringStub(self._channel)
+        self._streams: weakref.WeakSet[Stream[Any]] = weakref.WeakSet()
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> SteeringClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends every open stream and the connection. Idempotent."""
+        with self._lock:
+            streams = list(self._streams)
+        for stream in streams:
+            stream.close()
+        self._channel.close()
+
+    def _open(self, call: Any) -> Stream[Any]:
+        stream: Stream[Any] = Stream(self.address, call)
+        with self._lock:
+            self._streams.add(stream)
+        return stream
+
+    def submit(
+        self, command: control_pb2.Command, *, timeout_s: float | None = None
+    ) -> Stream[control_pb2.Outcome]:
+        """Sends ``command`` at once and gives its outcomes, the last one final.
+
+        Closing the stream stops waiting; it takes nothing back.
+        """
+        with typed_errors(self.address):
+            call = self._stub.Submit(command, timeout=timeout_s)
+        return self._open(call)
+
+    def submit_and_wait(
+        self, command: control_pb2.Command, *, timeout_s: float | None = None
+    ) -> control_pb2.Outcome:
+        """The final outcome, whatever it is. Raises as :meth:`submit`."""
+        outcomes = list(self.submit(command, timeout_s=timeout_s))
+        if not outcomes or outcomes[-1].state not in FINAL_STATES:
+            text = f"steering at {self.address}: no final outcome of command {command.command_id}"
+            raise SteeringUnavailable(text, grpc.StatusCode.CANCELLED)
+        return outcomes[-1]
+
+    def request_lease(
+        self, holder: str, ttl_ms: int, *, purpose: str = "", instrument: str = "", timeout_s: float = 5.0
+    ) -> control_pb2.Lease:
+        """Asks for the lease, or renews it for the same ``holder``; ``refused`` says who has it.
+
+        ``instrument`` is needed where several are attached.
+        """
+        request = control_pb2.LeaseRequest(request_id=uuid7(), holder=holder, ttl_ms=ttl_ms, purpose=purpose)
+        metadata = ((INSTRUMENT_KEY, instrument),) if instrument else ()
+        with typed_errors(self.address):
+            lease = self._stub.RequestLease(request, timeout=timeout_s, metadata=metadata)
+        assert isinstance(lease, control_pb2.Lease)
+        return lease
+
+    def release_lease(self, holder: str, *, instrument: str = "", timeout_s: float = 5.0) -> None:
+        """Gives the lease back: renews it for the 100 ms that is the shortest an edge grants."""
+        self.request_lease(holder, RETURN_TTL_MS, instrument=instrument, timeout_s=timeout_s)
+
+    def watch(
+        self, instrument: str = "", *, timeout_s: float | None = None
+    ) -> Stream[control_pb2.SteeringEvent]:
+        """Every command, outcome and heartbeat from now on, the newest heartbeat first.
+
+        Returns once the service listens: nothing that is submitted later is missed.
+        """
+        request = control_pb2.WatchRequest(instrument=instrument)
+        with typed_errors(self.address):
+            call = self._stub.Watch(request, timeout=timeout_s)
+            call.initial_metadata()
+        return self._open(call)
+
+    def heartbeat(self, instrument: str = "", *, timeout_s: float = 10.0) -> control_pb2.Heartbeat:
+        """The newest heartbeat, or the next one. Raises :class:`DeadlineExceeded` if none comes: no edge."""
+        with self.watch(instrument, timeout_s=timeout_s) as events:
+            for event in events:
+                if event.WhichOneof("event") == "heartbeat":
+                    return event.heartbeat
+        raise SteeringUnavailable(f"steering at {self.address} stopped", grpc.StatusCode.UNAVAILABLE)
+
+    def state(self, instrument: str = "", *, timeout_s: float = 10.0) -> control_pb2.InstrumentState:
+        """What the instrument said of itself last. Raises as :meth:`heartbeat`."""
+        return self.heartbeat(instrument, timeout_s=timeout_s).state

@@ -1,0 +1,63 @@
+"""What can go wrong between a client and the steering service."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import grpc
+
+
+class SteeringError(grpc.RpcError):
+    """A call to the steering service failed. The text holds the service's own; :meth:`code` is gRPC's.
+
+    It is a ``grpc.RpcError`` too, so that whoever catches that catches these.
+    """
+
+    def __init__(self, text: str, code: grpc.StatusCode) -> None:
+        self._code = code
+        super().__init__(text)
+
+    def code(self) -> grpc.StatusCode:
+        return self._code
+
+
+class SteeringUnavailable(SteeringError):
+    """The service cannot be reached, stops, or has no edge attached. The same call may succeed later."""
+
+
+class InvalidRequest(SteeringError):
+    """The request misses something or names something unknown. The same call will never succeed."""
+
+
+class SteeringBusy(SteeringError):
+    """Too many calls or commands wait, or this watcher read too slowly. The same call may succeed later."""
+
+
+class DeadlineExceeded(SteeringError):
+    """No final answer in the time given.
+
+    The command may still be carried out: submit the same command again to learn what became of it.
+    """
+
+
+ERRORS: dict[grpc.StatusCode, type[SteeringError]] = {
+    grpc.StatusCode.UNAVAILABLE: SteeringUnavailable,
+    grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: SteeringBusy,
+    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
+}
+
+
+@contextmanager
+def typed_errors(address: str) -> Iterator[None]:
+    """Turns every gRPC error within into a :class:`SteeringError` that names ``address``."""
+    try:
+        yield
+    except grpc.RpcError as error:
+        if isinstance(error, SteeringError):
+            raise
+        code = error.code() if isinstance(error, grpc.Call) else grpc.StatusCode.UNKNOWN
+        text = error.details() if isinstance(error, grpc.Call) else str(error)
+        kind = ERRORS.get(code, SteeringError)
+        raise kind(f"steering at {address}: {code.name}: {text}", code) from error

@@ -1,0 +1,128 @@
+"""One steered acquisition: its policy, what the policy wants, and what became of it."""
+
+from __future__ import annotations
+
+import logging
+import queue
+from dataclasses import dataclass, field
+
+from nextem.steering.hub import FINAL_STATES
+from nextem.steering.policy import Evidence, Policy, PolicyError, Suggestion, derived_id
+from nextem.v1 import acquisition_pb2, control_pb2
+
+logger = logging.getLogger(__name__)
+
+Partition = tuple[str, int]
+Inbox = queue.SimpleQueue[tuple[str, control_pb2.Outcome]]
+
+
+@dataclass(slots=True)
+class Holds:
+    """The oldest offsets that are still needed, by (topic, partition): a restart must read them again."""
+
+    first: dict[Partition, int] = field(default_factory=dict)
+    touched_ns: int = 0
+
+    def keep(self, partition: Partition, offset: int) -> None:
+        self.first[partition] = min(offset, self.first.get(partition, offset))
+
+
+class JobSink:
+    """Brings outcomes from the hub's threads to the runner's."""
+
+    def __init__(self, acquisition_id: str, inbox: Inbox) -> None:
+        self._acquisition_id, self._inbox = acquisition_id, inbox
+
+    def put(self, outcome: control_pb2.Outcome) -> None:
+        self._inbox.put((self._acquisition_id, outcome))
+
+    def close(self, reason: Exception | None = None) -> None:
+        """The outcome was final, or the service stops: nothing to do in either case."""
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """``pending`` waits for the edge or the lease; ``open`` has been sent and has no final outcome yet."""
+
+    started: acquisition_pb2.AcquisitionStarted
+    policy: Policy
+    sink: JobSink
+    holds: Holds
+    pending: list[Suggestion] = field(default_factory=list)
+    open: set[str] = field(default_factory=set)
+    ended: bool = False
+
+    @property
+    def acquisition_id(self) -> str:
+        return self.started.acquisition_id
+
+    @property
+    def instrument(self) -> str:
+        return self.started.instrument
+
+    @property
+    def name(self) -> str:
+        """The policy's, as the plan gives it."""
+        return self.started.plan.steering.policy
+
+    @property
+    def over(self) -> bool:
+        """Nothing more will be commanded, and every command has its final outcome."""
+        return self.ended and not self.pending and not self.open
+
+    def ingest(self, item: Evidence) -> None:
+        """Hands ``item`` to the policy and queues what it suggests. A policy that breaks is ended."""
+        if self.ended:
+            return
+        try:
+            self.policy.ingest(item)
+        except PolicyError as error:
+            logger.error("%s left something out: %s", self.name, error)
+            return
+        except Exception:  # a plug-in's own fault must not take stop, submit and watch down with it
+            logger.exception("policy %s broke on acquisition %s", self.name, self.acquisition_id)
+            self.ended = True
+            return
+        self.suggest()
+
+    def suggest(self) -> None:
+        try:
+            found = self.policy.suggest()
+            self.ended = self.policy.done()
+        except Exception:  # as above
+            logger.exception("policy %s broke on acquisition %s", self.name, self.acquisition_id)
+            self.ended = True
+            return
+        self.pending = sorted([*self.pending, *found], key=lambda s: -s.priority)
+
+    def end(self, why: str) -> None:
+        """Drops what was not sent."""
+        for suggestion in self.pending:
+            logger.warning("%s: not commanded, %s: %s", self.name, why, suggestion.reason)
+        self.pending, self.ended = [], True
+
+    def command(self, suggestion: Suggestion, lease: control_pb2.Lease) -> control_pb2.Command:
+        """The command for ``suggestion``: the same id whenever the same acquisition suggests that number."""
+        return control_pb2.Command(
+            command_id=derived_id(self.acquisition_id, f"{self.name}/{suggestion.number}"),
+            issuer=f"policy:{self.name}",
+            instrument=self.instrument,
+            lease_id=lease.lease_id,
+            lease_epoch=lease.epoch,
+            cause=suggestion.cause,
+            acquire=suggestion.plan,
+        )
+
+    def outcome(self, outcome: control_pb2.Outcome) -> None:
+        state = control_pb2.CommandState.Name(outcome.state).removeprefix("COMMAND_STATE_")
+        bad = outcome.state in FINAL_STATES and outcome.state != control_pb2.COMMAND_STATE_DONE
+        logger.log(
+            logging.WARNING if bad else logging.DEBUG,
+            "command %s: %s %s %s",
+            outcome.command_id,
+            state,
+            outcome.rule,
+            outcome.detail,
+        )
+        if outcome.state in FINAL_STATES:
+            self.open.discard(outcome.command_id)

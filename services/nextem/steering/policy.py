@@ -1,0 +1,100 @@
+"""What a steering policy is: it takes what is known and suggests what to acquire next.
+
+The shape follows the ``suggest`` / ``ingest`` of bluesky-adaptive's ``Optimizer`` protocol, narrowed to our
+messages. A policy is pure: no sockets, no files, no clock, no randomness that it was not given. The same
+messages in the same order give the same suggestions; that is what makes a restart safe, because the
+suggestions get the same command ids and the edge's journal knows those it had.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from google.protobuf import struct_pb2
+
+from nextem.v1 import acquisition_pb2, control_pb2, plan_pb2, product_pb2
+
+Evidence = product_pb2.LiveUpdate | product_pb2.Product | acquisition_pb2.AcquisitionFinished
+
+
+class PolicyError(Exception):
+    """A policy cannot work with a plan or a message; the text names the field and the value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Suggestion:
+    """One acquisition that a policy wants. ``number`` counts up from 1 within the steered acquisition.
+
+    ``priority``: the larger, the sooner. ``reason``: one sentence for people, with the figures.
+    """
+
+    number: int
+    plan: plan_pb2.Plan
+    cause: control_pb2.Cause
+    priority: float
+    reason: str
+
+
+class Policy(Protocol):
+    """Steers on one acquisition. Methods are called from one thread."""
+
+    def started(self, event: acquisition_pb2.AcquisitionStarted) -> None:
+        """The acquisition begins. Raises :class:`PolicyError` when this policy cannot steer on its plan."""
+        ...
+
+    def ingest(self, item: Evidence) -> None:
+        """Something became known of this acquisition. Raises :class:`PolicyError`, and then leaves it out."""
+        ...
+
+    def suggest(self) -> list[Suggestion]:
+        """What to acquire because of what came in; each suggestion is made once."""
+        ...
+
+    def done(self) -> bool:
+        """Whether no further suggestion will come."""
+        ...
+
+
+PolicyFactory = Callable[[], Policy]
+
+
+def derived_id(acquisition_id: str, what: str) -> str:
+    """An id in the form of a UUIDv7 that is always the same for the same arguments.
+
+    Its time is that of ``acquisition_id`` (0 where that is no UUID), its other bits are a hash, so that
+    it sorts beside the acquisition and a repeat is known as one.
+    """
+    try:
+        stamp = uuid.UUID(acquisition_id).int >> 80
+    except ValueError:
+        stamp = 0
+    digest = hashlib.sha256(f"{acquisition_id}\n{what}".encode()).digest()
+    value = (stamp << 80) | int.from_bytes(digest[:10], "big")
+    value = (value & ~(0xF << 76)) | (0x7 << 76)
+    value = (value & ~(0x3 << 62)) | (0x2 << 62)
+    return str(uuid.UUID(int=value))
+
+
+def read_parameters(given: struct_pb2.Struct, defaults: Mapping[str, object]) -> dict[str, object]:
+    """``defaults`` with the ``given`` ones put in. Raises :class:`PolicyError` on a name or type not known.
+
+    A whole number is wanted where the default is an int, any number where it is a float.
+    """
+    values = dict(defaults)
+    for name, value in given.items():
+        if name not in defaults:
+            raise PolicyError(f"unknown parameter {name!r}; known are {sorted(defaults)}")
+        wanted = type(defaults[name])
+        if wanted in (int, float):
+            if isinstance(value, bool) or not isinstance(value, float) or wanted(value) != value:
+                raise PolicyError(f"parameter {name!r} must be of type {wanted.__name__}, not {value!r}")
+            values[name] = wanted(value)
+        elif not isinstance(value, wanted):
+            raise PolicyError(f"parameter {name!r} must be of type {wanted.__name__}, not {value!r}")
+        else:
+            values[name] = value
+    return values

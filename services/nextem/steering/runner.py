@@ -1,0 +1,294 @@
+"""Runs policies: reads products and acquisitions from the log, commands through the hub in this process."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from contextlib import closing
+
+from google.protobuf.message import DecodeError
+
+from nextem.steering.errors import HubClosed, HubError
+from nextem.steering.hub import Hub
+from nextem.steering.job import Holds, Inbox, Job, JobSink, Partition
+from nextem.steering.lease import LeaseKeeper
+from nextem.steering.look_closer import NAME, LookCloser
+from nextem.steering.policy import Evidence, PolicyError, PolicyFactory
+from nextem.v1 import acquisition_pb2, product_pb2
+from nextem.wire.log import (
+    ACQUISITIONS,
+    PRODUCTS,
+    Consumer,
+    Log,
+    OffsetOutOfRange,
+    Position,
+    Record,
+    RetryableLogError,
+)
+
+logger = logging.getLogger(__name__)
+
+GROUP = "steering"
+HOLDER = "policies"
+POLICIES: Mapping[str, PolicyFactory] = {NAME: LookCloser}
+
+IDLE_POLL_S = 0.05
+BUSY_POLL_S = 0.005  # while suggestions wait for an edge or a lease
+JOIN_S = 10.0
+MAX_CAUSE_AGE_NS = 60 * 10**9
+FORGET_NS = 600 * 10**9
+ORPHAN_NS = 30 * 10**9
+MAX_ORPHANS = 64
+MAX_ORPHAN_ITEMS = 4096
+MAX_SETTLED = 4096
+
+
+class PolicyRunner:
+    """One thread that turns evidence into commands; :meth:`start`, :meth:`check` now and then, :meth:`close`.
+
+    Run one for each log. Offsets are committed only up to the start of the oldest acquisition that is still
+    being steered: after a restart its evidence is read again, the policy comes to the same suggestions, and
+    they carry the same command ids, which the edge's journal knows. ``now_ns`` is this process's monotonic
+    clock.
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        hub: Hub,
+        policies: Mapping[str, PolicyFactory] = POLICIES,
+        group: str = GROUP,
+        now_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self._log, self._hub, self._policies, self._group, self._now_ns = log, hub, policies, group, now_ns
+        self._leases = LeaseKeeper(hub, HOLDER)
+        self._jobs: dict[str, Job] = {}
+        self._orphans: OrderedDict[str, tuple[Holds, list[Evidence]]] = OrderedDict()
+        self._settled: OrderedDict[str, None] = OrderedDict()  # acquisitions that need no look
+        self._read: dict[Partition, int] = {}
+        self._committed: dict[Partition, int] = {}
+        self._inbox: Inbox = queue.SimpleQueue()
+        self._stop, self._joined = threading.Event(), threading.Event()
+        self._failure: Exception | None = None
+        self._thread = threading.Thread(target=self._run, name="steering-policies")
+
+    def start(self) -> None:
+        """Returns when the log is being read. Raises what made that impossible."""
+        self._leases.start()
+        self._thread.start()
+        if not self._joined.wait(JOIN_S):
+            logger.warning("no partition after %g s: does another steering service read this log?", JOIN_S)
+        self.check()
+
+    def check(self) -> None:
+        """Raises what ended the runner, if anything did."""
+        if self._failure is not None:
+            raise self._failure
+
+    def close(self) -> None:
+        """Stops reading, gives the leases back, joins both threads. What was commanded goes on."""
+        self._stop.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+            self._leases.close()
+
+    # ---- the loop ------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            consumer = self._log.consumer((PRODUCTS, ACQUISITIONS), self._group, from_start=False)
+            with closing(consumer) as reader:
+                while not self._stop.is_set():
+                    self._turn(reader)
+        except Exception as error:  # raised again by check(), in the thread that watches
+            logger.exception("the policies stop")
+            self._failure = error
+        finally:
+            self._joined.set()
+
+    def _turn(self, reader: Consumer) -> None:
+        waiting = any(job.pending for job in self._jobs.values())
+        try:
+            records = reader.poll(500, BUSY_POLL_S if waiting else IDLE_POLL_S)
+            if not self._joined.is_set() and reader.assigned():
+                self._joined.set()
+            for record in records:
+                self._record(record)
+            self._outcomes()
+            for job in list(self._jobs.values()):
+                self._send(job)
+            self._tidy()
+            self._commit(reader)
+        except OffsetOutOfRange as error:
+            logger.warning("evidence is lost: %s", error)
+        except RetryableLogError as error:
+            logger.warning("%s; trying again", error)
+            self._stop.wait(0.5)
+
+    def _record(self, record: Record) -> None:
+        place = (record.position.topic, record.position.partition)
+        self._read[place] = record.position.offset
+        for holds in [job.holds for job in self._jobs.values()] + [h for h, _ in self._orphans.values()]:
+            holds.keep(place, record.position.offset)
+        try:
+            if record.position.topic == ACQUISITIONS:
+                self._acquisition(record, acquisition_pb2.AcquisitionEvent.FromString(bytes(record.value)))
+            else:
+                self._product(record, product_pb2.ProductEvent.FromString(bytes(record.value)))
+        except DecodeError as error:
+            logger.error("%s is no event of ours: %s", record.position, error)
+
+    def _acquisition(self, record: Record, event: acquisition_pb2.AcquisitionEvent) -> None:
+        if event.WhichOneof("event") == "started":
+            self._started(record, event.started)
+        elif event.finished.acquisition_id in self._jobs:
+            self._ingest(self._jobs[event.finished.acquisition_id], event.finished)
+
+    def _product(self, record: Record, event: product_pb2.ProductEvent) -> None:
+        item = event.product if event.WhichOneof("event") == "product" else event.update
+        job = self._jobs.get(item.acquisition_id)
+        if job is not None:
+            self._ingest(job, item)
+        elif item.acquisition_id not in self._settled:
+            self._orphan(record, item)
+
+    def _orphan(self, record: Record, item: product_pb2.Product | product_pb2.LiveUpdate) -> None:
+        """The other topic is read later: what comes before its acquisition waits for it."""
+        if item.acquisition_id not in self._orphans:
+            self._orphans[item.acquisition_id] = (Holds(touched_ns=self._now_ns()), [])
+        holds, items = self._orphans[item.acquisition_id]
+        holds.keep((record.position.topic, record.position.partition), record.position.offset)
+        items.append(item)
+        if len(items) > MAX_ORPHAN_ITEMS or len(self._orphans) > MAX_ORPHANS:
+            name = item.acquisition_id if len(items) > MAX_ORPHAN_ITEMS else next(iter(self._orphans))
+            self._drop_orphan(name)
+
+    def _drop_orphan(self, acquisition_id: str) -> None:
+        del self._orphans[acquisition_id]
+        self._settle(acquisition_id)
+        logger.info("acquisition %s began before we read the log: not steered", acquisition_id)
+
+    def _started(self, record: Record, event: acquisition_pb2.AcquisitionStarted) -> None:
+        name = event.acquisition_id
+        if name in self._jobs or name in self._settled:
+            return
+        holds, items = self._orphans.pop(name, (Holds(), []))
+        holds.keep((record.position.topic, record.position.partition), record.position.offset)
+        holds.touched_ns = self._now_ns()
+        job = self._job(event, holds)
+        if job is None:
+            self._settle(name)
+            return
+        self._jobs[name] = job
+        self._leases.want(frozenset(job.instrument for job in self._jobs.values()))
+        for item in items:
+            self._ingest(job, item)
+
+    def _job(self, event: acquisition_pb2.AcquisitionStarted, holds: Holds) -> Job | None:
+        wanted = event.plan.steering.policy
+        if not wanted:
+            return None
+        if wanted not in self._policies:
+            text = f"unknown policy {wanted!r}; known are {sorted(self._policies)}"
+            logger.error("acquisition %s is not steered: %s", event.acquisition_id, text)
+            return None
+        policy = self._policies[wanted]()
+        try:
+            policy.started(event)
+        except PolicyError as error:
+            logger.error("acquisition %s is not steered: %s", event.acquisition_id, error)
+            return None
+        if policy.done():
+            logger.warning("acquisition %s: the budget of %s allows no scan", event.acquisition_id, wanted)
+            return None
+        logger.info("%s steers on acquisition %s", wanted, event.acquisition_id)
+        return Job(event, policy, JobSink(event.acquisition_id, self._inbox), holds)
+
+    def _ingest(self, job: Job, item: Evidence) -> None:
+        job.holds.touched_ns = self._now_ns()
+        job.ingest(item)
+        self._send(job)
+
+    # ---- commands ------------------------------------------------------------------------------
+
+    def _send(self, job: Job) -> None:
+        """Commands what can be commanded now; the rest goes on waiting."""
+        while job.pending:
+            edge = self._hub.edge(job.instrument)
+            lease = self._leases.current(job.instrument)
+            if edge is None or lease is None:
+                return
+            suggestion = job.pending[0]
+            age_ns = edge.now_ns - suggestion.cause.last_byte_ns
+            if edge.boot_id != job.started.edge_boot_id:
+                job.end("the edge has restarted since the survey")
+                return
+            if suggestion.cause.last_byte_ns and age_ns > MAX_CAUSE_AGE_NS:
+                logger.warning("%s: dropped, its cause is %.1f s old", suggestion.reason, age_ns / 1e9)
+                del job.pending[0]
+                continue
+            command = job.command(suggestion, lease)
+            try:
+                self._hub.submit(command, job.sink)
+            except HubClosed:
+                return
+            except HubError as error:
+                logger.warning("%s; trying again", error)
+                return
+            del job.pending[0]
+            job.open.add(command.command_id)
+            logger.info("%s commands %s: %s", job.name, command.command_id, suggestion.reason)
+
+    def _outcomes(self) -> None:
+        while not self._inbox.empty():
+            acquisition_id, outcome = self._inbox.get()
+            job = self._jobs.get(acquisition_id)
+            if job is not None:
+                job.holds.touched_ns = self._now_ns()
+                job.outcome(outcome)
+
+    # ---- what is over --------------------------------------------------------------------------
+
+    def _settle(self, acquisition_id: str) -> None:
+        self._settled[acquisition_id] = None
+        while len(self._settled) > MAX_SETTLED:
+            self._settled.popitem(last=False)
+
+    def _tidy(self) -> None:
+        now_ns = self._now_ns()
+        for name, (holds, _) in list(self._orphans.items()):
+            if now_ns - holds.touched_ns > ORPHAN_NS:
+                self._drop_orphan(name)
+        for job in list(self._jobs.values()):
+            edge = self._hub.edge(job.instrument)
+            if not job.ended and edge is not None and edge.boot_id != job.started.edge_boot_id:
+                job.end("the edge has restarted since the survey")
+            silent = now_ns - job.holds.touched_ns > FORGET_NS
+            if silent:
+                logger.warning("nothing was heard of acquisition %s for 600 s: forgotten", job.acquisition_id)
+            if job.over or silent:
+                del self._jobs[job.acquisition_id]
+                self._settle(job.acquisition_id)
+        self._leases.want(frozenset(job.instrument for job in self._jobs.values()))
+
+    def _commit(self, reader: Consumer) -> None:
+        """Everything is done with, up to what somebody still holds."""
+        holders = [job.holds for job in self._jobs.values()] + [holds for holds, _ in self._orphans.values()]
+        positions = []
+        for (topic, partition), offset in self._read.items():
+            held = [holds.first.get((topic, partition), offset + 1) for holds in holders]
+            upto = min([offset, *(first - 1 for first in held)])
+            if upto > self._committed.get((topic, partition), -1):
+                positions.append(Position(topic, partition, upto))
+        if not positions:
+            return
+        try:
+            reader.commit(positions)
+        except RetryableLogError as error:
+            logger.warning("could not commit: %s", error)
+            return
+        self._committed.update({(p.topic, p.partition): p.offset for p in positions})

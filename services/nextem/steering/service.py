@@ -1,0 +1,62 @@
+"""The steering service as one process: the gRPC server and, unless switched off, the policies."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from nextem.steering.hub import Hub
+from nextem.steering.runner import PolicyRunner
+from nextem.steering.server import SteeringServer
+from nextem.wire.log import open_log
+
+logger = logging.getLogger(__name__)
+
+CHECK_S = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class SteeringOptions:
+    """Where to read and where to serve.
+
+    ``log``: address for :func:`nextem.wire.log.open_log`, not opened without policies. ``port`` 0: any free
+    one. ``streams``: how many calls may be open at once; each attached edge, watcher and waiting submitter is
+    one.
+    """
+
+    log: str
+    host: str = "127.0.0.1"
+    port: int = 0
+    policies: bool = True
+    streams: int = 64
+
+
+def run_steering(
+    options: SteeringOptions, stop: threading.Event, ready: Callable[[int], None] | None = None
+) -> None:
+    """Serves until ``stop`` is set; ``ready`` gets the port once edges, people and policies can work.
+
+    Raises :class:`OSError` when the port is taken and :class:`nextem.wire.log.LogError` when the log fails
+    for good.
+    """
+    with ExitStack() as closing:
+        hub = Hub()
+        server = SteeringServer(hub, options.host, options.port, options.streams)
+        closing.callback(server.close)
+        runner: PolicyRunner | None = None
+        if options.policies:
+            log = open_log(options.log)
+            closing.callback(log.close)
+            runner = PolicyRunner(log, hub)
+            closing.callback(runner.close)
+            runner.start()
+        port = server.start()
+        logger.info("steering listens on %s:%d, policies %s", options.host, port, "on" if runner else "off")
+        if ready is not None:
+            ready(port)
+        while not stop.wait(CHECK_S):
+            if runner is not None:
+                runner.check()

@@ -1,0 +1,296 @@
+"""The simulated microscope: stage, optics and scans, behind one lock, without any network.
+
+Rules that it keeps: what it cannot do it refuses, and never clamps; epochs of commands do not fall;
+scans may be defined while one runs; the stage does not move under a running scan; stopping always works.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from nextem.simulator.detector import BeamState, Detector, Exposure, FrameSource, Progress
+from nextem.simulator.merlin import EPOCH_DIGITS, FrameFormat
+
+log = logging.getLogger(__name__)
+
+MAX_DEFINED_SCANS = 64
+MAX_FRAMES = 1 << 22
+_SETTLE_S = 5.0  # for the detector to say that the last batch is out
+_STOP_S = 1.0  # for the current batch after a stop
+
+
+class InstrumentError(Exception):
+    """A request that the instrument refuses; nothing has changed."""
+
+
+class Refused(InstrumentError):
+    """Not in this state."""
+
+
+class OutOfRange(InstrumentError):
+    """A value that the instrument cannot have. The message names field, value and range."""
+
+
+@dataclass(frozen=True, slots=True)
+class StagePosition:
+    """Where the stage is, in nm."""
+
+    y_nm: float = 0.0
+    x_nm: float = 0.0
+    z_nm: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class OpticsSetting:
+    """The beam. Only blanking changes the simulated frames; the rest is kept and told."""
+
+    energy_kv: float = 200.0
+    defocus_nm: float = 0.0
+    convergence_mrad: float = 1.0
+    probe_current_pa: float = 10.0
+    beam_blanked: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ScanDefinition:
+    """A raster of ``size_yx`` positions, ``step_nm`` apart, from ``origin_nm`` (y, x) off the stage."""
+
+    scan_id: str
+    size_yx: tuple[int, int]
+    origin_nm: tuple[float, float]
+    step_nm: float
+    dwell_s: float
+    dose_e_per_frame: float
+
+    @property
+    def frames(self) -> int:
+        return self.size_yx[0] * self.size_yx[1]
+
+    def on_sample(self, stage: StagePosition) -> ScanDefinition:
+        """The same scan with its origin on the sample: stage + origin."""
+        return replace(self, origin_nm=(stage.y_nm + self.origin_nm[0], stage.x_nm + self.origin_nm[1]))
+
+
+@dataclass(frozen=True, slots=True)
+class InstrumentView:
+    """All that the instrument tells about itself, taken at one moment."""
+
+    name: str
+    stage: StagePosition
+    optics: OpticsSetting
+    scanning: bool
+    scan_id: str
+    frames_sent: int
+    command_epoch: int
+    state_version: int
+    defined_scans: tuple[str, ...]
+
+
+SourceFactory = Callable[[ScanDefinition, FrameFormat], FrameSource]
+"""Makes the frames of a scan whose origin is on the sample."""
+
+
+@dataclass(slots=True)
+class _State:
+    stage: StagePosition = field(default_factory=StagePosition)
+    optics: OpticsSetting = field(default_factory=OpticsSetting)
+    scanning: bool = False
+    scan_id: str = ""
+    command_epoch: int = 0
+    version: int = 1
+    scans: dict[str, ScanDefinition] = field(default_factory=dict)
+
+
+class Instrument:
+    """One microscope with one detector. Thread-safe; every request returns the state after it.
+
+    ``state_version`` counts changes of the stage and the optics and the starts and ends of scans; to define a
+    scan changes nothing physical and is not counted. A scan is used up by starting it.
+    Raises :class:`Refused` and :class:`OutOfRange`.
+    """
+
+    def __init__(self, name: str, detector: Detector, mode: FrameFormat, make_source: SourceFactory) -> None:
+        self._name = name
+        self._detector = detector
+        self._make_source = make_source
+        self._state = _State()
+        self._changed = threading.Condition()
+        self._mode = mode
+        self._beam = BeamState(
+            0, False
+        )  # replaced as a whole, so that the detector reads it without the lock
+
+    def view(self) -> InstrumentView:
+        """The state now."""
+        with self._changed:
+            return self._view()
+
+    def move_stage(self, command_epoch: int, to: StagePosition) -> InstrumentView:
+        """Moves to ``to`` at once. Refused while a scan runs."""
+        _check("stage.y_nm", to.y_nm, -1e6, 1e6)
+        _check("stage.x_nm", to.x_nm, -1e6, 1e6)
+        _check("stage.z_nm", to.z_nm, -3e5, 3e5)
+        with self._changed:
+            self._check_epoch(command_epoch)
+            self._check_idle("the stage does not move")
+            self._state.stage = to
+            return self._applied(command_epoch)
+
+    def set_optics(self, command_epoch: int, to: OpticsSetting) -> InstrumentView:
+        """Sets every field of the optics; in force from the next batch of a running scan on."""
+        _check("optics.energy_kv", to.energy_kv, 30.0, 300.0)
+        _check("optics.defocus_nm", to.defocus_nm, -1e6, 1e6)
+        _check("optics.convergence_mrad", to.convergence_mrad, 0.0, 50.0)
+        _check("optics.probe_current_pa", to.probe_current_pa, 0.0, 1e5)
+        with self._changed:
+            self._check_epoch(command_epoch)
+            self._state.optics = to
+            return self._applied(command_epoch)
+
+    def define_scan(self, command_epoch: int, scan: ScanDefinition) -> InstrumentView:
+        """Makes a scan known, also while another runs. The same definition again changes nothing."""
+        _check_scan(scan)
+        with self._changed:
+            self._check_epoch(command_epoch)
+            known = self._state.scans.get(scan.scan_id)
+            if known is not None and known != scan:
+                raise Refused(f"scan {scan.scan_id} is defined otherwise already")
+            if known is None and len(self._state.scans) >= MAX_DEFINED_SCANS:
+                raise Refused(f"{MAX_DEFINED_SCANS} scans are defined and not started, no more can be")
+            self._state.scans[scan.scan_id] = scan
+            return self._applied(command_epoch, counts=False)
+
+    def start(self, command_epoch: int, scan_id: str) -> InstrumentView:
+        """Starts a defined scan and returns at once. Refused while one runs."""
+        with self._changed:
+            self._check_epoch(command_epoch)
+            self._check_idle("no scan starts")
+            scan = self._state.scans.get(scan_id)
+            if scan is None:
+                raise Refused(f"scan {scan_id!r} is not defined, or has been started before")
+            on_sample = scan.on_sample(self._state.stage)
+            self._expose(command_epoch, on_sample, scan.size_yx)
+            del self._state.scans[scan_id]
+            return self._applied(command_epoch)
+
+    @property
+    def mode(self) -> FrameFormat:
+        """The detector's mode for the next acquisition."""
+        return self._mode
+
+    def set_counter_depth(self, depth_bits: int) -> None:
+        """Sets how far the detector counts. Refused while a scan runs; raises UnknownCounterDepth."""
+        mode = FrameFormat(self._mode.size_px, depth_bits)
+        with self._changed:
+            self._check_idle("the counter depth does not change")
+            self._mode = mode
+
+    def start_detector(self, frames: int, trigger: threading.Event | None) -> InstrumentView:
+        """Takes frames without scanning, as the detector's control port asks: the beam stays at the stage.
+
+        Each frame has 1 ms and 1000 electrons. Refused while a scan runs.
+        """
+        _check("frames", frames, 1, MAX_FRAMES)
+        with self._changed:
+            self._check_idle("no acquisition starts")
+            still = ScanDefinition("", (1, frames), (0.0, 0.0), 0.0, 1e-3, 1000.0)
+            epoch = self._state.command_epoch
+            self._expose(epoch, still.on_sample(self._state.stage), None, trigger)
+            return self._applied(epoch)
+
+    def stop(self, command_epoch: int, reason: str) -> InstrumentView:
+        """Stops the scan after its current batch. Never refused; harmless when nothing runs."""
+        with self._changed:
+            epoch = self._state.command_epoch
+            if epoch < command_epoch < 10**EPOCH_DIGITS:
+                epoch = command_epoch
+            if self._state.scanning:
+                log.info("scan %s is stopped: %s", self._state.scan_id or "(none)", reason or "(no reason)")
+                self._detector.stop()
+                self._changed.wait_for(lambda: not self._state.scanning, _STOP_S)
+            return self._applied(epoch, counts=False)
+
+    def _expose(
+        self,
+        command_epoch: int,
+        on_sample: ScanDefinition,
+        scan_yx: tuple[int, int] | None,
+        trigger: threading.Event | None = None,
+    ) -> None:
+        exposure = Exposure(
+            mode=self._mode,
+            frames=on_sample.frames,
+            scan_yx=scan_yx,
+            dwell_s=on_sample.dwell_s,
+            source=self._make_source(on_sample, self._mode),
+            state=lambda: self._beam,
+            on_finished=self._finished,
+            trigger=trigger,
+        )
+        # in force before the first frame is made, which may be before begin() returns
+        self._beam = BeamState(command_epoch, self._state.optics.beam_blanked)
+        self._detector.begin(exposure)
+        self._state.scanning = True
+        self._state.scan_id = on_sample.scan_id
+
+    def _finished(self, progress: Progress) -> None:
+        with self._changed:
+            self._state.scanning = False
+            self._state.version += 1
+            self._changed.notify_all()
+
+    def _check_epoch(self, command_epoch: int) -> None:
+        if command_epoch < self._state.command_epoch:
+            raise Refused(
+                f"command_epoch {command_epoch} is older than {self._state.command_epoch}, the newest applied"
+            )
+        _check("command_epoch", command_epoch, 0, 10**EPOCH_DIGITS - 1)
+
+    def _check_idle(self, what: str) -> None:
+        """A scan whose last batch goes out counts as ended: its reader may ask before its sender knows."""
+        if self._state.scanning and self._detector.progress.finishing:
+            self._changed.wait_for(lambda: not self._state.scanning, _SETTLE_S)
+        if self._state.scanning:
+            raise Refused(f"{what} while scan {self._state.scan_id or '(none)'} runs")
+
+    def _applied(self, command_epoch: int, *, counts: bool = True) -> InstrumentView:
+        self._state.command_epoch = command_epoch
+        self._state.version += counts
+        self._beam = BeamState(command_epoch, self._state.optics.beam_blanked)
+        return self._view()
+
+    def _view(self) -> InstrumentView:
+        state = self._state
+        return InstrumentView(
+            name=self._name,
+            stage=state.stage,
+            optics=state.optics,
+            scanning=state.scanning,
+            scan_id=state.scan_id,
+            frames_sent=self._detector.progress.sent,
+            command_epoch=state.command_epoch,
+            state_version=state.version,
+            defined_scans=tuple(state.scans),
+        )
+
+
+def _check(field_name: str, value: float, low: float, high: float) -> None:
+    if not (math.isfinite(value) and low <= value <= high):
+        raise OutOfRange(f"{field_name}={value!r} is outside {low:g}..{high:g}")
+
+
+def _check_scan(scan: ScanDefinition) -> None:
+    if not scan.scan_id:
+        raise OutOfRange("scan_id='' names no scan")
+    _check("scan.size_y", scan.size_yx[0], 1, 1 << 16)
+    _check("scan.size_x", scan.size_yx[1], 1, 1 << 16)
+    _check("scan.size_y * scan.size_x", scan.frames, 1, MAX_FRAMES)
+    _check("scan.origin_y_nm", scan.origin_nm[0], -1e6, 1e6)
+    _check("scan.origin_x_nm", scan.origin_nm[1], -1e6, 1e6)
+    _check("scan.step_nm", scan.step_nm, 1e-3, 1e5)
+    _check("scan.dwell_s", scan.dwell_s, 1e-6, 10.0)
+    _check("dose_e_per_frame", scan.dose_e_per_frame, 0.0, 1e6)

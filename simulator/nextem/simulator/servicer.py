@@ -1,0 +1,129 @@
+"""The instrument over gRPC: ``nextem.v1.Instrument``, nothing but translation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+
+from nextem.simulator.instrument import (
+    Instrument,
+    InstrumentError,
+    InstrumentView,
+    OpticsSetting,
+    OutOfRange,
+    ScanDefinition,
+    StagePosition,
+)
+from nextem.v1 import control_pb2 as pb
+from nextem.v1.control_pb2_grpc import InstrumentServicer, add_InstrumentServicer_to_server
+
+_THREADS = 4  # one call at a time is usual; Stop and GetState must never queue behind another
+
+
+class Servicer(InstrumentServicer):
+    """Answers each call with the state after it.
+
+    A refusal is FAILED_PRECONDITION, a value outside its range or a part of the request that is not there is
+    OUT_OF_RANGE; the details say which rule and which value.
+    """
+
+    def __init__(self, instrument: Instrument) -> None:
+        self._instrument = instrument
+
+    def GetState(self, request: pb.GetStateRequest, context: grpc.ServicerContext) -> pb.InstrumentState:
+        return _answer(context, self._instrument.view)
+
+    def MoveStage(self, request: pb.MoveStageRequest, context: grpc.ServicerContext) -> pb.InstrumentState:
+        def act() -> InstrumentView:
+            _require(request.HasField("to"), "to")
+            to = StagePosition(request.to.y_nm, request.to.x_nm, request.to.z_nm)
+            return self._instrument.move_stage(request.command_epoch, to)
+
+        return _answer(context, act)
+
+    def SetOptics(self, request: pb.SetOpticsRequest, context: grpc.ServicerContext) -> pb.InstrumentState:
+        def act() -> InstrumentView:
+            _require(request.HasField("to"), "to")
+            to = OpticsSetting(
+                energy_kv=request.to.energy_kv,
+                defocus_nm=request.to.defocus_nm,
+                convergence_mrad=request.to.convergence_mrad,
+                probe_current_pa=request.to.probe_current_pa,
+                beam_blanked=request.to.beam_blanked,
+            )
+            return self._instrument.set_optics(request.command_epoch, to)
+
+        return _answer(context, act)
+
+    def DefineScan(self, request: pb.DefineScanRequest, context: grpc.ServicerContext) -> pb.InstrumentState:
+        def act() -> InstrumentView:
+            _require(request.HasField("scan"), "scan")
+            scan = ScanDefinition(
+                scan_id=request.scan_id,
+                size_yx=(request.scan.size_y, request.scan.size_x),
+                origin_nm=(request.scan.origin_y_nm, request.scan.origin_x_nm),
+                step_nm=request.scan.step_nm,
+                dwell_s=request.scan.dwell_s,
+                dose_e_per_frame=request.dose_e_per_frame,
+            )
+            return self._instrument.define_scan(request.command_epoch, scan)
+
+        return _answer(context, act)
+
+    def Start(self, request: pb.StartRequest, context: grpc.ServicerContext) -> pb.InstrumentState:
+        return _answer(context, lambda: self._instrument.start(request.command_epoch, request.scan_id))
+
+    def Stop(self, request: pb.StopRequest, context: grpc.ServicerContext) -> pb.InstrumentState:
+        return _answer(context, lambda: self._instrument.stop(request.command_epoch, request.reason))
+
+
+def serve(instrument: Instrument, host: str, port: int) -> tuple[grpc.Server, int]:
+    """Starts a server for ``instrument`` and returns it with its port (``port`` 0: any free one).
+
+    Raises RuntimeError (from grpc) when the port is taken.
+    """
+    server = grpc.server(
+        ThreadPoolExecutor(_THREADS, thread_name_prefix="instrument"),
+        # with reuse, two simulators would share a port and each get half of the commands
+        options=(("grpc.so_reuseport", 0),),
+    )
+    add_InstrumentServicer_to_server(Servicer(instrument), server)
+    bound = server.add_insecure_port(f"{host}:{port}")
+    server.start()
+    return server, bound
+
+
+def _require(present: bool, name: str) -> None:
+    if not present:
+        raise OutOfRange(f"{name} is not set")
+
+
+def _answer(context: grpc.ServicerContext, act: Callable[[], InstrumentView]) -> pb.InstrumentState:
+    try:
+        return _state(act())
+    except OutOfRange as error:
+        context.abort(grpc.StatusCode.OUT_OF_RANGE, str(error))
+    except InstrumentError as error:
+        context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+
+
+def _state(view: InstrumentView) -> pb.InstrumentState:
+    return pb.InstrumentState(
+        instrument=view.name,
+        stage=pb.Stage(y_nm=view.stage.y_nm, x_nm=view.stage.x_nm, z_nm=view.stage.z_nm),
+        optics=pb.Optics(
+            energy_kv=view.optics.energy_kv,
+            defocus_nm=view.optics.defocus_nm,
+            convergence_mrad=view.optics.convergence_mrad,
+            probe_current_pa=view.optics.probe_current_pa,
+            beam_blanked=view.optics.beam_blanked,
+        ),
+        scanning=view.scanning,
+        scan_id=view.scan_id,
+        frames_sent=view.frames_sent,
+        command_epoch=view.command_epoch,
+        state_version=view.state_version,
+        defined_scans=view.defined_scans,
+    )

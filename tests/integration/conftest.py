@@ -1,0 +1,55 @@
+"""One real Kafka for the whole suite, on free ports, in a folder that goes away; and logs of both kinds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from nextem.cli import broker
+from nextem.cli.kafka_jars import BrokerUnavailable
+from nextem.wire.ids import uuid7
+from nextem.wire.log import PARTITIONS, Log, open_log
+
+
+@pytest.fixture(scope="session")
+def kafka_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """``kafka://127.0.0.1:port`` of a broker that runs until the session ends."""
+    data_dir = tmp_path_factory.mktemp("kafka")
+    try:
+        address = broker.start(data_dir)
+    except BrokerUnavailable as error:
+        pytest.skip(str(error))
+    yield address
+    broker.stop(data_dir)
+
+
+@pytest.fixture(params=["local", pytest.param("kafka", marks=pytest.mark.kafka)])
+def log_address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The address of a log, of each kind in turn."""
+    return (
+        str(tmp_path / "log") if request.param == "local" else str(request.getfixturevalue("kafka_address"))
+    )
+
+
+@pytest.fixture
+def log(log_address: str) -> Iterator[Log]:
+    with closing(open_log(log_address)) as log:
+        yield log
+
+
+@pytest.fixture
+def topic() -> str:
+    """The name of a topic of one partition that nobody else uses."""
+    return f"test.{uuid7()}"
+
+
+@pytest.fixture
+def wide_topic(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a topic of four partitions that nobody else uses."""
+    name = f"wide.{uuid7()}"
+    monkeypatch.setitem(cast("dict[str, int]", PARTITIONS), name, 4)
+    return name
