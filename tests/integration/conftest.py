@@ -53,3 +53,11 @@ def wide_topic(monkeypatch: pytest.MonkeyPatch) -> str:
     name = f"wide.{uuid7()}"
     monkeypatch.setitem(cast("dict[str, int]", PARTITIONS), name, 4)
     return name
+
+
+@pytest.fixture
+def group() -> str:
+    """A group that nobody else is in; on Kafka, one test's dead members would hold up the next test's
+    group.
+    """
+    return f"group.{uuid7()}"

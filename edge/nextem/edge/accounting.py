@@ -91,6 +91,8 @@ class Account:
     def finish(self, ending: Ending, finished_ns: int) -> pb.AcquisitionFinished:
         """The final accounting."""
         announced = self.announced or max(ending.highest_frame + 1, self.next_frame)
+        if ending.lost_ring:
+            self.lose(ending.lost_ring, "the full ring")
         lost = self.stored.missing(0, announced)
         message = self._message(announced, lost)
         message.first_byte_ns = ending.first_byte_ns

@@ -30,11 +30,12 @@ from nextem.edge.detectors.base import (
 )
 from nextem.edge.detectors.merlin_stream import MerlinOptions, MerlinStream
 from nextem.edge.recovery import recover
-from nextem.edge.reducing import Closed, Frames, Opened, Reducing
+from nextem.edge.reducing import Reducing
 from nextem.edge.reduction import PixelFormat, compile_reduction
 from nextem.edge.uplink import spool as spooling
 from nextem.edge.uplink.publisher import Publisher
 from nextem.edge.uplink.spool import Spool
+from nextem.edge.work import Closed, Frames, Opened
 from nextem.v1 import acquisition_pb2 as pb
 from nextem.v1 import plan_pb2
 from nextem.wire.clock import Clock
@@ -81,6 +82,7 @@ class EdgePipeline:
             config.spool_dir, max_bytes=config.spool_bytes, segment_bytes=config.spool_segment_bytes
         )
         recover(self._spool)
+        self._spool.prune()
         self._publisher = Publisher(self._spool, to, clock)
         self._reducing = Reducing(config.instrument, self._spool, self._publisher, clock, self._on_finished)
         self._detector = make_detector(self, clock) if make_detector else self._merlin()

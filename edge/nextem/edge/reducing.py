@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Event, Lock, Thread
 
@@ -14,7 +13,6 @@ import numpy as np
 from nextem.edge.accounting import Account
 from nextem.edge.acquisition import Acquisition
 from nextem.edge.detectors.base import (
-    Announcement,
     DetectorError,
     Ending,
     EndKind,
@@ -26,6 +24,7 @@ from nextem.edge.recovery import pack_checkpoint
 from nextem.edge.reduction import PixelFormat, ReducedBlock, Reducer, compile_reduction
 from nextem.edge.uplink.publisher import Publisher
 from nextem.edge.uplink.spool import Entry, Kind, Spool, SpoolFull
+from nextem.edge.work import Closed, Frames, Opened, StageTimes, Work
 from nextem.v1 import acquisition_pb2 as pb
 from nextem.wire.blocks import Block
 from nextem.wire.clock import Clock
@@ -41,47 +40,6 @@ _SMOOTHING = 0.2  # weight of the newest block in the running size of an encoded
 
 class ReductionFailed(DetectorError):
     """Frames could not be reduced or encoded; the acquisition's remaining frames are lost."""
-
-
-@dataclass(slots=True)
-class StageTimes:
-    """Processor time of the thread by stage, ns."""
-
-    reduce_ns: int = 0
-    encode_ns: int = 0
-    spool_ns: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Opened:
-    acquisition: Acquisition
-    announcement: Announcement
-
-
-@dataclass(frozen=True, slots=True)
-class Frames:
-    acquisition: Acquisition
-    batch: FrameBatch
-
-
-@dataclass(frozen=True, slots=True)
-class Closed:
-    acquisition: Acquisition
-    ending: Ending
-
-
-@dataclass(slots=True)
-class _Work:
-    """One acquisition in progress."""
-
-    acquisition: Acquisition
-    announcement: Announcement
-    account: Account
-    reducer: Reducer | None = None
-    started: pb.AcquisitionStarted | None = None
-    failed: DetectorError | None = None
-    segment: int = 0
-    spool_full: bool = False
 
 
 class Reducing:
@@ -100,7 +58,7 @@ class Reducing:
         self._queue: SimpleQueue[Opened | Frames | Closed | None] = SimpleQueue()
         self._waiting = 0
         self._waiting_lock = Lock()
-        self._work: dict[str, _Work] = {}
+        self._work: dict[str, Work] = {}
         self._reducers: dict[tuple[bytes, tuple[int, int], int], Reducer] = {}
         self._closing = Event()
         self.times = StageTimes()
@@ -139,13 +97,13 @@ class Reducing:
             elif isinstance(item, Opened):
                 acquisition_id = item.acquisition.acquisition_id
                 account = Account(acquisition_id, item.announcement.frames)
-                self._work[acquisition_id] = _Work(item.acquisition, item.announcement, account)
+                self._work[acquisition_id] = Work(item.acquisition, item.announcement, account)
             else:
                 self._close(self._work.pop(item.acquisition.acquisition_id), item.ending)
 
     # ---- frames -----------------------------------------------------------------------------
 
-    def _batch(self, work: _Work, batch: FrameBatch) -> None:
+    def _batch(self, work: Work, batch: FrameBatch) -> None:
         received = sum(run.count for run in batch.runs) * batch.format.pixel_bytes
         work.account.bytes_raw += received
         self.totals["bytes_raw"] += received
@@ -163,7 +121,7 @@ class Reducing:
             work.failed = ReductionFailed(f"{type(error).__name__}: {error}")
             log.exception("ReductionFailed (acquisition %s)", work.acquisition.acquisition_id)
 
-    def _reducer(self, work: _Work, pixels: FrameFormat) -> Reducer:
+    def _reducer(self, work: Work, pixels: FrameFormat) -> Reducer:
         reduction = work.acquisition.plan.reduction
         key = (reduction.SerializeToString(deterministic=True), pixels.shape, pixels.dtype.itemsize)
         reducer = self._reducers.pop(key, None)
@@ -175,7 +133,7 @@ class Reducing:
         reducer.reset()
         return reducer
 
-    def _reduce(self, work: _Work, batch: FrameBatch, run: FrameRun) -> None:
+    def _reduce(self, work: Work, batch: FrameBatch, run: FrameRun) -> None:
         reducer = work.reducer
         assert reducer is not None
         t0 = time.thread_time_ns()
@@ -211,7 +169,7 @@ class Reducing:
         self.times.spool_ns += t3 - t2
 
     def _store(
-        self, work: _Work, reduced: ReducedBlock, first_frame: int, blocks: tuple[EncodedBlock, ...]
+        self, work: Work, reduced: ReducedBlock, first_frame: int, blocks: tuple[EncodedBlock, ...]
     ) -> None:
         for place, encoded in enumerate(blocks):
             block, size = encoded.block, len(encoded.data)
@@ -230,7 +188,7 @@ class Reducing:
         if self._spool.segment() != work.segment:
             self._checkpoint(work)
 
-    def _count(self, work: _Work, block: Block, size: int) -> None:
+    def _count(self, work: Work, block: Block, size: int) -> None:
         self.totals["frames_stored"] += block.count
         self.totals["blocks"] += 1
         self.totals["bytes_encoded"] += size
@@ -239,7 +197,7 @@ class Reducing:
 
     def _drop(
         self,
-        work: _Work,
+        work: Work,
         reduced: ReducedBlock,
         first_frame: int,
         blocks: tuple[EncodedBlock, ...],
@@ -257,7 +215,7 @@ class Reducing:
 
     # ---- events -----------------------------------------------------------------------------
 
-    def _start(self, work: _Work, pixels: FrameFormat | None) -> None:
+    def _start(self, work: Work, pixels: FrameFormat | None) -> None:
         announcement, acquisition = work.announcement, work.acquisition
         age_ns = self._clock.now_ns() - announcement.received_ns
         started = pb.AcquisitionStarted(
@@ -280,13 +238,13 @@ class Reducing:
         self._spool.need_from(offset)
         work.segment = self._spool.segment()
 
-    def _checkpoint(self, work: _Work) -> None:
+    def _checkpoint(self, work: Work) -> None:
         assert work.started is not None
         checkpoint = pack_checkpoint(work.started, work.account)
         self._spool.need_from(self._event(Kind.CHECKPOINT, work.acquisition.acquisition_id, checkpoint))
         work.segment = self._spool.segment()
 
-    def _close(self, work: _Work, ending: Ending) -> None:
+    def _close(self, work: Work, ending: Ending) -> None:
         if work.failed is not None and ending.kind is not EndKind.FAILED:
             ending = Ending(
                 EndKind.FAILED, ending.highest_frame, work.failed, ending.first_byte_ns, ending.last_byte_ns

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from nextem.wire.kafka_client import (
     CLIENT,
     CONNECT_S,
     KafkaConsumer,
+    MemberState,
     OffsetAndMetadata,
     TopicPartition,
     errors,
@@ -18,6 +19,7 @@ from nextem.wire.kafka_client import (
 from nextem.wire.log import LogError, OffsetOutOfRange, Position, Record
 
 IDLE_CHECK_S = 5.0
+SETTLE_S = 2.0
 
 
 class KafkaLogConsumer:
@@ -49,13 +51,16 @@ class KafkaLogConsumer:
             metrics_enabled=False,
             **CLIENT,
         )
-        # The newest record is the newest now, whenever a partition comes to be ours.
-        self._ends = {} if from_start else self._consumer.end_offsets(partitions)
         if group is None:
             self._consumer.assign(partitions)
-            self._start(partitions)
         else:
             self._consumer.subscribe(sorted({partition.topic for partition in partitions}))
+        # The newest record is the newest now, whenever a partition comes to be ours. Asking, after
+        # subscribing, also tells the client the partitions: a group leader without them shares out none.
+        ends = self._consumer.end_offsets(partitions, timeout_ms=CONNECT_S * 1000)
+        self._ends = {} if from_start else ends
+        if group is None:
+            self._start(partitions)
 
     def poll(self, max_records: int = 500, timeout_s: float = 0.1) -> list[Record]:
         deadline = time.monotonic() + timeout_s
@@ -66,14 +71,16 @@ class KafkaLogConsumer:
                     left_ms = max(0.0, deadline - time.monotonic()) * 1000
                     found = self._consumer.poll(left_ms, max_records)
                 except errors.NoOffsetForPartitionError as error:
-                    self._start(error.args[0])
+                    self._resume(error.args[0])
                 except errors.OffsetOutOfRangeError as error:
                     raise self._out_of_range(error.args[0]) from error
             if found or time.monotonic() >= deadline:
                 return self._records(found)
 
     def commit(self, positions: Sequence[Position] | None = None) -> None:
-        """While the group rebalances: what is still ours afterwards is committed with the next poll."""
+        """Waits up to two seconds while the group rebalances; then what is still ours is committed at later
+        polls.
+        """
         done = dict(self._returned)
         if positions is not None:
             done = {}
@@ -82,7 +89,7 @@ class KafkaLogConsumer:
                 done[ours] = max(at.offset + 1, done.get(ours, 0))
         if self._group is not None:
             self._uncommitted.update(done)
-            self._commit()
+            self._commit(SETTLE_S)
 
     def seek(self, position: Position) -> None:
         ours = TopicPartition(position.topic, position.partition)
@@ -94,18 +101,7 @@ class KafkaLogConsumer:
     def rewind(self) -> None:
         self._returned.clear()
         with translated("rewind"):
-            fresh = []
-            for ours in self._consumer.assignment():
-                committed = (
-                    None
-                    if self._group is None
-                    else self._consumer.committed(ours, timeout_ms=CONNECT_S * 1000)
-                )
-                if committed is None:
-                    fresh.append(ours)
-                else:
-                    self._consumer.seek(ours, committed)
-            self._start(fresh)
+            self._resume(self._consumer.assignment())
 
     def assigned(self) -> frozenset[tuple[str, int]]:
         return frozenset((ours.topic, ours.partition) for ours in self._consumer.assignment() or ())
@@ -124,7 +120,7 @@ class KafkaLogConsumer:
 
     def _records(self, found: Mapping[TopicPartition, list[Any]]) -> list[Record]:
         if self._uncommitted:
-            self._commit()
+            self._commit(0.0)
         mine = self._consumer.assignment()
         self._returned = {ours: at for ours, at in self._returned.items() if ours in mine}
         records = []
@@ -141,18 +137,43 @@ class KafkaLogConsumer:
                 self._consumer.end_offsets(self._partitions[:1], timeout_ms=1000)
         return records
 
-    def _commit(self) -> None:
+    def _commit(self, patience_s: float) -> None:
+        deadline = time.monotonic() + patience_s
+        with translated("commit"):
+            while not self._committed():
+                if time.monotonic() >= deadline:
+                    return
+                # Rejoins the group. The public way is to poll, which would take records nobody asked for.
+                self._consumer._coordinator.poll(timeout_ms=50)
+        self._uncommitted.clear()
+
+    def _committed(self) -> bool:
+        """Commits what is pending; False where the group is rebalancing."""
         mine = self._consumer.assignment()
         offsets = {
             ours: OffsetAndMetadata(at, "", -1) for ours, at in self._uncommitted.items() if ours in mine
         }
-        with translated("commit"):
-            try:
-                if offsets:
-                    self._consumer.commit(offsets, timeout_ms=CONNECT_S * 1000)
-            except (errors.CommitFailedError, errors.RebalanceInProgressError):
-                return
-        self._uncommitted.clear()
+        if not offsets:
+            # A rebalance takes all partitions away for a moment: only a settled group says what is not ours.
+            return not self._uncommitted or self._consumer.group_metadata().state == MemberState.STABLE
+        try:
+            self._consumer.commit(offsets, timeout_ms=CONNECT_S * 1000)
+        except (errors.CommitFailedError, errors.RebalanceInProgressError):
+            return False
+        return True
+
+    def _resume(self, partitions: Iterable[TopicPartition]) -> None:
+        """Goes to what the group committed, or to the start."""
+        fresh = []
+        for ours in partitions:
+            committed = None
+            if self._group is not None:
+                committed = self._consumer.committed(ours, timeout_ms=CONNECT_S * 1000)
+            if committed is None:
+                fresh.append(ours)
+            else:
+                self._consumer.seek(ours, committed)
+        self._start(fresh)
 
     def _start(self, partitions: Sequence[TopicPartition]) -> None:
         """Partitions without a commit start at the oldest record, or at the end noted at the beginning."""

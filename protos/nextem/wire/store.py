@@ -81,11 +81,11 @@ class ProductStore:
         """
         link = self._link(product.product_id)
         stored = _completed(product, array, link.relative_to(self._folder).as_posix())
-        version = self._versions / f"{time.time_ns():020d}-{uuid4().hex}.zarr"
+        version = self._fresh(".zarr")
         _write_zarr(version, stored, array)
         link.parent.mkdir(parents=True, exist_ok=True)
         before = _target(link)
-        beside = link.with_name(f".{uuid4().hex}")
+        beside = self._fresh(".link")
         beside.symlink_to(os.path.relpath(version, link.parent), target_is_directory=True)
         os.replace(beside, link)
         if before is not None:
@@ -107,10 +107,7 @@ class ProductStore:
         return [product for _, product in sorted(found, key=lambda pair: pair[0], reverse=True)]
 
     def sweep(self, older_than_s: float = 3600.0) -> int:
-        """Removes versions that nothing points to and that are older than this: left by writers that died.
-
-        Returns how many there were.
-        """
+        """Removes what nothing points to, left by writers that died, if older than this; returns how many."""
         linked = {_target(link) for link in _links(self._products)}
         latest = f"{time.time_ns() - int(older_than_s * 1e9):020d}"
         orphans = [path for path in self._versions.iterdir() if path not in linked and path.name < latest]
@@ -152,13 +149,20 @@ class ProductStore:
                 return result
         raise StoreError(f"{link.relative_to(self._folder)} was replaced {_ATTEMPTS} times while it was read")
 
+    def _fresh(self, suffix: str) -> Path:
+        """A new path beside the versions; its age stands in its name."""
+        return self._versions / f"{time.time_ns():020d}-{uuid4().hex}{suffix}"
+
     def _discard(self, version: Path) -> None:
-        gone = version.with_name(f".{uuid4().hex}")
+        gone = self._fresh(".gone")
         try:
             version.rename(gone)
         except FileNotFoundError:
             return  # another writer of the same product was here first
-        shutil.rmtree(gone)
+        if gone.is_symlink():
+            gone.unlink()
+        else:
+            shutil.rmtree(gone)
 
 
 def _path(name: str) -> Path:

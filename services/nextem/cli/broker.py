@@ -253,10 +253,17 @@ def _identity(data_dir: Path) -> _Identity | None:
 
 
 def _free_ports(port: int | None) -> tuple[int, int]:
+    """``port`` or a free one, and another free one for the controller."""
     with socket.socket() as first, socket.socket() as second:
-        first.bind(("127.0.0.1", 0))
+        first.setsockopt(
+            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+        )  # as Kafka does: the last one's port rests
+        try:
+            first.bind(("127.0.0.1", port or 0))
+        except OSError as error:
+            raise BrokerUnavailable(f"port {port} of 127.0.0.1 cannot be had: {error.strerror}") from error
         second.bind(("127.0.0.1", 0))
-        return port or int(first.getsockname()[1]), int(second.getsockname()[1])
+        return int(first.getsockname()[1]), int(second.getsockname()[1])
 
 
 def _write(path: Path, text: str) -> None:

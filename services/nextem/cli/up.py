@@ -27,6 +27,7 @@ from nextem.cli.station import Station, StationOptions, log_at, start_station
 @click.option(
     "--limits", type=click.Path(exists=True, path_type=Path), help="Limits file of the edge (JSON)."
 )
+@click.option("--any-ports", is_flag=True, help="Take free ports instead of the documented ones.")
 @click.option("--home", type=click.Path(path_type=Path), help="Folder of everything NexTEM keeps.")
 def up(
     specimen: str,
@@ -36,6 +37,7 @@ def up(
     detector_px: str,
     workers: int,
     limits: Path | None,
+    any_ports: bool,
     home: Path | None,
 ) -> None:
     """Start simulator, edge, log, analysis and steering on this machine; Ctrl-C stops them in order.
@@ -60,7 +62,7 @@ def up(
                 rate_fps=rate,
                 workers=workers,
                 limits=limits,
-                fixed_ports=True,
+                fixed_ports=not any_ports,
             )
             with screen(stderr=True).status("starting simulator, steering, analysis and edge"):
                 station = start_station(launcher, options)

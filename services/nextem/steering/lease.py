@@ -40,7 +40,7 @@ class LeaseKeeper:
         self,
         hub: Hub,
         holder: str,
-        ttl_ms: int = 3000,
+        ttl_ms: int = 5000,
         now_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._hub, self._holder, self._ttl_ms, self._now_ns = hub, holder, ttl_ms, now_ns

@@ -10,13 +10,14 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from nextem.steering.novelty_map import BoolMap, FloatMap, NoveltyMap
+from nextem.steering.novelty_map import FloatMap, NoveltyMap
+from nextem.steering.picker import Pick, Picker, Target
 from nextem.steering.policy import Evidence, PolicyError, Suggestion, derived_id, read_parameters
-from nextem.steering.regions import Axis, Candidates, axis, candidates, overlap, too_near, window_max
 from nextem.v1 import acquisition_pb2, control_pb2, frames_pb2, plan_pb2, product_pb2
 
 NAME = "look_closer"
 
+FINAL_ON = ("one_model", "covered", "product")
 ENDED_BY_HAND = (acquisition_pb2.FINISH_REASON_STOPPED, acquisition_pb2.FINISH_REASON_FAILED)
 
 
@@ -31,8 +32,9 @@ class Parameters:
     apart along y or along x, origin to origin; 0: their own extent, so that they do not overlap.
     price_per_e: score that an electron must bring. early_fraction: share of the scans that may be commanded
     while the survey runs. early_progress: share of the survey that must be known before the first. final_on:
-    "covered", the rest is commanded as soon as every stored frame has a value; or "product", not before the
-    finished product is there.
+    when the rest is commanded; "one_model", as soon as every stored frame has a value and all come from one
+    revision of the model; "covered", without asking for that; "product", not before the finished product is
+    there. The product is enough in each case.
     """
 
     analysis: str = "novelty"
@@ -43,7 +45,7 @@ class Parameters:
     price_per_e: float = 0.0
     early_fraction: float = 0.5
     early_progress: float = 0.1
-    final_on: str = "covered"
+    final_on: str = "one_model"
 
     def check(self) -> None:
         """Raises :class:`PolicyError` for a value outside its range."""
@@ -54,39 +56,11 @@ class Parameters:
             "price_per_e must be >= 0": self.price_per_e >= 0,
             "early_fraction must lie in 0..1": 0 <= self.early_fraction <= 1,
             "early_progress must lie in 0..1": 0 <= self.early_progress <= 1,
-            'final_on must be "covered" or "product"': self.final_on in ("covered", "product"),
+            'final_on must be "one_model", "covered" or "product"': self.final_on in FINAL_ON,
         }
         for rule, kept in rules.items():
             if not kept:
                 raise PolicyError(f"look_closer: {rule}, not {getattr(self, rule.split()[0])!r}")
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """What the plan allows: the fine scan at every survey point, how many, and what one costs."""
-
-    rows: Axis
-    columns: Axis
-    scans: int
-    dose_e: float
-    distance_nm: tuple[float, float]
-    share: float  # of the survey field that all fine scans together can cover
-
-    @classmethod
-    def of(cls, plan: plan_pb2.Plan, parameters: Parameters) -> Target:
-        """Raises :class:`PolicyError` where the plan does not describe fine scans within the survey."""
-        fine = plan.steering.fine
-        if not plan.steering.HasField("fine") or fine.dose_e_per_frame <= 0:
-            raise PolicyError("look_closer: steering.fine must be a plan with dose_e_per_frame > 0")
-        rows, columns = axis("y", plan.scan, fine.scan), axis("x", plan.scan, fine.scan)
-        dose_e = fine.scan.size_y * fine.scan.size_x * fine.dose_e_per_frame
-        affordable = math.floor(plan.steering.dose_budget_e / dose_e + 1e-9)
-        scans = min(plan.steering.max_acquisitions, affordable)
-        apart = parameters.min_distance_nm
-        distance_nm = (apart or rows.extent_nm, apart or columns.extent_nm)
-        field_nm2 = plan.scan.size_y * plan.scan.size_x * plan.scan.step_nm**2
-        share = scans * rows.extent_nm * columns.extent_nm / field_nm2
-        return cls(rows, columns, scans, dose_e, distance_nm, min(share, 0.5))
 
 
 class LookCloser:
@@ -96,8 +70,8 @@ class LookCloser:
         self._event = acquisition_pb2.AcquisitionStarted()
         self._parameters = Parameters()
         self._target: Target | None = None
+        self._picker: Picker | None = None
         self._map = NoveltyMap((0, 0))
-        self._chosen: list[tuple[int, int]] = []
         self._boot_id = ""
         self._last_byte_ns = 0
         self._finished: acquisition_pb2.AcquisitionFinished | None = None
@@ -111,10 +85,16 @@ class LookCloser:
         given = event.plan.steering.parameters
         parameters = Parameters(**read_parameters(given, asdict(Parameters())))  # type: ignore[arg-type]
         parameters.check()
-        self._target = Target.of(event.plan, parameters)
+        self._target = Target.of(event.plan, parameters.min_distance_nm)
+        radius, mean = parameters.smooth_px // 2, parameters.score == "region_mean"
+        self._picker = Picker(self._target, radius, mean, parameters.price_per_e)
         self._event, self._parameters = event, parameters
         self._map = NoveltyMap((event.plan.scan.size_y, event.plan.scan.size_x))
         self._over = self._target.scans == 0
+        if not self._over:
+            # the first use of numpy's routines takes some 15 ms: now, while nobody waits
+            rehearsal = Picker(self._target, radius, mean, parameters.price_per_e)
+            rehearsal.pick(np.eye(*self._map.shape), 1, last=False)
 
     def ingest(self, item: Evidence) -> None:
         if isinstance(item, acquisition_pb2.AcquisitionFinished):
@@ -133,19 +113,16 @@ class LookCloser:
         self._fresh = True
 
     def suggest(self) -> list[Suggestion]:
-        if self._target is None or self._over or not self._fresh:
+        target, picker = self._target, self._picker
+        if target is None or picker is None or self._over or not self._fresh:
             return []
         self._fresh = False
         last = self._complete()
-        wanted = self._target.scans if last else self._allowed_early(self._target.scans)
-        found: list[Suggestion] = []
-        while len(self._chosen) < wanted:
-            suggestion = self._next(self._target, last)
-            if suggestion is None:
-                break
-            found.append(suggestion)
-        self._over = last or len(self._chosen) == self._target.scans
-        return found
+        wanted = target.scans if last else self._allowed_early(target.scans)
+        made = picker.count
+        picks = picker.pick(self._values(), wanted, last) if wanted > made else []
+        self._over = last or picker.count == target.scans
+        return [self._suggestion(target, pick, made + n, last) for n, pick in enumerate(picks, 1)]
 
     def done(self) -> bool:
         return self._over
@@ -168,65 +145,21 @@ class LookCloser:
         if self._product_id:
             return True
         covered = self._map.answered >= self._finished.frames_stored > 0
-        return covered and self._parameters.final_on == "covered"
-
-    # ---- where ---------------------------------------------------------------------------------
-
-    def _next(self, target: Target, last: bool) -> Suggestion | None:
-        """The best region that is left, or None. ``last``: by rank; else only what stands out already."""
-        found = self._score(target, self._taken(target))
-        with np.errstate(invalid="ignore"):
-            worth = (found.scores - found.median) * self._new_share(target)
-            worth -= self._parameters.price_per_e * target.dose_e
-            open_ = worth > 1e-9 * (1 + abs(found.median))  # above rounding; NaN is not
-        for at in self._chosen:
-            open_ &= ~too_near(target.rows, target.columns, at, target.distance_nm)
-        if not last:
-            every = self._score(target, np.zeros(self._map.shape, bool))
-            free = np.where(open_, worth, -np.inf)
-            # the survey's front may cut through something: only where no better place for it can turn up
-            open_ &= found.settled & (free >= window_max(free, found.reach))
-            open_ &= found.scores >= self._bar(target, every)
-        if not open_.any():
-            return None
-        best = int(np.argmax(np.where(open_, worth, -np.inf)))
-        at = (best // self._map.shape[1], best % self._map.shape[1])
-        self._chosen.append(at)
-        return self._suggestion(target, at, found, float(worth[at]), int(open_.sum()), last)
-
-    def _score(self, target: Target, taken: BoolMap) -> Candidates:
-        radius, mean = self._parameters.smooth_px // 2, self._parameters.score == "region_mean"
-        values = self._map.values
-        if self._parameters.compress:
-            values = np.log1p(values.clip(0))
-        return candidates(values, taken, target.rows, target.columns, radius, mean)
-
-    def _bar(self, target: Target, every: Candidates) -> float:
-        """The score to reach now: were the survey to go on like this, the budget would end there."""
-        known = every.scores[np.isfinite(every.scores)]
-        return float(np.quantile(known, 1 - target.share)) if known.size else math.inf
-
-    def _taken(self, target: Target) -> BoolMap:
-        taken = np.zeros(self._map.shape, bool)
-        for y, x in self._chosen:
-            rows = slice(target.rows.first[y], target.rows.stop[y])
-            taken[rows, target.columns.first[x] : target.columns.stop[x]] = True
-        return taken
-
-    def _new_share(self, target: Target) -> FloatMap:
-        """Share of each fine scan that no earlier one covers. Overlaps add up: it errs on the low side."""
-        share = np.ones(self._map.shape)
-        for at in self._chosen:
-            share -= overlap(target.rows, target.columns, at)
-        return share.clip(0)
+        wanted = self._parameters.final_on
+        return covered and (wanted == "covered" or (wanted == "one_model" and self._map.one_model))
 
     # ---- what is said --------------------------------------------------------------------------
 
-    def _suggestion(
-        self, target: Target, at: tuple[int, int], found: Candidates, worth: float, free: int, last: bool
-    ) -> Suggestion:
-        number = len(self._chosen)
-        acquisition_id = self._event.acquisition_id
+    def _values(self) -> FloatMap:
+        values = self._map.values
+        return np.log1p(values.clip(0)) if self._parameters.compress else values
+
+    def _shown(self, score: float) -> float:
+        """A score as a novelty value."""
+        return math.expm1(score) if self._parameters.compress else score
+
+    def _suggestion(self, target: Target, pick: Pick, number: int, last: bool) -> Suggestion:
+        acquisition_id, at = self._event.acquisition_id, pick.at
         plan = plan_pb2.Plan()
         plan.CopyFrom(self._event.plan.steering.fine)
         plan.ClearField("steering")  # nobody steers on a fine scan
@@ -234,14 +167,12 @@ class LookCloser:
         plan.scan.origin_y_nm = float(target.rows.origin_nm[at[0]])
         plan.scan.origin_x_nm = float(target.columns.origin_nm[at[1]])
         plan.scan.purpose = plan.scan.purpose or "fine"
-        score, median = self._shown(float(found.scores[at])), self._shown(found.median)
-        excess = float(found.scores[at]) - found.median
-        spreads = f", {excess / found.spread:.1f} spreads above" if found.spread > 0 else ""
-        when = "by rank" if last else "while the survey runs"
+        score, median = self._shown(pick.score), self._shown(pick.median)
+        spreads = f", {(pick.score - pick.median) / pick.spread:.1f} spreads above" if pick.spread > 0 else ""
         reason = (
-            f"{self._parameters.analysis} {score:.4g} at survey point {at}, median {median:.4g}"
-            f"{spreads}, the best of {free} free regions {when}; scan {number} of {target.scans},"
-            f" {100 * self._progress():.0f} % of the survey known"
+            f"{self._parameters.analysis} {score:.4g} at survey point {at}, median {median:.4g}{spreads},"
+            f" the best of {pick.free} free regions {'by rank' if last else 'while the survey runs'};"
+            f" scan {number} of {target.scans}, {100 * self._progress():.0f} % of the survey known"
         )
         cause = control_pb2.Cause(
             acquisition_id=acquisition_id,
@@ -251,11 +182,7 @@ class LookCloser:
             last_byte_ns=self._last_byte_ns,
             reason=reason,
         )
-        return Suggestion(number, plan, cause, worth, reason)
-
-    def _shown(self, score: float) -> float:
-        """A score as a novelty value."""
-        return math.expm1(score) if self._parameters.compress else score
+        return Suggestion(number, plan, cause, pick.worth, reason)
 
     def _frames(self, target: Target, at: tuple[int, int]) -> list[frames_pb2.FrameRange]:
         """The survey frames behind the decision: those in the region and in the window round its centre."""

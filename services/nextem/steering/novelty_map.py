@@ -54,3 +54,9 @@ class NoveltyMap:
     def answered(self) -> int:
         """For how many frames there was an update, those with the answer NaN included."""
         return int(np.count_nonzero(self._revisions >= 0))
+
+    @property
+    def one_model(self) -> bool:
+        """Whether all that is known comes from one revision of the model, so that values compare."""
+        known = self._revisions[self._revisions >= 0]
+        return bool(known.size) and bool(known.min() == known.max())

@@ -95,51 +95,41 @@ def region_sum(values: FloatMap, rows: Axis, columns: Axis) -> FloatMap:
     return np.asarray(tall[:, columns.stop] - tall[:, columns.first])
 
 
-@dataclass(frozen=True, slots=True)
-class Candidates:
-    """Every region with its score, (scan_y, scan_x), NaN where too little is known.
+class Scorer:
+    """Scores every region of one survey; what depends on the geometry alone is worked out once.
 
-    ``settled``: all is known of this region and of those that overlap it; ``reach`` is how far off in survey
-    points the middles of those lie at most. ``median`` and ``spread`` (1.4826 × median
-    absolute deviation) are those of the scores.
+    The score is the mean of the known points over the whole region, or without ``mean`` in the
+    (2 ``radius`` + 1)² window round its middle. ``reach``: how far off, in survey points, the middles of
+    overlapping regions lie at most.
     """
 
-    scores: FloatMap
-    settled: BoolMap
-    reach: int
-    median: float
-    spread: float
+    def __init__(self, rows: Axis, columns: Axis, radius: int, mean: bool) -> None:
+        self._rows, self._columns, self._radius, self._mean = rows, columns, radius, mean
+        ones = np.ones((rows.origin_nm.size, columns.origin_nm.size))
+        self._size, self._whole = self._total(ones), region_sum(ones, rows, columns)
+        self.reach = int(max((rows.stop - rows.first).max(), (columns.stop - columns.first).max())) - 1
 
+    def _total(self, values: FloatMap) -> FloatMap:
+        if self._mean:
+            return region_sum(values, self._rows, self._columns)
+        return window_sum(values, self._radius)
 
-def candidates(
-    values: FloatMap, taken: BoolMap, rows: Axis, columns: Axis, radius: int, mean: bool
-) -> Candidates:
-    """Scores every region from ``values`` (scan_y, scan_x), NaN where unknown.
+    def scores(self, values: FloatMap) -> FloatMap:
+        """From ``values`` (scan_y, scan_x), NaN where unknown; NaN where less than half is known."""
+        known = np.isfinite(values)
+        count = self._total(known.astype(float))
+        total = self._total(np.where(known, values, 0.0))
+        enough = 2 * count >= np.maximum(self._size, 1)
+        scores: FloatMap = np.divide(total, count, out=np.full(values.shape, np.nan), where=enough)
+        return scores
 
-    The score is the mean of the known points in the (2 radius + 1)² window round the centre, or with ``mean``
-    over the whole region. At least half of those points must be known. ``taken`` points, in regions that were
-    commanded already, count as the median, so that they draw no neighbour up.
-    """
-    known = np.isfinite(values)
-    ordinary = float(np.median(values[known])) if known.any() else 0.0
-    filled = np.where(known, values, 0.0)
-    filled[taken & known] = ordinary
-
-    def total(array: FloatMap) -> FloatMap:
-        return region_sum(array, rows, columns) if mean else window_sum(array, radius)
-
-    count, size = total(known.astype(float)), total(np.ones(values.shape))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        scores = np.where(2 * count >= size, total(filled) / count, np.nan)
-    region = region_sum(known.astype(float), rows, columns)
-    whole = region_sum(np.ones(values.shape), rows, columns)
-    some = scores[np.isfinite(scores)]
-    median = float(np.median(some)) if some.size else math.nan
-    spread = 1.4826 * float(np.median(np.abs(some - median))) if some.size else math.nan
-    unknown = (count < size) | (region < whole)
-    reach = int(max((rows.stop - rows.first).max(), (columns.stop - columns.first).max())) - 1
-    settled = window_sum(unknown.astype(float), reach) == 0
-    return Candidates(scores, settled, reach, median, spread)
+    def settled(self, values: FloatMap) -> BoolMap:
+        """Whether all is known of a region, of its window, and of every region that overlaps it."""
+        known = np.isfinite(values).astype(float)
+        unknown = region_sum(known, self._rows, self._columns) < self._whole
+        if not self._mean:
+            unknown |= self._total(known) < self._size
+        return np.asarray(window_sum(unknown.astype(float), self.reach) == 0)
 
 
 def overlap(rows: Axis, columns: Axis, at: tuple[int, int]) -> FloatMap:

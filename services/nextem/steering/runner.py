@@ -202,6 +202,9 @@ class PolicyRunner:
         except PolicyError as error:
             logger.error("acquisition %s is not steered: %s", event.acquisition_id, error)
             return None
+        except Exception:  # a plug-in's own fault: see Job.ingest
+            logger.exception("policy %s broke on acquisition %s", wanted, event.acquisition_id)
+            return None
         if policy.done():
             logger.warning("acquisition %s: the budget of %s allows no scan", event.acquisition_id, wanted)
             return None
@@ -282,7 +285,8 @@ class PolicyRunner:
         for (topic, partition), offset in self._read.items():
             held = [holds.first.get((topic, partition), offset + 1) for holds in holders]
             upto = min([offset, *(first - 1 for first in held)])
-            if upto > self._committed.get((topic, partition), -1):
+            # the first commit may say "before offset 0": it holds our place in a log that is new to us
+            if upto > self._committed.get((topic, partition), -2):
                 positions.append(Position(topic, partition, upto))
         if not positions:
             return

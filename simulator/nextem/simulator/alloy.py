@@ -8,12 +8,11 @@ the positions are empty. What a detector would have seen is put together like th
 
 - A half pattern is unfolded: each reflection and its Friedel partner get the same. The axis of symmetry is
   the left edge of the half, at mid-height; the lattice fit of the six measured half patterns puts it there
-  to 0.1 pixel.
+  to 0.2 pixel.
 - The precipitates' reflections carry ``signal_share`` of the electrons in the mean over the positions that
   have any, in proportion to the model's intensity, at most ``signal_limit``. In the measured theta-prime
   patterns they carry 12 to 18 %, which would be 5 % in the mean; the default of 15 % stands for a specimen
-  three times as strong, so that frames of some hundred electrons, a fifth of a percent of the measured
-  dose, still show them.
+  three times as strong, so that frames of some hundred electrons still show them.
 - All other electrons split between direct beam and matrix as measured: 60 % in the direct beam (58 % in the
   measured Al pattern, whose brightest pixels are saturated), 40 % in the matrix pattern. That is the measured
   Al pattern, Bragg spots and diffuse scattering, with the diffuse part continued under the direct beam and
@@ -156,7 +155,7 @@ def _unfold(half: Array) -> Array:
 def _matrix_pattern(measured: Array, radius: Array) -> Array:
     """The measured pattern without its direct beam, continued to the detector's edge.
 
-    Under the beam stands the level of the halo round it. Outside the 88 pixels that were published the diffuse
+    Under the beam stands the level of the halo round it. Outside the 88 pixels published, the diffuse
     scattering goes on falling as exp(-r / l), fitted to the medians of rings, which the spots hardly touch.
     """
     pattern, inside = _center(measured), _center(np.ones_like(measured)) > 0

@@ -80,7 +80,7 @@ def scattering_factor(z: int, g_per_nm: Array) -> Array:
 
 
 def reflections(crystal: Crystal, g_max_per_nm: float) -> tuple[Array, Array]:
-    """All reciprocal lattice points with 0 < |g| <= g_max that are not extinct: (n, 3) 1/nm and |F|^2 (n,)."""
+    """Reciprocal lattice points with 0 < |g| <= g_max that are not extinct: (n, 3) 1/nm and |F|^2 (n,)."""
     cell = np.array(crystal.cell_nm)
     reciprocal = np.linalg.inv(cell).T  # rows are a*, b*, c*
     limits = np.ceil(g_max_per_nm * np.linalg.norm(cell, axis=1)).astype(int)

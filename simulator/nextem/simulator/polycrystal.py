@@ -34,7 +34,7 @@ _DIRECT, _DIFFUSE, _FIRST_GRAIN = 0, 1, 2
 
 @dataclass(frozen=True, slots=True)
 class Film:
-    """The recipe of a film. Lengths in nm; shares are of the electrons, or of the thickness for inclusions."""
+    """The recipe of a film. Lengths in nm; shares are of the electrons, for inclusions of the thickness."""
 
     positions: int = 512  # of the field, along each axis
     step_nm: float = 2.0
@@ -163,6 +163,10 @@ class Polycrystal:
         return Mixture.from_slots(np.column_stack(slots), weight)
 
     def truth(self) -> GroundTruth:
+        return self._truth
+
+    @cached_property
+    def _truth(self) -> GroundTruth:
         film = self.film
         axis = np.arange(film.positions) * film.step_nm
         y, x = (a.ravel() for a in np.meshgrid(axis, axis, indexing="ij"))

@@ -94,12 +94,6 @@ class Mixture:
         """Rows from an array (positions, components), as ``from_slots``."""
         return cls.from_slots(np.broadcast_to(np.arange(weight.shape[1]), weight.shape), weight)
 
-    def to_dense(self, components: int) -> npt.NDArray[np.float64]:
-        dense = np.zeros((len(self), components))
-        rows = np.repeat(np.arange(len(self)), np.diff(self.indptr))
-        np.add.at(dense, (rows, self.component), self.weight)
-        return dense
-
 
 @dataclass(frozen=True, slots=True)
 class PatternTables:
@@ -177,7 +171,7 @@ def build_tables(patterns: npt.NDArray[np.floating] | Sequence[npt.NDArray[np.fl
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _carry(row: npt.NDArray[np.uint8], first: int, item_bytes: int, max_count: np.int64) -> None:
+def _carry(row: npt.NDArray[np.uint8], first: np.signedinteger, item_bytes: int, max_count: np.int64) -> None:
     """Add one to a big-endian pixel whose last byte is at its end; stays at ``max_count``."""
     value = np.int64(0)
     for b in range(item_bytes):
@@ -267,14 +261,13 @@ def fill_frames(
 ) -> npt.NDArray[np.uint32]:
     """Write frames ``first_frame ...`` of one acquisition into ``buffer`` uint8 (frames, stride), in place.
 
-    The pixels of frame i go to ``buffer[i, pixel_offset:]``, big-endian; what lies before and after is left
-    alone. Frame ``first_frame + i`` takes row ``first_row + i`` of the mixture (by default its own index).
-    ``dose_e`` expected electrons in a frame whose weights add up to one. A frame depends on (seed,
-    acquisition_key, its index), its row and the dose alone. Releases the GIL. Returns the electrons drawn
-    per frame, uint32 (frames,), those that met a saturated pixel included. Errors: SamplerError.
+    The pixels of frame i go to ``buffer[i, pixel_offset:]``, big-endian; the bytes round them are left alone.
+    Frame ``first_frame + i`` takes row ``first_row + i`` of the mixture (by default its own index). ``dose_e``:
+    expected electrons in a frame whose weights add up to one. A frame depends on (seed, acquisition_key, its
+    index), its row and the dose alone. Releases the GIL. Returns the electrons drawn per frame, uint32
+    (frames,), those on saturated pixels included. Errors: SamplerError.
     """
-    row = first_frame if first_row is None else first_row
-    pixels = tables.shape[0] * tables.shape[1]
+    row, pixels = first_frame if first_row is None else first_row, tables.shape[0] * tables.shape[1]
     if buffer.ndim != 2 or buffer.dtype != np.uint8 or buffer.strides[1] != 1:
         raise SamplerError(f"buffer must be uint8 (frames, stride), got {buffer.dtype} {buffer.shape}")
     if pixel_offset < 0 or pixel_offset + pixels * pixel_format.item_bytes > buffer.shape[1]:

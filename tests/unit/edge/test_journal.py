@@ -7,6 +7,7 @@ import sqlite3
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -31,7 +32,7 @@ from nextem.v1.control_pb2 import CommandState, Outcome
 DIGEST = b"d" * 32
 
 
-def outcome(command_id: str, state: CommandState = RECEIVED, **fields: int) -> Outcome:
+def outcome(command_id: str, state: CommandState = RECEIVED, **fields: Any) -> Outcome:
     return Outcome(command_id=command_id, state=state, received_ns=5, **fields)
 
 

@@ -204,6 +204,21 @@ def test_waits_for_the_last_values(surveys) -> None:
     assert len(policy.suggest()) == 16
 
 
+def test_values_of_two_models_are_not_ranked_together(surveys) -> None:
+    values = world(7)[1]
+    half = values.size // 2
+    for final_on, at_once in (("one_model", 0), ("covered", 16)):
+        policy = LookCloser()
+        policy.started(surveys.started(early_fraction=0, final_on=final_on))
+        policy.ingest(surveys.update(values, 0, half, revision=1))
+        policy.ingest(surveys.update(values, half, half, revision=2))
+        policy.ingest(surveys.finished(values.size))
+        assert len(policy.suggest()) == at_once
+        policy.ingest(surveys.update(values, 0, half, revision=2))
+        assert len(policy.suggest()) == 16 - at_once
+        assert policy.done()
+
+
 def test_waits_for_the_product_where_the_plan_says_so(surveys) -> None:
     values = world(7)[1]
     policy = LookCloser()

@@ -198,15 +198,15 @@ class CommandHandler:
 
 
 def digest(command: Command) -> bytes:
-    """SHA-256 of a command's content.
+    """SHA-256 of what a command does: instrument, issuer, expected state, action.
 
-    Boot id and deadline are left out: the steering service may fill them in anew each time it sends the
-    same command, and neither changes what the command does.
+    Lease, deadline and cause are left out: whoever sends a command again, after a restart too, may do so
+    under another lease, and the steering service fills the deadline in anew. Neither changes what it does.
     """
     content = Command()
     content.CopyFrom(command)
-    content.ClearField("edge_boot_id")
-    content.ClearField("not_after_ns")
+    for field in ("lease_id", "lease_epoch", "edge_boot_id", "not_after_ns", "valid_for_ms", "cause"):
+        content.ClearField(field)
     return hashlib.sha256(content.SerializeToString(deterministic=True)).digest()
 
 

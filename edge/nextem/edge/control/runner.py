@@ -165,12 +165,14 @@ class Runner:
         try:
             handle = self._acquisitions.expect(job.acquisition_id, job.plan, job.outcome.command_id)
         except Exception as error:
-            logger.exception("acquisition %s: the detector side takes it not", job.acquisition_id)
+            logger.exception("acquisition %s: the detector side refuses it", job.acquisition_id)
             return Ended(Refusal("detector", f"{type(error).__name__}: {error}"), None, ran=False)
         try:
             return self._run_expected(job, handle)
         except BaseException:
-            handle.stop("the edge failed")  # else the next detector header would be taken for this scan
+            # The scan may run; and the next detector header must not be taken for it.
+            self._stop_driver("the edge failed")
+            handle.stop("the edge failed")
             raise
 
     def _run_expected(self, job: Job, handle: Acquisition) -> Ended:
@@ -242,7 +244,8 @@ class Runner:
         except DriverError as error:
             logger.warning("acquisition %s: %s", job.acquisition_id, error)
             return -math.inf
-        return state.frames_sent if state.scanning and state.scan_id == job.acquisition_id else -math.inf
+        # A scan that is over counts as one step more: its last frames may still be on their way.
+        return state.frames_sent if state.scanning and state.scan_id == job.acquisition_id else math.inf
 
     def _give_up(self, handle: Acquisition, reason: str) -> AcquisitionFinished | None:
         handle.stop(reason)

@@ -92,13 +92,14 @@ class BlockLimits:
 
 
 class Slab:
-    """One piece of the ring: a buffer that the receiver fills and the reduction gives back."""
+    """One piece of the ring: a buffer that the receiver fills and the reduction reads."""
 
-    __slots__ = ("data", "view")
+    __slots__ = ("data", "users", "view")
 
     def __init__(self, size: int) -> None:
         self.data: NDArray[np.uint8] = np.empty(size, dtype=np.uint8)
         self.view = self.data.data
+        self.users = 0  # the ring's to count
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,13 +163,17 @@ class EndKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """The end of an acquisition. ``highest_frame`` is the highest index seen or begun, -1 for none."""
+    """The end of an acquisition. ``highest_frame`` is the highest index seen or begun, -1 for none.
+
+    ``lost_ring`` counts the frames that came while the ring was full.
+    """
 
     kind: EndKind
     highest_frame: int
     error: DetectorError | None = None
     first_byte_ns: int = 0
     last_byte_ns: int = 0
+    lost_ring: int = 0
 
 
 class Claim(Protocol):

@@ -98,6 +98,14 @@ def check(data: NDArray[np.uint8], messages: int, expected: Expectation) -> Chec
     return Checked(sequence[:good], epoch[:good] if told else None)
 
 
+def warm_up() -> None:
+    """Has the check compiled, so that no acquisition waits for it."""
+    head = b"MQ1,000001,00384,01,0001,0001,U08,   1x1,01,,0,0,0,0,NXTM,0,0,".ljust(384)
+    payload = head + b"\0"
+    expected = Expectation.of(head, len(payload))
+    check(np.frombuffer(message_prefix(len(payload)) + payload, dtype=np.uint8).copy(), 1, expected)
+
+
 @njit(cache=True, nogil=True)
 def _same(data: NDArray[np.uint8], start: int, wanted: NDArray[np.uint8]) -> bool:
     for i in range(wanted.shape[0]):  # noqa: SIM110 - numba compiles no generator

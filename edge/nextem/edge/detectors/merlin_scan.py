@@ -12,6 +12,7 @@ from functools import partial
 from threading import Event
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nextem.edge.detectors.base import (
     Announcement,
@@ -25,12 +26,13 @@ from nextem.edge.detectors.base import (
     RingFull,
     SequenceError,
     Sink,
-    Slab,
     TruncatedStream,
+    UnsupportedFormat,
 )
 from nextem.edge.detectors.counters import Counters
 from nextem.edge.detectors.merlin import PREFIX_BYTES
-from nextem.edge.detectors.merlin_check import Expectation, check, spans
+from nextem.edge.detectors.merlin_check import Checked, Expectation, check, spans
+from nextem.edge.detectors.placement import Place, Placement
 from nextem.edge.detectors.ring import Ring
 from nextem.edge.detectors.stream_socket import ConnectionEnded, StreamSocket
 
@@ -68,7 +70,9 @@ class Scan:
         self._quiet_since_ns = announcement.received_ns
         self._stop_since_ns = 0
         self._reported: set[type[DetectorError]] = set()
-        self._scratch: Slab | None = None
+        self._placement: Placement | None = None
+        self._rest = memoryview(b"")  # bytes that the session had read already
+        self._lost_ring = 0
 
     def read(self, source: StreamSocket, carry: bytearray) -> bytearray:
         """Reads frames until something else comes or the acquisition ends; returns the bytes left over.
@@ -76,107 +80,116 @@ class Scan:
         ``carry`` holds the bytes that were read already, from the start of a frame message.
         A connection that ends is told in ``broken``.
         """
-        assert self.expected is not None
-        rest = bytes(carry)
+        self._rest = memoryview(bytes(carry))
         self._first_byte_ns = self._first_byte_ns or source.received_ns
+        assert self._placement is not None
+        placement = self._placement
+        place = placement.take()
         while True:
-            slab, owned = self._take()
-            room = self._room(slab)
-            filled = min(len(rest), room)
-            slab.view[:filled] = rest[:filled]
-            arrivals = [(filled, source.received_ns)]
-            filled = self._fill(source, slab, filled, room if owned else 0, arrivals)
-            tail, odd = self._deliver(slab, owned, filled, arrivals)
-            rest = tail + rest[arrivals[0][0] :]
+            arrivals = self._fill(source, place)
+            used, odd = self._deliver(place, arrivals)
+            pending = place.filled - used
             if self.broken is not None:
-                self._connection_ended(len(rest))
-            if odd or self.ended or self.supervise(source.now_ns(), len(rest)):
-                return bytearray(rest)
+                self._connection_ended(pending)
+            if odd or self.ended or self.supervise(source.now_ns(), pending):
+                left = bytes(place.view[used : place.filled])
+                placement.leave(place)
+                return bytearray(left + self._rest)
+            place = placement.after(place, used)
 
-    def _take(self) -> tuple[Slab, bool]:
-        """A slab of the ring, or the scratch slab (False), whose frames are lost, while the ring is full."""
-        slab = self._ring.take()
-        if slab is not None:
-            return slab, True
-        if self._scratch is None or len(self._scratch.data) != self._ring.slab_bytes:
-            self._scratch = Slab(self._ring.slab_bytes)
-        return self._scratch, False
-
-    def _room(self, slab: Slab) -> int:
-        """Bytes to read into this slab at most: whole messages, and none beyond the announced number."""
+    def _target(self, place: Place) -> int:
+        """Bytes at which a batch is handed over by size: whole messages, none beyond the announced number."""
         assert self.expected is not None
-        messages = min(len(slab.data) // self.expected.message_bytes, self.claim.limits.max_frames)
+        size, limits = self.expected.message_bytes, self.claim.limits
+        encoded = limits.encoded_frame_bytes()
+        messages = max(1, round(limits.block_bytes / encoded)) if encoded else _FIRST_FRAMES
+        messages = min(messages, len(place.view) // size, limits.max_frames)
         if self._announced:
             messages = min(messages, self._announced - self._next)
-        return messages * self.expected.message_bytes
+        return max(messages * size, size)
 
-    def _target(self, room: int) -> int:
-        """Bytes at which a batch is handed over by size."""
-        assert self.expected is not None
-        limits = self.claim.limits
-        encoded = limits.encoded_frame_bytes()
-        frames = max(1, round(limits.block_bytes / encoded)) if encoded else _FIRST_FRAMES
-        return min(room, frames * self.expected.message_bytes)
+    def begin(self, expected: Expectation) -> None:
+        """The first frame says what all are like. Raises :class:`UnsupportedFormat` if the ring is small."""
+        if not self._ring.fit(expected.message_bytes):
+            raise UnsupportedFormat(f"frames of {expected.message_bytes} bytes do not fit the ring twice")
+        self.expected = expected
+        self._placement = Placement(self._ring, expected.message_bytes)
 
-    def _fill(
-        self, source: StreamSocket, slab: Slab, filled: int, room: int, arrivals: list[tuple[int, int]]
-    ) -> int:
-        """Reads into the slab until a batch is due by size or age; ``room`` 0: until one frame is whole."""
+    def _fill(self, source: StreamSocket, place: Place) -> list[tuple[int, int]]:
+        """Reads until a batch is due by size or age; returns (bytes, time) after each read."""
         assert self.expected is not None
-        size = self.expected.message_bytes
-        target = self._target(room) if room else size
-        room = room or self._room(slab)
-        age_ns = self.claim.limits.age_ns
+        size, age_ns = self.expected.message_bytes, self.claim.limits.age_ns
+        target = self._target(place)
         first_ns = source.received_ns  # last byte of the first whole frame
-        while filled < target:
+        arrivals = [(place.filled, first_ns)]
+        while place.filled < target:
             wait_ns = QUIET_NS
-            if filled >= size:
+            if place.filled >= size:
                 wait_ns = first_ns + age_ns - source.now_ns()
                 if wait_ns <= 0:
-                    if self.claim.hungry():
+                    if self.claim.hungry() or not place.owned:
                         break
                     wait_ns = _HUNGRY_NS
             try:
-                count = source.read(slab.view[filled:room], wait_ns)
+                count = self._fetch(source, place.view[place.filled : target], wait_ns)
             except ConnectionEnded as error:
                 self.broken = error
                 break
             if count:
-                if filled < size:
+                if place.filled < size:
                     first_ns = source.received_ns
-                filled += count
-                arrivals.append((filled, source.received_ns))
+                place.filled += count
+                arrivals.append((place.filled, source.received_ns))
                 self._quiet_since_ns = source.received_ns
-            elif filled < size and (
-                self.supervise(source.now_ns(), filled) or self._is_odd(bytes(slab.view[: min(filled, 64)]))
+            elif place.filled < size and (
+                self.supervise(source.now_ns(), place.filled)
+                or self._is_odd(bytes(place.view[: min(place.filled, PREFIX_BYTES)]))
             ):
                 break
-        return filled
+        return arrivals
+
+    def _fetch(self, source: StreamSocket, into: memoryview, wait_ns: int) -> int:
+        """What the session had read already, then what the socket has."""
+        if not self._rest:
+            return source.read(into, wait_ns)
+        count = min(len(self._rest), len(into))
+        into[:count] = self._rest[:count]
+        self._rest = self._rest[count:]
+        return count
 
     def _is_odd(self, head: bytes) -> bool:
         """Whether the bytes at a message's place cannot be the start of a frame like the others."""
         assert self.expected is not None
         return bytes(self.expected.prefix[: len(head)]) != head[:PREFIX_BYTES]
 
-    def _deliver(
-        self, slab: Slab, owned: bool, filled: int, arrivals: list[tuple[int, int]]
-    ) -> tuple[bytes, bool]:
-        """Checks what lies in the slab and hands it on; returns the bytes left, and whether they are odd."""
+    def _deliver(self, place: Place, arrivals: list[tuple[int, int]]) -> tuple[int, bool]:
+        """Checks and hands on what lies here; returns the bytes used, and whether what follows is odd."""
         assert self.expected is not None
         size = self.expected.message_bytes
-        messages = filled // size
-        checked = check(slab.data, messages, self.expected)
+        messages = place.filled // size
+        checked = check(place.slab.data[place.base :], messages, self.expected)
         good = len(checked.sequence)
-        tail = bytes(slab.view[good * size : filled])
-        ends = np.arange(1, good + 1) * size
-        marks = np.array(arrivals, dtype=np.int64)
-        times = marks[np.searchsorted(marks[:, 0], ends), 1]
+        if good:
+            marks = np.array(arrivals, dtype=np.int64)
+            ends = np.arange(1, good + 1) * size
+            times = marks[np.searchsorted(marks[:, 0], ends), 1]
+            self._last_byte_ns = int(times[-1])
+            self._hand_over(place, checked, times)
+        if self._announced and self._next == self._announced:
+            self.finish(EndKind.ALL_FRAMES)
+        used = good * size
+        head = bytes(place.view[used : min(place.filled, used + PREFIX_BYTES)])
+        return used, good < messages or self._is_odd(head)
+
+    def _hand_over(self, place: Place, checked: Checked, times: NDArray[np.int64]) -> None:
+        assert self.expected is not None
+        size = self.expected.message_bytes
         found, refused, self._next = spans(checked.sequence, self._next, self._announced)
         runs = tuple(
             FrameRun(
                 first_frame=span.first_frame,
                 count=span.count,
-                start=PREFIX_BYTES + span.start * size,
+                start=place.base + PREFIX_BYTES + span.start * size,
                 stride=size,
                 pixel_offset=self.expected.header.data_offset,
                 last_byte_ns=times[span.start : span.start + span.count],
@@ -184,18 +197,12 @@ class Scan:
             )
             for span in found
         )
-        if good:
-            self._last_byte_ns = int(times[-1])
-            self._count(good, refused, 0 if owned else sum(run.count for run in runs))
-        if owned and runs and not self.ended:
-            self._sink.frames(
-                self.claim, FrameBatch(slab, runs, self.expected.format, partial(self._ring.give, slab))
-            )
-        elif owned:
-            self._ring.give(slab)
-        if self._announced and self._next == self._announced:
-            self.finish(EndKind.ALL_FRAMES)
-        return tail, good < messages or self._is_odd(tail)
+        self._count(len(times), refused, 0 if place.owned else sum(run.count for run in runs))
+        if place.owned and runs and not self.ended:
+            assert self._placement is not None
+            slab = self._placement.share(place)
+            release = partial(self._ring.give, slab)
+            self._sink.frames(self.claim, FrameBatch(slab, runs, self.expected.format, release))
 
     def _count(self, frames: int, refused: int, dropped: int) -> None:
         counters = self._counters
@@ -208,6 +215,7 @@ class Scan:
             )
         if dropped:
             counters.frames_lost_ring += dropped
+            self._lost_ring += dropped
             self.report(RingFull(f"the ring is full from frame {self._next - dropped} on; frames are lost"))
 
     def supervise(self, now_ns: int, pending_bytes: int) -> bool:
@@ -261,7 +269,7 @@ class Scan:
         self.ended = True
         highest = self._next if pending_bytes and self.expected else self._next - 1
         self._sink.close_claim(
-            self.claim, Ending(kind, highest, error, self._first_byte_ns, self._last_byte_ns)
+            self.claim, Ending(kind, highest, error, self._first_byte_ns, self._last_byte_ns, self._lost_ring)
         )
 
     def report(self, error: DetectorError) -> None:

@@ -22,7 +22,6 @@ from nextem.edge.detectors.base import (
     GarbageSkipped,
     HeaderError,
     Sink,
-    UnsupportedFormat,
 )
 from nextem.edge.detectors.counters import Counters
 from nextem.edge.detectors.merlin import (
@@ -32,7 +31,7 @@ from nextem.edge.detectors.merlin import (
     parse_acquisition_header,
     payload_length,
 )
-from nextem.edge.detectors.merlin_check import Expectation
+from nextem.edge.detectors.merlin_check import Expectation, warm_up
 from nextem.edge.detectors.merlin_scan import QUIET_NS, Scan
 from nextem.edge.detectors.ring import Ring
 from nextem.edge.detectors.stream_socket import Backoff, ConnectionEnded, StreamSocket, dial
@@ -68,6 +67,7 @@ class MerlinStream:
         self._thread = Thread(target=self._run, name="merlin", daemon=True)
 
     def start(self) -> None:
+        warm_up()
         self._thread.start()
 
     def close(self) -> None:
@@ -237,16 +237,14 @@ class _Session:
         self.messages += 1
         try:
             seen = Expectation.of(bytes(self._carry[PREFIX_BYTES : PREFIX_BYTES + wanted]), length)
-            if scan.expected is None and not self._ring.fit(seen.message_bytes):
-                raise UnsupportedFormat(f"a frame of {seen.message_bytes} bytes does not fit the ring twice")
-            change = scan.expected.differs_from(seen) if scan.expected else ""
-            if change:
+            if scan.expected is None:
+                scan.begin(seen)
+            elif change := scan.expected.differs_from(seen):
                 raise FrameSizeChanged(f"frames changed {change}")
         except DetectorError as error:
             scan.finish(EndKind.FAILED, error)
             self._scan = None
             return
-        scan.expected = scan.expected or seen
         self._carry = scan.read(self._source, self._carry)
         if scan.broken is not None:
             raise scan.broken

@@ -1,6 +1,7 @@
-"""The memory between socket and reduction: bounded, in slabs, the last one given back is the next one used.
+"""The memory between socket and reduction: bounded, in slabs, the last given back is the next one used.
 
-Last in, first out keeps the slabs that are in use few, so that they stay in the processor's cache.
+Last in, first out keeps the slabs that are in use few, so that they stay in the processor's cache. A slab
+holds several batches: it is shared by the receiver, which fills it, and by each batch still to be read.
 """
 
 from __future__ import annotations
@@ -10,17 +11,18 @@ from threading import Lock
 from nextem.edge.detectors.base import Slab
 
 SLAB_BYTES = 8 << 20
+_SLABS = 8  # at least, so that a small ring is not one big piece
 _MESSAGES_PER_SLAB = 2
 
 
 class Ring:
-    """At most ``ring_bytes`` of slabs. Thread-safe: one thread takes, another gives back."""
+    """At most ``ring_bytes`` of slabs. Thread-safe: one thread takes and shares, another gives back."""
 
     def __init__(self, ring_bytes: int) -> None:
         self._limit = ring_bytes
         self._lock = Lock()
         self._free: list[Slab] = []
-        self._slab_bytes = min(SLAB_BYTES, ring_bytes)
+        self._slab_bytes = min(SLAB_BYTES, ring_bytes // _SLABS)
         self._allocated = 0
 
     @property
@@ -29,7 +31,7 @@ class Ring:
 
     def fit(self, message_bytes: int) -> bool:
         """Makes the slabs taken from now on hold some messages of this size; False where the ring cannot."""
-        wanted = max(min(SLAB_BYTES, self._limit), _MESSAGES_PER_SLAB * message_bytes)
+        wanted = max(min(SLAB_BYTES, self._limit // _SLABS), _MESSAGES_PER_SLAB * message_bytes)
         if wanted > self._limit:
             return False
         with self._lock:
@@ -40,18 +42,33 @@ class Ring:
         return True
 
     def take(self) -> Slab | None:
-        """A slab, or None while the ring is full."""
+        """A slab of which the caller is the only user, or None while the ring is full."""
         with self._lock:
             if self._free:
-                return self._free.pop()
-            if self._allocated + self._slab_bytes > self._limit:
+                slab = self._free.pop()
+            elif self._allocated + self._slab_bytes > self._limit:
                 return None
-            self._allocated += self._slab_bytes
-            return Slab(self._slab_bytes)
+            else:
+                self._allocated += self._slab_bytes
+                slab = Slab(self._slab_bytes)
+            slab.users = 1
+            return slab
+
+    def share(self, slab: Slab) -> None:
+        """One user more."""
+        with self._lock:
+            slab.users += 1
+
+    def is_shared(self, slab: Slab) -> bool:
+        """Whether anybody but the caller uses it. False stays false until the caller shares it."""
+        return slab.users > 1
 
     def give(self, slab: Slab) -> None:
-        """Takes a slab back."""
+        """One user less; the last one gives it back."""
         with self._lock:
+            slab.users -= 1
+            if slab.users:
+                return
             if len(slab.data) == self._slab_bytes:
                 self._free.append(slab)
             else:  # of an earlier frame size

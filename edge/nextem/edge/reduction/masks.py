@@ -58,18 +58,26 @@ def cut_into_regions(masks: Sequence[plan_pb2.Mask], shape: tuple[int, int]) -> 
     names = [mask.name for mask in masks]
     if len(set(names)) != len(names) or not all(names):
         raise InvalidReduction(f"mask names must be there and differ: {names}")
-    labels = np.zeros(shape[0] * shape[1], np.uint32)
-    members: list[tuple[int, ...]] = [()]
-    for number, mask in enumerate(masks):
-        inside = mask_pixels(mask, shape).ravel()
-        present, labels = np.unique(labels * np.uint32(2) + inside, return_inverse=True)
-        members = [members[label // 2] + ((number,) if label % 2 else ()) for label in present.tolist()]
-    mask_start = np.concatenate(([0], np.cumsum([len(of) for of in members])))
+    members, labels = _memberships(masks, shape)
+    region, number = np.nonzero(members)
+    mask_start = np.searchsorted(region, np.arange(len(members) + 1))
     last_of_run = np.flatnonzero(np.diff(labels.reshape(shape), append=-1, axis=1).ravel())
     return Regions(
         labels.astype(np.uint16 if len(members) <= 1 << 16 else np.uint32),
         mask_start.astype(np.uint32),
-        np.array([number for of in members for number in of], np.uint32),
+        number.astype(np.uint32),
         (last_of_run + 1).astype(np.uint32),
         labels[last_of_run].astype(np.uint32),
     )
+
+
+def _memberships(
+    masks: Sequence[plan_pb2.Mask], shape: tuple[int, int]
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.intp]]:
+    """(members (regions, masks) of 0 and 1, region of each pixel)."""
+    packed = np.zeros((shape[0] * shape[1], len(masks) // 8 + 1), np.uint8)  # eight masks a byte
+    for number, mask in enumerate(masks):
+        packed[:, number // 8] |= mask_pixels(mask, shape).ravel() * np.uint8(128 >> number % 8)
+    rows = packed.view(np.dtype((np.void, packed.shape[1]))).ravel()
+    _, first, labels = np.unique(rows, return_index=True, return_inverse=True)
+    return np.unpackbits(packed[first], axis=1)[:, : len(masks)], labels

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from nextem.edge.reduction import kernels
 from nextem.edge.reduction.formats import InvalidReduction, PixelFormat
-from nextem.edge.reduction.masks import Regions, cut_into_regions
+from nextem.edge.reduction.masks import cut_into_regions
 from nextem.v1 import plan_pb2
 from nextem.wire.event_kernels import ESCAPE
 from nextem.wire.events import EventStreams
@@ -127,13 +127,12 @@ class Reducer:
         self._last_was_sparse = True
 
     def warm_up(self) -> None:
-        """Compiles both passes, so that the first frames do not wait for it."""
+        """Compiles all that the first frames would else wait for; reduces a blank frame to do so."""
         blank = np.zeros((1, self.frame_bytes), np.uint8)
-        for self._last_was_sparse in (False, True):
-            where = (blank.ctypes.data, blank.strides[0], self.pixel.swapped, self.shape[1])
-            out = _Figures.of(1, len(self._mask_names))
-            self._sparse(where, out)
-            self._dense(where, out)
+        where = (blank.ctypes.data, blank.strides[0], self.pixel.swapped, self.shape[1])
+        out = _Figures.of(1, len(self._mask_names))
+        self._sparse(where, out)
+        self._dense(where, out).streams.part(0, 1).to_frames()
 
     def _goes_sparse(self) -> bool:
         if self._policy == plan_pb2.REPRESENTATION_POLICY_SMALLEST:
@@ -263,14 +262,3 @@ class _Buffers:
             np.empty(n * pixels + 1, dtype),
             np.empty((n, pixels), dtype),
         )
-
-
-__all__ = [
-    "InvalidFrames",
-    "PixelFormat",
-    "ReducedBlock",
-    "Reducer",
-    "Regions",
-    "compile_reduction",
-    "reduction_id",
-]

@@ -23,7 +23,7 @@ from itertools import pairwise
 from pathlib import Path
 from threading import Lock
 
-from nextem.wire.log import CorruptRecord, LogUnavailable
+from nextem.wire.log import MAX_RECORD_BYTES, CorruptRecord, LogUnavailable
 from nextem.wire.segments import Reader, Writer, create_partition, segment_bases
 from nextem.wire.slot_file import SlotFile
 
@@ -72,7 +72,12 @@ class Spool:
     def __init__(
         self, folder: Path, *, max_bytes: int = MAX_BYTES, segment_bytes: int = SEGMENT_BYTES
     ) -> None:
-        """Opens or makes the spool. Raises :class:`SpoolBusy`."""
+        """Opens or makes the spool. Raises :class:`SpoolBusy`, and ValueError for too small a bound."""
+        # The segment that is written and the one with the newest checkpoint cannot go; there must be room
+        # beside them.
+        least = RESERVE_BYTES + 3 * (segment_bytes + MAX_RECORD_BYTES)
+        if max_bytes < least:
+            raise ValueError(f"a spool of {max_bytes} bytes; with these segments it needs {least}")
         folder.mkdir(parents=True, exist_ok=True)
         self._owner = _own(folder)
         self._folder = folder / "entries"
@@ -88,7 +93,6 @@ class Spool:
         self._needed_from: int | None = None  # offset of the open acquisition's checkpoint
         self._sizes = {base: _size(self._folder, base) for base in segment_bases(self._folder)}
         self._note_size()
-        self._prune()
 
     @property
     def end(self) -> int:

@@ -1,0 +1,65 @@
+"""``nextem up``: everything on one machine, used by a client, stopped by Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nextem.cli.plans import survey_plan
+from nextem.client.client import SteeringClient, acquire_command
+from nextem.v1 import control_pb2
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(180)]
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The process and the address of its steering service."""
+    command = [sys.executable, "-u", "-m", "nextem.cli.main", "up", "--any-ports", "--home", str(tmp_path)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
+    )
+    assert process.stdout is not None
+    killer = threading.Timer(120, process.kill)
+    killer.start()
+    address = ""
+    for line in process.stdout:
+        if found := re.search(r"steering service\s+(\S+)", line):
+            address = found[1]
+        if "Ctrl-C" in line:
+            break
+    assert address, (tmp_path / "logs").exists() and "".join(p.read_text() for p in tmp_path.rglob("*.log"))
+    yield process, address
+    killer.cancel()
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def test_a_client_acquires_and_ctrl_c_stops_everything(
+    running: tuple[subprocess.Popen[str], str], tmp_path: Path
+) -> None:
+    process, address = running
+    plan = survey_plan(
+        title="test", field_nm=(64.0, 64.0), survey_step_nm=4.0, fine_step_nm=2.0, fine_size=4, fine_scans=0,
+        survey_dose_e=100.0, fine_dose_e=100.0, shape=(256, 256), disk_px=6.0, dwell_s=0.001,
+    )  # fmt: skip
+    with SteeringClient(address) as client:
+        lease = client.request_lease("test", ttl_ms=30_000)
+        outcome = client.submit_and_wait(acquire_command(plan, "test", "simulator", lease), timeout_s=60)
+        assert outcome.state == control_pb2.COMMAND_STATE_DONE, outcome
+        assert (outcome.accounting.frames_stored, outcome.accounting.frames_lost) == (256, 0)
+    os.kill(process.pid, signal.SIGINT)
+    assert process.wait(60) == 0
+    assert process.stdout is not None
+    assert process.stdout.read().strip().endswith("stopped")
+    left = subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, text=True, check=False)
+    assert left.stdout == "", "processes were left behind"

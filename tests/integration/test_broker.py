@@ -1,0 +1,223 @@
+"""A broker of our own: how it starts and stops, and what the log does while it is away."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import socket
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from nextem.cli import broker
+from nextem.cli.kafka_jars import BrokerUnavailable
+from nextem.wire import kafka_consumer
+from nextem.wire.ids import uuid7
+from nextem.wire.kafka import KafkaLog, answers
+from nextem.wire.kafka_client import KafkaAdminClient, TopicPartition
+from nextem.wire.log import Consumer, FatalLogError, LogUnavailable, OffsetOutOfRange
+
+# kafka-python leaves the sockets of refused connections to the garbage collector.
+pytestmark = [pytest.mark.kafka, pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")]
+PATIENCE_S = 30.0
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of a broker that tests of this module may stop; the next test starts it again."""
+    folder = tmp_path_factory.mktemp("broker")
+    try:
+        broker.start(folder)
+    except BrokerUnavailable as error:
+        pytest.skip(str(error))
+    yield folder
+    broker.stop(folder)
+
+
+@pytest.fixture(autouse=True)
+def collect() -> Iterator[None]:
+    """Leaves no such socket to another module's tests."""
+    yield
+    gc.collect()
+
+
+@pytest.fixture
+def bootstrap(data_dir: Path) -> str:
+    # The client reports every lost connection; that is what these tests are about.
+    logging.getLogger("kafka").setLevel(logging.CRITICAL)
+    return broker.start(data_dir).removeprefix("kafka://")
+
+
+def read(consumer: Consumer, wanted: int) -> list[bytes]:
+    """Polls as a service does: an absent log is told, and asked again."""
+    found: list[bytes] = []
+    deadline = time.monotonic() + PATIENCE_S
+    while len(found) < wanted and time.monotonic() < deadline:
+        try:
+            found += [bytes(record.value) for record in consumer.poll()]
+        except LogUnavailable:
+            continue
+    return found
+
+
+def poll_until_told(consumer: Consumer) -> None:
+    for _ in range(100):
+        assert consumer.poll() == []
+
+
+def test_start_stop_status(data_dir: Path, bootstrap: str) -> None:
+    told = broker.status(data_dir)
+    assert told is not None
+    assert (told.running, told.address) == (True, f"kafka://{bootstrap}")
+    assert answers(bootstrap, timeout_s=5.0)
+    assert broker.start(data_dir) == told.address  # it runs already
+    assert broker.status(data_dir) == told
+    with closing(KafkaLog(bootstrap)) as log:
+        log.append("kept", b"value").result(PATIENCE_S)
+    assert broker.stop(data_dir)
+    assert not broker.stop(data_dir)
+    assert not answers(bootstrap, timeout_s=1.0)
+    stopped = broker.status(data_dir)
+    assert stopped is not None
+    assert not stopped.running
+    assert broker.start(data_dir) == told.address  # the same port, the same records
+    with closing(KafkaLog(bootstrap)) as log, closing(log.consumer(["kept"], None)) as consumer:
+        assert read(consumer, 1) == [b"value"]
+    assert "started" in (data_dir / "broker.log").read_text()
+
+
+def test_a_folder_without_a_broker(tmp_path: Path) -> None:
+    assert broker.status(tmp_path) is None
+    assert not broker.stop(tmp_path)
+
+
+def test_a_taken_port_is_told(tmp_path: Path, bootstrap: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(BrokerUnavailable, match=f"port {port} "):
+            broker.start(tmp_path, port)
+    assert broker.status(tmp_path) is None
+
+
+def test_records_appended_while_the_broker_restarts_arrive_in_order(data_dir: Path, bootstrap: str) -> None:
+    topic = f"test.{uuid7()}"
+    with closing(KafkaLog(bootstrap)) as log, closing(log.consumer([topic], uuid7())) as consumer:
+        promises = [log.append(topic, b"%d" % number) for number in range(100)]
+        found = read(consumer, 50)
+        broker.stop(data_dir)
+        promises += [log.append(topic, b"%d" % number) for number in range(100, 200)]
+        assert consumer.poll(timeout_s=0.1) is not None
+        broker.start(data_dir)
+        promises += [log.append(topic, b"%d" % number) for number in range(200, 300)]
+        assert [promise.result(PATIENCE_S).offset for promise in promises] == list(range(300))
+        found += read(consumer, 300 - len(found))
+        # A member that had to rejoin starts again from its commit; there is none: what it read comes again.
+        repeated = found.index(b"0", 1) if b"0" in found[1:] else 0
+        found = found[repeated:] + read(consumer, 300 - len(found) + repeated)
+        assert found == [b"%d" % number for number in range(300)]
+
+
+def test_a_lost_broker_is_told_by_append_and_poll(
+    data_dir: Path, bootstrap: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kafka_consumer, "IDLE_CHECK_S", 0.5)
+    topic = f"test.{uuid7()}"
+    log = KafkaLog(bootstrap, max_in_flight_bytes=100_000, max_block_s=0.5, delivery_timeout_s=3.0)
+    with closing(log), closing(log.consumer([topic], None)) as consumer:
+        log.append(topic, b"before").result(PATIENCE_S)
+        assert read(consumer, 1) == [b"before"]
+        broker.stop(data_dir)
+        lost = log.append(topic, bytes(60_000))
+        with pytest.raises(TimeoutError):
+            lost.result(0.05)
+        with pytest.raises(LogUnavailable, match="60000 bytes"):
+            log.append(topic, bytes(60_000))
+        with pytest.raises(LogUnavailable, match="append"):
+            lost.result(PATIENCE_S)
+        assert lost.done()
+        with pytest.raises(LogUnavailable, match="before this flush"):
+            log.flush()
+        log.flush()  # told once
+        with pytest.raises(LogUnavailable, match="no answer"):
+            poll_until_told(consumer)
+        broker.start(data_dir)
+        log.append(topic, b"after").result(PATIENCE_S)
+        assert read(consumer, 1)[-1:] == [b"after"]
+
+
+def test_records_gone_by_retention_are_told_once(bootstrap: str) -> None:
+    topic = f"test.{uuid7()}"
+    with closing(KafkaLog(bootstrap)) as log:
+        for number in range(10):
+            log.append(topic, b"%d" % number).result(PATIENCE_S)
+        with closing(log.consumer([topic], None)) as consumer:
+            with KafkaAdminClient(bootstrap_servers=bootstrap) as admin:
+                admin.delete_records({TopicPartition(topic, 0): 4})
+            with pytest.raises(OffsetOutOfRange) as caught:
+                read(consumer, 10)
+            told = caught.value
+            assert (told.topic, told.partition, told.wanted, told.oldest) == (topic, 0, 0, 4)
+            assert read(consumer, 6) == [b"%d" % number for number in range(4, 10)]
+
+
+def test_nothing_listening_is_told_with_the_address() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+        with pytest.raises(LogUnavailable, match=address):
+            KafkaLog(address)
+
+
+def test_slow_checksums_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kafka.record.util.crc32c_c", None)
+    with pytest.raises(FatalLogError, match="install crc32c"):
+        KafkaLog("127.0.0.1:1")
+
+
+def command(folder: Path, name: str, script: str) -> None:
+    path = folder / name
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+
+@pytest.mark.parametrize(
+    ("java", "why"),
+    [
+        (None, "java was not found"),
+        ("echo 'openjdk version \"11.0.2\"' >&2", "11.0.2"),
+        ("echo nonsense >&2", "nonsense"),
+        ("echo 'openjdk version \"17.0.2\"' >&2", "mvn was not found"),
+    ],
+)
+def test_what_is_missing_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, java: str | None, why: str
+) -> None:
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    if java is not None:
+        command(tmp_path, "java", java)
+    with pytest.raises(BrokerUnavailable, match=why) as caught:
+        broker.start(tmp_path / "data")
+    assert "\n" not in str(caught.value)
+    assert "Java >= 17 and Maven" in str(caught.value)
+    assert "--log kafka://host:port" in str(caught.value)
+
+
+def test_a_download_that_breaks_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    command(tmp_path, "java", "echo 'openjdk version \"21\"' >&2")
+    command(tmp_path, "mvn", "mkdir lib; touch lib/half.jar; echo no network; exit 1")
+    with pytest.raises(BrokerUnavailable, match="no network"):
+        broker.start(tmp_path / "data")
+    assert not list((tmp_path / "cache").rglob("*.jar"))
