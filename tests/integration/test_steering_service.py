@@ -224,7 +224,7 @@ def test_callers_that_leave_leave_nothing_behind() -> None:
     scope = Edge(port, "boot-1", answers=(STARTED,))
     with SteeringClient(f"127.0.0.1:{port}") as client:
         for _ in range(30):
-            with client.submit(command()) as outcomes, client.watch() as events:
+            with client.watch() as events, client.submit(command()) as outcomes:
                 assert next(outcomes).state == STARTED
                 assert next(events).WhichOneof("event") in ("command", "outcome")
             deadline_s = time.monotonic() + 30

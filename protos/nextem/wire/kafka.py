@@ -145,6 +145,7 @@ class KafkaLog:
         require_fast_checksums()
         self._bootstrap = [address.strip() for address in bootstrap.split(",")]
         self._window = _Window(max_in_flight_bytes, max_block_s)
+        self._delivery_s = delivery_timeout_s
         self._lock = threading.Lock()
         self._partitions: dict[str, int] = {}
         self._turn = count()
@@ -214,9 +215,12 @@ class KafkaLog:
             return KafkaLogConsumer(self._bootstrap, partitions, group, from_start)
 
     def close(self) -> None:
-        """Waits up to 30 s for what is unacknowledged, then closes."""
-        with translated("close"):
-            self._producer.close(timeout=30.0)
+        """Flushes, then closes in any case. Raises as :meth:`flush` does."""
+        try:
+            self.flush(self._delivery_s + CONNECT_S)
+        finally:
+            with translated("close"):
+                self._producer.close(timeout=CONNECT_S)
 
     def _ensure(self, topic: str) -> int:
         with KafkaAdminClient(bootstrap_servers=self._bootstrap, **CLIENT) as admin:

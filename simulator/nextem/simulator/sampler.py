@@ -262,7 +262,7 @@ def fill_frames(
     """Write frames ``first_frame ...`` of one acquisition into ``buffer`` uint8 (frames, stride), in place.
 
     The pixels of frame i go to ``buffer[i, pixel_offset:]``, big-endian; the bytes round them are left alone.
-    Frame ``first_frame + i`` takes row ``first_row + i`` of the mixture (by default its own index). ``dose_e``:
+    Frame ``first_frame + i`` takes row ``first_row + i`` of the mixture (by default the same). ``dose_e``:
     expected electrons in a frame whose weights add up to one. A frame depends on (seed, acquisition_key, its
     index), its row and the dose alone. Releases the GIL. Returns the electrons drawn per frame, uint32
     (frames,), those on saturated pixels included. Errors: SamplerError.

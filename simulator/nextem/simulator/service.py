@@ -1,0 +1,154 @@
+"""The simulated microscope as one process: specimen, instrument, detector and their three ports."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from nextem.simulator.control_port import ControlPort, ControlServer
+from nextem.simulator.data_server import DataServer
+from nextem.simulator.detector import Detector
+from nextem.simulator.instrument import Instrument, ScanDefinition
+from nextem.simulator.merlin import Bytes, FrameFormat, FrameHeaders, Stamp
+from nextem.simulator.rng import acquisition_key
+from nextem.simulator.sampler import PatternTables, PixelFormat, build_tables, fill_frames
+from nextem.simulator.servicer import serve
+from nextem.simulator.specimen import Specimen, open_specimen, scan_positions_nm
+
+log = logging.getLogger(__name__)
+
+_ROWS_AT_ONCE = 4096  # positions that the specimen is asked for in one call
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatorOptions:
+    """What to simulate and where to listen; port 0 takes any free one.
+
+    ``specimen`` is "polycrystal" or an alloy's folder; ``detector_px`` 128 or 256; ``rate_fps`` None is as
+    fast as it can; ``truth_path`` receives the specimen's ground truth as JSON before the simulator is ready.
+    """
+
+    specimen: str = "polycrystal"
+    seed: int = 1
+    detector_px: int = 256
+    rate_fps: float | None = 2000.0
+    host: str = "127.0.0.1"
+    data_port: int = 6342
+    control_port: int = 6341
+    instrument_port: int = 50061
+    truth_path: Path | None = None
+    name: str = "simulator"
+    counter_depth: int = 12
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatorPorts:
+    """Where the simulator listens: Merlin data, Merlin control, and gRPC ``Instrument``."""
+
+    data: int
+    control: int
+    instrument: int
+
+
+class ScanSource:
+    """Frames of one scan over a specimen: Poisson counts that follow from (seed, scan id, frame) alone."""
+
+    def __init__(
+        self, specimen: Specimen, tables: PatternTables, scan: ScanDefinition, mode: FrameFormat, seed: int
+    ) -> None:
+        self._specimen = specimen
+        self._tables = tables
+        self._dose_e = scan.dose_e_per_frame
+        self._mode = mode
+        self._pixels = PixelFormat(mode.pixel_bytes, mode.depth_bits)
+        self._seed = seed
+        self._key = acquisition_key(scan.scan_id)
+        self._positions = scan_positions_nm(*scan.size_yx, *scan.origin_nm, scan.step_nm)
+        self._ask(0, 0)
+
+    def fill(self, rows: Bytes, first_frame: int) -> None:
+        """As :meth:`~nextem.simulator.detector.FrameSource.fill`."""
+        if not self._first <= first_frame <= first_frame + len(rows) <= self._first + len(self._mixture):
+            self._ask(first_frame, max(len(rows), _ROWS_AT_ONCE))
+        fill_frames(
+            rows,
+            self._mode.pixels_at,
+            self._pixels,
+            self._tables,
+            self._mixture,
+            dose_e=self._dose_e,
+            seed=self._seed,
+            acquisition_key=self._key,
+            first_frame=first_frame,
+            first_row=first_frame - self._first,
+        )
+
+    def _ask(self, first: int, count: int) -> None:
+        """What the next positions are made of; not all at once, so that a large scan starts at once."""
+        y_nm, x_nm = self._positions
+        self._first = first
+        self._mixture = self._specimen.mixture(y_nm[first : first + count], x_nm[first : first + count])
+
+
+def run_simulator(
+    options: SimulatorOptions, stop: threading.Event, ready: Callable[[SimulatorPorts], None] | None = None
+) -> None:
+    """Simulates a microscope until ``stop`` is set; calls ``ready`` once it can be commanded and read.
+
+    Raises SpecimenError for a specimen that is not there, UnknownCounterDepth, and OSError or RuntimeError for
+    a port that is taken.
+    """
+    mode = FrameFormat(options.detector_px, options.counter_depth)
+    specimen = open_specimen(options.specimen, options.seed)
+    tables = build_tables(specimen.components(options.detector_px))
+    if options.truth_path is not None:
+        write_truth(specimen, options.truth_path)
+
+    def make_source(scan: ScanDefinition, mode: FrameFormat) -> ScanSource:
+        return ScanSource(specimen, tables, scan, mode, options.seed)
+
+    _warm_up(make_source, mode)
+    with ExitStack() as parts:
+        server = DataServer(options.host, options.data_port)
+        detector = Detector(server, options.rate_fps)
+        parts.callback(detector.close)
+        parts.callback(server.close)
+        instrument = Instrument(options.name, detector, mode, make_source)
+        control = ControlServer(ControlPort(instrument), options.host, options.control_port)
+        parts.callback(control.close)
+        commands, instrument_port = serve(instrument, options.host, options.instrument_port)
+        parts.callback(lambda: commands.stop(1.0).wait())
+        server.start()
+        control.start()
+        ports = SimulatorPorts(server.port, control.port, instrument_port)
+        log.info("%s (%s) simulated at %s", specimen.name, specimen.label, ports)
+        if ready is not None:
+            ready(ports)
+        stop.wait()
+
+
+def write_truth(specimen: Specimen, path: Path) -> None:
+    """The specimen's ground truth with its name, label and field, as JSON; a reader never sees half of it."""
+    value = {
+        "specimen": specimen.name,
+        "label": specimen.label,
+        "field_nm": list(specimen.field_nm),
+        **specimen.truth().to_json(),
+    }
+    half = path.with_name(path.name + ".part")
+    half.write_text(json.dumps(value))
+    half.replace(path)
+
+
+def _warm_up(make_source: Callable[[ScanDefinition, FrameFormat], ScanSource], mode: FrameFormat) -> None:
+    """Compiles the kernels before the first scan, which else would start seconds late."""
+    rows = np.zeros((1, mode.message_bytes), np.uint8)
+    FrameHeaders(mode, 1e-3).write(rows, 1, Stamp(0, 0, 0))
+    make_source(ScanDefinition("warm-up", (1, 1), (0.0, 0.0), 1.0, 1e-3, 100.0), mode).fill(rows, 0)
