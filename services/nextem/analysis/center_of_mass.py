@@ -15,15 +15,13 @@ NAME = "center_of_mass"
 
 
 class CenterOfMass:
-    """"com": vector map (2, scan_y, scan_x) float64, detector pixels (y, x).
+    """ "com": vector map (2, scan_y, scan_x) float64, detector pixels (y, x).
 
     ``sum_k k I(k) / sum_k I(k)`` over every pixel, from integer sums and one division at the edge. NaN where
     a frame is empty or not covered.
     """
 
-    def __init__(
-        self, started: acquisition_pb2.AcquisitionStarted, parameters: Mapping[str, object]
-    ) -> None:
+    def __init__(self, started: acquisition_pb2.AcquisitionStarted, parameters: Mapping[str, object]) -> None:
         read_parameters(parameters, {})
         if not started.plan.reduction.center_of_mass:
             raise AnalysisError(f"{NAME} needs reduction.center_of_mass in the plan")

@@ -62,7 +62,9 @@ class FrameRun:
         """Frames ``start .. stop - 1`` of this run, by their frame index."""
         low, high = start - self.first_frame, stop - self.first_frame
         if not 0 <= low < high <= self.count:
-            raise ValueError(f"frames {start}..{stop - 1} are not in {self.first_frame}..{self.stop_frame - 1}")
+            raise ValueError(
+                f"frames {start}..{stop - 1} are not in {self.first_frame}..{self.stop_frame - 1}"
+            )
         return FrameRun(
             self.acquisition_id,
             start,
@@ -86,7 +88,9 @@ def join(blocks: Sequence[Block], max_frames: int = 512) -> Iterator[FrameRun]:
     """
     group: list[Block] = []
     for block in sorted(blocks, key=lambda b: b.first_frame):
-        if group and not (_follows(group[-1], block) and sum(b.count for b in group) + block.count <= max_frames):
+        if group and not (
+            _follows(group[-1], block) and sum(b.count for b in group) + block.count <= max_frames
+        ):
             yield _decode(group)
             group = []
         group.append(block)

@@ -17,16 +17,14 @@ NAME = "mean_pattern"
 
 
 class MeanPattern:
-    """"mean_pattern": pattern (y, x) float64, counts a frame.
+    """ "mean_pattern": pattern (y, x) float64, counts a frame.
 
     The sum is kept in uint64, so that it is the same for any split; the one division is at the end. The
     note ``edge_sum_agrees`` says whether the sum equals the one that the edge took from the frames before
     they were encoded: a check of the whole way. It is None where the edge sent none.
     """
 
-    def __init__(
-        self, started: acquisition_pb2.AcquisitionStarted, parameters: Mapping[str, object]
-    ) -> None:
+    def __init__(self, started: acquisition_pb2.AcquisitionStarted, parameters: Mapping[str, object]) -> None:
         read_parameters(parameters, {})
         self._shape = (started.shape_y, started.shape_x)
 

@@ -1,8 +1,8 @@
 """Novelty: how unusual each diffraction pattern is among those of its own acquisition.
 
 A frame's pattern is binned (16 x 16 by default, straight from its events), and each bin's count n becomes
-``2 sqrt(n + 3/8)``, whose noise is 1 whatever the count, as a fixed-point integer. On these features a
-streaming PCA learns what is usual; the score is a Mahalanobis distance in it
+``2 sqrt(n + 3/8)``, whose noise is 1 whatever the count, as a fixed-point integer. Features are averaged over
+3 x 3 scan positions. On them a streaming PCA learns what is usual; the score is a Mahalanobis distance in it
 (:mod:`nextem.analysis.novelty_model`), in standard deviations of counting noise.
 
 Two kinds of field need two notions of usual:
@@ -27,8 +27,9 @@ import numpy.typing as npt
 
 from nextem.analysis import kernels
 from nextem.analysis.frame_run import FrameRun
-from nextem.analysis.novelty_model import LARGEST, SCALE, Features, Model, fit
+from nextem.analysis.novelty_model import LARGEST, SCALE, Model, fit
 from nextem.analysis.plugin import AnalysisError, Partial, Result, State, Summary, read_parameters
+from nextem.analysis.pooling import pool
 from nextem.analysis.scan_maps import as_map, empty, expected_frames, map_shape, put
 from nextem.v1 import acquisition_pb2
 
@@ -36,8 +37,11 @@ NAME = "novelty"
 
 MISSING, USABLE, BLANK = 0, 1, 2
 
+SINGLE_FRAMES = 4096
+
 DEFAULTS: Mapping[str, object] = {
     "bins": 16,  # bins along each detector axis
+    "pool": 3,  # positions along each scan axis to average over; 1: none
     "reference": "auto",  # "matrix": one phase is usual; "population": all frames are; "auto": by majority
     "min_frames": 64,  # no score before so many frames that are not blank
     "noise_inflation": 1.25,  # so many times the variance of counting noise still passes for it
@@ -47,23 +51,31 @@ DEFAULTS: Mapping[str, object] = {
 
 
 class Novelty:
-    """"novelty": map (scan_y, scan_x) float32, in standard deviations of counting noise.
+    """ "novelty": map (scan_y, scan_x) float32, in standard deviations of counting noise.
 
     NaN for frames that are blank (no count at all) or not covered, and for all where fewer than
-    ``min_frames`` are usable. The state holds ``bins²`` int16 for each frame. Exact for bins of up to 1.05
-    million counts, where a bin saturates, and for up to 8 million frames.
+    ``min_frames`` are usable.
+
+    The same frames give the same bits, in any split and order. Bounds: a bin saturates at 1.05 million
+    counts in one frame, and sums of squares are exact up to 2^53, that is for 16 million frames of 10,000
+    counts a bin. The state holds ``bins²`` int16 for each frame, a fit takes twice as much besides.
     """
 
-    def __init__(
-        self, started: acquisition_pb2.AcquisitionStarted, parameters: Mapping[str, object]
-    ) -> None:
+    def __init__(self, started: acquisition_pb2.AcquisitionStarted, parameters: Mapping[str, object]) -> None:
         values = read_parameters(parameters, DEFAULTS)
         if values["reference"] not in ("auto", "matrix", "population"):
-            raise AnalysisError(f'{NAME}: reference must be "auto", "matrix" or "population", not {values["reference"]!r}')
+            raise AnalysisError(
+                f'{NAME}: reference must be "auto", "matrix" or "population", not {values["reference"]!r}'
+            )
         if not 1 <= values["bins"] <= 32 or values["min_frames"] < 2 or values["growth"] <= 0:
             raise AnalysisError(f"{NAME}: bins must be 1..32, min_frames >= 2, growth > 0, not {values}")
+        if values["pool"] < 1 or values["pool"] % 2 == 0:
+            raise AnalysisError(f"{NAME}: pool must be odd and >= 1, not {values['pool']}")
+        scan = started.plan.scan
         self._started = started
         self._shape = (started.shape_y, started.shape_x)
+        self._scan = (scan.size_y, scan.size_x) if scan.size_y and scan.size_x else (1, 1)
+        self._pool: int = values["pool"] if self._scan != (1, 1) else 1
         self._bin_of, self._bins = _bins(self._shape, values["bins"])
         self._reference: str = values["reference"]
         self._inflation: float = values["noise_inflation"]
@@ -99,12 +111,8 @@ class Novelty:
     def finish(self, state: State, summary: Summary) -> list[Result]:
         shape = map_shape(self._started.plan.scan, summary.finished)
         model = self.fit(state)
-        scores = np.full(len(state["kind"]), np.nan, np.float32)
-        notes: dict[str, object] = {"reference": "none: too few frames"}
-        if model is not None:
-            usable = state["kind"] == USABLE
-            scores[usable] = model.score(state["features"][usable])
-            notes = _notes(model)
+        notes: dict[str, object] = {"reference": "none: too few frames"} if model is None else _notes(model)
+        scores = self.scores(model, state, 0, len(state["kind"]))
         return [Result("novelty", "map", as_map(scores, shape), "sigma", notes)]
 
     # ---- LiveAnalysis --------------------------------------------------------------------------
@@ -118,10 +126,25 @@ class Novelty:
 
     def fit(self, state: State) -> Model | None:
         """The model of every usable frame in ``state``; None while there are too few."""
-        usable = state["kind"] == USABLE
-        if np.count_nonzero(usable) < self.min_frames:
+        features, usable = state["features"], state["kind"] == USABLE
+        frames = np.flatnonzero(usable)
+        if frames.size < self.min_frames:
             return None
-        return fit(state["features"][usable], self._reference, self._inflation, self._rarity)
+        some = frames[:: max(1, frames.size // SINGLE_FRAMES)]
+        single = pool(features, usable, self._scan, 1, some)
+        pooled = pool(features, usable, self._scan, self._pool, frames)
+        return fit(single, pooled, self._reference, self._inflation, self._rarity)
+
+    def scores(self, model: Model | None, state: State, start: int, stop: int) -> npt.NDArray[np.float32]:
+        """Novelty of frames ``start .. stop - 1``, NaN where there is none."""
+        scores = np.full(stop - start, np.nan, np.float32)
+        usable = state["kind"] == USABLE
+        frames = start + np.flatnonzero(usable[start:stop])
+        if model is not None:
+            scores[frames - start] = model.score(
+                pool(state["features"], usable, self._scan, self._pool, frames)
+            )
+        return scores
 
 
 @dataclass(slots=True)
@@ -134,11 +157,7 @@ class LiveNovelty:
     _fitted_frames: int = 0
 
     def score(self, state: State, start: int, stop: int) -> npt.NDArray[np.float32] | None:
-        if self._model is None:
-            return None
-        values = self._model.score(state["features"][start:stop]).astype(np.float32)
-        values[state["kind"][start:stop] != USABLE] = np.nan
-        return values
+        return None if self._model is None else self.analysis.scores(self._model, state, start, stop)
 
     def due(self, frames_covered: int, complete: bool) -> bool:
         if complete and frames_covered > self._fitted_frames:
@@ -166,9 +185,6 @@ def _notes(model: Model) -> dict[str, object]:
     return {
         "reference": "population" if model.matrix is None else "matrix",
         "matrix_share": model.matrix_share,
-        "components": int(model.population.variances.size),
-        "matrix_components": 0 if model.matrix is None else int(model.matrix.variances.size),
+        "components": int(model.population.signals.size),
+        "matrix_components": 0 if model.matrix is None else int(model.matrix.signals.size),
     }
-
-
-__all__ = ["DEFAULTS", "NAME", "Features", "LiveNovelty", "Novelty"]

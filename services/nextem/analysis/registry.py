@@ -61,7 +61,9 @@ class AnalysisSet:
         made = cls()
         for wanted in started.plan.analyses:
             if wanted.name in made.running or wanted.name in made.failed:
-                made.fail(started.acquisition_id, wanted.name, AnalysisError("the plan names it more than once"))
+                made.fail(
+                    started.acquisition_id, wanted.name, AnalysisError("the plan names it more than once")
+                )
                 continue
             try:
                 made.running[wanted.name] = find(wanted.name)(started, parameters_of(wanted))

@@ -20,9 +20,7 @@ class VirtualImages:
     The edge computed the sums exactly. A frame that the product does not cover has 0.
     """
 
-    def __init__(
-        self, started: acquisition_pb2.AcquisitionStarted, parameters: Mapping[str, object]
-    ) -> None:
+    def __init__(self, started: acquisition_pb2.AcquisitionStarted, parameters: Mapping[str, object]) -> None:
         read_parameters(parameters, {})
         self._started = started
         self._columns = ["sum", *(f"mask/{mask.name}" for mask in started.plan.reduction.masks)]

@@ -218,9 +218,9 @@ def _wait_ready(data_dir: Path, identity: _Identity, timeout_s: float) -> None:
 def _wait_dead(data_dir: Path, pid: int, timeout_s: float) -> bool:
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(pid, os.WNOHANG)
         if not _alive(data_dir):
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
             return True
         time.sleep(0.05)
     return False

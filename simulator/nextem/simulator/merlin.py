@@ -31,6 +31,36 @@ _DACS = (
     "100,080,100,090,030,128,004,255,126,128,174,172,511,511"
 )
 
+_ACQUISITION = f"""HDR,\t
+Time and Date Stamp (day, mnth, yr, hr, min, s):\t{{taken}}
+Chip ID:\tSIM_0001, - , - , -\x20
+Chip Type (Medipix 3.0, Medipix 3.1, Medipix 3RX):\tMedipix 3RX
+Assembly Size (NX1, 2X2):\t{{layout}}
+Chip Mode  (SPM, CSM, CM, CSCM):\tSPM
+Counter Depth (number):\t{{depth}}
+Gain:\tSLGM
+Active Counters:\tCounter 0
+Thresholds (keV):\t{_THRESHOLDS}
+DACs:\t{_DACS}; ; ;\x20
+bpc File:\tNone,,,
+DAC File:\tNone,,,
+Gap Fill Mode:\tNone
+Flat Field File:\tNone
+Dead Time File:\tNone
+Acquisition Type (Normal, Th_scan, Config):\tNormal
+Frames in Acquisition (Number):\t{{frames}}
+Frames per Trigger (Number):\t{{frames}}
+Trigger Start (Positive, Negative, Internal):\t{{trigger}}
+Trigger Stop (Positive, Negative, Internal):\tInternal
+Sensor Bias (V):\t120 V
+Sensor Polarity (Positive, Negative):\tPositive
+Temperature (C):\tBoard Temp 0.000000 Deg C
+Humidity (%):\tBoard Humidity 0.000000\x20
+Medipix Clock (MHz):\t120MHz
+Readout System:\tNexTEM simulator
+Software Version:\t1.5.0.197
+{{scan}}End\t"""
+
 
 class MerlinError(ValueError):
     """What the protocol cannot carry."""
@@ -121,40 +151,11 @@ def acquisition_header(
     ``scan_yx`` adds the ``ScanX`` and ``ScanY`` of newer software. ``taken``, when the acquisition began, and
     ``trigger`` are for people.
     """
-    lines = [
-        "HDR,\t",
-        f"Time and Date Stamp (day, mnth, yr, hr, min, s):\t{taken}",
-        "Chip ID:\tSIM_0001, - , - , - ",
-        "Chip Type (Medipix 3.0, Medipix 3.1, Medipix 3RX):\tMedipix 3RX",
-        f"Assembly Size (NX1, 2X2):\t{layout:>6}",
-        "Chip Mode  (SPM, CSM, CM, CSCM):\tSPM",
-        f"Counter Depth (number):\t{depth_bits}",
-        "Gain:\tSLGM",
-        "Active Counters:\tCounter 0",
-        f"Thresholds (keV):\t{_THRESHOLDS}",
-        f"DACs:\t{_DACS}; ; ; ",
-        "bpc File:\tNone,,,",
-        "DAC File:\tNone,,,",
-        "Gap Fill Mode:\tNone",
-        "Flat Field File:\tNone",
-        "Dead Time File:\tNone",
-        "Acquisition Type (Normal, Th_scan, Config):\tNormal",
-        f"Frames in Acquisition (Number):\t{frames}",
-        f"Frames per Trigger (Number):\t{frames}",
-        f"Trigger Start (Positive, Negative, Internal):\t{trigger}",
-        "Trigger Stop (Positive, Negative, Internal):\tInternal",
-        "Sensor Bias (V):\t120 V",
-        "Sensor Polarity (Positive, Negative):\tPositive",
-        "Temperature (C):\tBoard Temp 0.000000 Deg C",
-        "Humidity (%):\tBoard Humidity 0.000000 ",
-        "Medipix Clock (MHz):\t120MHz",
-        "Readout System:\tNexTEM simulator",
-        "Software Version:\t1.5.0.197",
-    ]
-    if scan_yx is not None:
-        lines += [f"ScanX:\t{scan_yx[1]}", f"ScanY:\t{scan_yx[0]}"]
-    text = "\r\n".join([*lines, "End\t"]).encode("latin-1")
-    return text.ljust(ACQUISITION_HEADER_BYTES)
+    scan = "" if scan_yx is None else f"ScanX:\t{scan_yx[1]}\nScanY:\t{scan_yx[0]}\n"
+    text = _ACQUISITION.format(
+        frames=frames, depth=depth_bits, taken=taken, layout=f"{layout:>6}", trigger=trigger, scan=scan
+    )
+    return text.replace("\n", "\r\n").encode("latin-1").ljust(ACQUISITION_HEADER_BYTES)
 
 
 @njit(cache=True, nogil=True)  # type: ignore[untyped-decorator, unused-ignore]

@@ -102,8 +102,8 @@ def run_simulator(
 ) -> None:
     """Simulates a microscope until ``stop`` is set; calls ``ready`` once it can be commanded and read.
 
-    Raises SpecimenError for a specimen that is not there, UnknownCounterDepth, and OSError or RuntimeError for
-    a port that is taken.
+    Raises SpecimenError for a specimen that is not there, UnknownCounterDepth, and OSError or RuntimeError
+    for a port that is taken.
     """
     mode = FrameFormat(options.detector_px, options.counter_depth)
     specimen = open_specimen(options.specimen, options.seed)
