@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import socket
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -13,7 +12,7 @@ import pytest
 
 from nextem.edge.detectors import merlin as edge_merlin
 from nextem.simulator.control_port import ControlPort, ControlServer
-from nextem.simulator.data_server import DataServer, Pacer
+from nextem.simulator.data_server import DataServer
 from nextem.simulator.detector import Detector
 from nextem.simulator.instrument import Instrument, OpticsSetting, Refused, ScanDefinition
 from nextem.simulator.merlin import Bytes, FrameFormat
@@ -277,24 +276,6 @@ def test_a_control_client_that_speaks_otherwise_is_disconnected(unpaced: Microsc
         assert control.recv(1) == b""
     with socket.create_connection(("127.0.0.1", unpaced.control.port), 10) as control:
         assert ask(control, b"GET,DETECTORSTATUS") == b"GET,DETECTORSTATUS,0,0"
-
-
-def test_the_schedule_is_absolute() -> None:
-    now, waits = [0], []
-
-    class Stop(threading.Event):
-        def wait(self, timeout: float | None = None) -> bool:
-            assert timeout is not None
-            waits.append(timeout)
-            now[0] += int(timeout * 1e9)
-            return False
-
-    pacer = Pacer(1000.0, lambda: now[0])
-    pacer.wait(2, Stop())
-    now[0] += 7_000_000  # late: frames 4, 6 and 8 are due already
-    for frames in (4, 6, 8, 10):
-        pacer.wait(frames, Stop())
-    assert waits == pytest.approx([0.002, 0.001])
 
 
 def test_the_edge_parses_what_the_simulator_writes(unpaced: Microscope) -> None:

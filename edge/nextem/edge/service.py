@@ -47,10 +47,11 @@ def run_edge(options: EdgeOptions, stop: Event, ready: Callable[[], None] | None
 
     The agent goes first, so that nothing can be commanded while the data path drains.
     """
-    # Three threads share the interpreter; each only holds it briefly, and none should wait 5 ms for it.
-    sys.setswitchinterval(_SWITCH_INTERVAL_S)
     clock = MonotonicClock()
     with ExitStack() as stack:
+        # Three threads share the interpreter; each only holds it briefly, and none should wait 5 ms for it.
+        stack.callback(sys.setswitchinterval, sys.getswitchinterval())
+        sys.setswitchinterval(_SWITCH_INTERVAL_S)
         to = open_log(options.log)
         stack.callback(to.close)
         pipeline = EdgePipeline(

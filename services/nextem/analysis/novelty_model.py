@@ -102,12 +102,12 @@ def densest(z: Pooled) -> FloatArray:
     2 * :data:`CENTRE_FRAMES` evenly spread frames are used.
     """
     some = z[:: max(1, len(z) // CENTRE_FRAMES)]
-    centre = np.median(some.values, axis=0).astype(np.float64)
+    centre: FloatArray = np.median(some.values, axis=0).astype(np.float64)
     half = len(some) // 2
     for _ in range(CENTRE_STEPS):
         distance = _noise_distance(some, centre)[0]
         near = distance <= np.partition(distance, half)[half]
-        moved = some.values[near].sum(axis=0, dtype=np.int64) / int(np.count_nonzero(near))
+        moved: FloatArray = some.values[near].sum(axis=0, dtype=np.int64) / int(np.count_nonzero(near))
         if np.array_equal(moved, centre):
             break
         centre = moved

@@ -30,10 +30,10 @@ class AnalysisError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One finished array. ``kind``: "map" (scan_y, scan_x), "vector_map" (2, scan_y, scan_x) or "pattern" (y, x).
+    """One finished array.
 
-    ``name`` is unique within the acquisition, such as "virtual/bright". ``notes`` go into the provenance;
-    they hold JSON values.
+    ``kind``: "map" (scan_y, scan_x), "vector_map" (2, scan_y, scan_x) or "pattern" (y, x). ``name`` is unique
+    within the acquisition, such as "virtual/bright". ``notes``, JSON values, go into the provenance.
     """
 
     name: str
@@ -132,14 +132,14 @@ def read_parameters(given: Mapping[str, object], defaults: Mapping[str, object])
     for name, value in given.items():
         if name not in defaults:
             raise AnalysisError(f"unknown parameter {name!r}; known are {sorted(defaults)}")
-        wanted = type(defaults[name])
-        if wanted in (int, float):
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if not number or wanted(value) != value:  # type: ignore[call-overload]
-                raise AnalysisError(f"parameter {name!r} must be of type {wanted.__name__}, not {value!r}")
-            values[name] = wanted(value)  # type: ignore[call-overload]
-        elif not isinstance(value, wanted):
-            raise AnalysisError(f"parameter {name!r} must be of type {wanted.__name__}, not {value!r}")
-        else:
-            values[name] = value
+        values[name] = _typed(name, value, type(defaults[name]))
     return values
+
+
+def _typed(name: str, value: object, wanted: type) -> object:
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and wanted in (int, float):
+        if wanted(value) == value:
+            return wanted(value)
+    elif isinstance(value, wanted) and isinstance(value, bool) == (wanted is bool):
+        return value
+    raise AnalysisError(f"parameter {name!r} must be of type {wanted.__name__}, not {value!r}")

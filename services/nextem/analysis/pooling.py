@@ -16,7 +16,7 @@ from numba import njit
 Array = npt.NDArray[Any]
 
 STEPS = 4
-"""A pooled feature is the mean of features in units of 1/STEPS, rounded: an integer, so that sums stay exact."""
+"""A pooled feature is the mean in units of 1/STEPS, rounded: an integer, so that sums stay exact."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -57,7 +57,7 @@ class AnalysisSet:
 
     @classmethod
     def of(cls, started: acquisition_pb2.AcquisitionStarted) -> AnalysisSet:
-        """Makes every analysis of the plan; one that cannot be made is failed, and the others are not touched."""
+        """Makes every analysis of the plan; where one cannot be made, the others are not touched."""
         made = cls()
         for wanted in started.plan.analyses:
             if wanted.name in made.running or wanted.name in made.failed:

@@ -18,14 +18,14 @@ def expected_frames(started: acquisition_pb2.AcquisitionStarted) -> int:
 
 
 def map_shape(scan: plan_pb2.Scan, finished: acquisition_pb2.AcquisitionFinished) -> tuple[int, int]:
-    """Shape (scan_y, scan_x) of a map; one row with a place for each announced frame where the plan has no scan."""
+    """Shape (scan_y, scan_x) of a map; where the plan has no scan, one row with every announced frame."""
     if scan.size_y and scan.size_x:
         return scan.size_y, scan.size_x
     return 1, max(1, int(finished.frames_announced))
 
 
 def put(column: Array, first: int, values: Array) -> Array:
-    """``column`` (frames, ...) with ``values`` from frame ``first`` on; grown by halves where it is too short.
+    """``column`` (frames, ...) with ``values`` from frame ``first`` on; grown where it is too short.
 
     Rows that nobody wrote hold NaN for floats, else 0.
     """

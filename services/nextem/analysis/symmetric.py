@@ -1,4 +1,4 @@
-"""Eigenvalues and eigenvectors of a symmetric matrix, the same to the last bit whatever the number of threads.
+"""Eigenvectors of a symmetric matrix, the same to the last bit whatever the number of threads.
 
 LAPACK's answer depends on how BLAS splits its sums among threads, so that a worker with one thread and a
 notebook with many would differ in the last bits. Here every sum has one order. Householder reduction and

@@ -183,10 +183,11 @@ class _Run:
     def run(self, note: Callable[[Progress], None]) -> None:
         """Makes every frame, tells ``note`` after each batch, and logs how it went. Raises nothing."""
         error: Exception | None = None
-        self._announce()
-        self._wait_for_trigger()
         pacer = Pacer(self._rate_fps)
         try:
+            self._announce()
+            self._wait_for_trigger()
+            pacer = Pacer(self._rate_fps)
             while self._made < self.exposure.frames and not self._stop.is_set():
                 self._batch(pacer, note)
         except Exception as failure:

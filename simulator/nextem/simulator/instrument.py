@@ -203,7 +203,7 @@ class Instrument:
             return self._applied(epoch)
 
     def stop(self, command_epoch: int, reason: str) -> InstrumentView:
-        """Stops the scan after its current batch. Never refused; harmless when nothing runs."""
+        """Stops the scan after its current batch and forgets those defined. Never refused, also when idle."""
         with self._changed:
             epoch = self._state.command_epoch
             if epoch < command_epoch < 10**EPOCH_DIGITS:
@@ -212,6 +212,7 @@ class Instrument:
                 log.info("scan %s is stopped: %s", self._state.scan_id or "(none)", reason or "(no reason)")
                 self._detector.stop()
                 self._changed.wait_for(lambda: not self._state.scanning, _STOP_S)
+            self._state.scans.clear()
             return self._applied(epoch, counts=False)
 
     def _expose(

@@ -83,18 +83,6 @@ def plan_replay(mib: MibFile, loops: int) -> ReplayPlan:
 
 
 @njit(cache=True, nogil=True)  # type: ignore[untyped-decorator, unused-ignore]
-def _gather(
-    file: Bytes, starts: NDArray[np.int64], sizes: NDArray[np.int64], prefixes: Bytes, out: Bytes
-) -> None:
-    """Copies frames with their 15-byte prefixes, one after another."""
-    at = 0
-    for i in range(starts.size):
-        out[at : at + 15] = prefixes[i]
-        out[at + 15 : at + 15 + sizes[i]] = file[starts[i] : starts[i] + sizes[i]]
-        at += 15 + sizes[i]
-
-
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator, unused-ignore]
 def _renumber(frame: Bytes, data_offset: int, old_digits: int, digits: int, sequence: int) -> bool:
     """Puts a new number into a frame's header, which grows into its padding. False when it has too little."""
     grown = digits - old_digits
@@ -117,11 +105,9 @@ class Replay:
         self._plan = plan
         self._server = server
         self._rate_fps = rate_fps
-        sizes = mib.sizes + PREFIX_BYTES
-        self._most = batch_frames(rate_fps, int(sizes.max()))
-        self._buffer = np.zeros(self._most * int(sizes.max()), np.uint8)
-        texts = b"".join(prefix(int(size)) for size in mib.sizes)
-        self._prefixes = np.frombuffer(texts, np.uint8).reshape(len(mib), PREFIX_BYTES)
+        largest = int(mib.sizes.max()) + PREFIX_BYTES
+        self._most = batch_frames(rate_fps, largest)
+        self._buffer = np.zeros(self._most * largest, np.uint8)
 
     def run(self, stop: threading.Event) -> int:
         """Sends header and frames, until done, ``stop`` or the client's end; returns how many frames went.
@@ -147,22 +133,23 @@ class Replay:
         return sent
 
     def _batch(self, loop: int, first: int, count: int) -> Bytes:
-        mib = self._mib
-        pick = slice(first, first + count)
-        _gather(mib.bytes, mib.starts[pick], mib.sizes[pick], self._prefixes[pick], self._buffer)
-        ends = np.cumsum(mib.sizes[pick] + PREFIX_BYTES)
-        if self._plan.renumbered:
-            self._renumber(loop, first, ends)
-        return self._buffer[: ends[-1]]
+        """Frames with their prefixes, one after another; a memory copy each is all that it costs."""
+        mib, at = self._mib, 0
+        for i in range(first, first + count):
+            start, size = int(mib.starts[i]), int(mib.sizes[i])
+            self._buffer[at : at + PREFIX_BYTES] = np.frombuffer(prefix(size), np.uint8)
+            frame = self._buffer[at + PREFIX_BYTES : at + PREFIX_BYTES + size]
+            frame[:] = mib.bytes[start : start + size]
+            if self._plan.renumbered:
+                self._renumber(frame, i, int(self._plan.sequences[loop, i]))
+            at += PREFIX_BYTES + size
+        return self._buffer[:at]
 
-    def _renumber(self, loop: int, first: int, ends: NDArray[np.int64]) -> None:
+    def _renumber(self, frame: Bytes, index: int, number: int) -> None:
         mib = self._mib
-        for i, end in enumerate(ends, start=first):
-            number = int(self._plan.sequences[loop, i])
-            digits = max(int(mib.sequence_digits[i]), len(str(number)))
-            frame = self._buffer[end - mib.sizes[i] : end]
-            if not _renumber(frame, mib.data_offsets[i], mib.sequence_digits[i], digits, number):
-                raise HeaderTooLong(f"{mib.path}: frame {i} has no room in its header for number {number}")
+        digits = max(int(mib.sequence_digits[index]), len(str(number)))
+        if not _renumber(frame, mib.data_offsets[index], mib.sequence_digits[index], digits, number):
+            raise HeaderTooLong(f"{mib.path}: frame {index} has no room in its header for number {number}")
 
 
 def run_replay(

@@ -271,3 +271,10 @@ def test_the_control_port_sets_gets_and_commands(instrument: Instrument, detecto
     assert port.answer(b"CMD,DANCE") == b"CMD,DANCE,2"
     with pytest.raises(ControlError, match="HELLO"):
         port.answer(b"HELLO")
+
+
+def test_stop_forgets_what_was_defined(instrument: Instrument) -> None:
+    instrument.define_scan(1, SCAN)
+    assert instrument.stop(2, "test").defined_scans == ()
+    with pytest.raises(Refused, match="not defined"):
+        instrument.start(2, "a")

@@ -12,6 +12,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from threading import Condition, Event, Lock, Thread
 from zlib import crc32
@@ -105,6 +106,9 @@ class Publisher:
 
     def _run(self) -> None:
         backoff = Backoff()
+        with suppress(LogError):
+            # Dials a broker before the first block would have to wait for it; a failure shows again then.
+            self._log.partitions(FRAMES)
         while not self._giving_up.is_set():
             try:
                 if self._cursor < self._end:

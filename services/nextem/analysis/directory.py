@@ -1,0 +1,59 @@
+"""Which acquisitions there are, read from the log."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+from nextem.v1 import acquisition_pb2
+from nextem.wire.log import ACQUISITIONS, Log, OffsetOutOfRange
+
+logger = logging.getLogger(__name__)
+
+
+class Directory:
+    """Every start and end of an acquisition on the log so far. Thread-safe; for whoever needs plans."""
+
+    def __init__(self, log: Log) -> None:
+        self._consumer = log.consumer([ACQUISITIONS], None)
+        self._lock = threading.Lock()
+        self._started: dict[str, acquisition_pb2.AcquisitionStarted] = {}
+        self._finished: dict[str, acquisition_pb2.AcquisitionFinished] = {}
+
+    def read(self, timeout_s: float = 0.0) -> bool:
+        """Takes what is new, waiting up to ``timeout_s`` for it; whether there was anything."""
+        with self._lock:
+            try:
+                records = self._consumer.poll(timeout_s=timeout_s)
+            except OffsetOutOfRange as error:
+                logger.error("acquisitions are no longer on the log: %s", error)
+                return True
+            for record in records:
+                event = acquisition_pb2.AcquisitionEvent.FromString(bytes(record.value))
+                if event.WhichOneof("event") == "started":
+                    self._started.setdefault(event.started.acquisition_id, event.started)
+                else:
+                    self._finished[event.finished.acquisition_id] = event.finished
+            return bool(records)
+
+    def started(self, acquisition_id: str) -> acquisition_pb2.AcquisitionStarted | None:
+        """The start of an acquisition; reads on where it is not known yet.
+
+        The edge lets no block out before the start is durable on the log, so that whoever has a block finds
+        the start there.
+        """
+        while acquisition_id not in self._started and self.read():
+            pass
+        return self._started.get(acquisition_id)
+
+    def finished(self, acquisition_id: str) -> acquisition_pb2.AcquisitionFinished | None:
+        """The end of an acquisition, if it was read."""
+        return self._finished.get(acquisition_id)
+
+    def ids(self) -> list[str]:
+        """Every acquisition, in the order of the log."""
+        return list(self._started)
+
+    def close(self) -> None:
+        with self._lock:
+            self._consumer.close()

@@ -1,0 +1,262 @@
+"""A worker: reads frame blocks in the consumer group, runs the analyses of their plan, sends partials on.
+
+Plain code without Ray. It keeps nothing that matters: a record is committed when the reducer host has said
+that its effects are durable, and after any loss the worker goes back to what was committed. One batch is
+under way while the next is prepared.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from nextem.analysis.directory import Directory
+from nextem.analysis.frame_run import FrameRun, join
+from nextem.analysis.messages import Batch, Host, HostLost, Item, Pending, Reply
+from nextem.analysis.progress import Progress
+from nextem.analysis.registry import AnalysisSet
+from nextem.wire.blocks import Block, BlockError, decode_block
+from nextem.wire.ids import uuid7
+from nextem.wire.log import FRAMES, Log, OffsetOutOfRange, Position, Record, RetryableLogError
+
+logger = logging.getLogger(__name__)
+
+GROUP = "analysis"
+POLL_RECORDS = 64
+POLL_S = 0.05
+ASK_S = 0.5  # how often to ask what is durable where nothing comes
+RETRY_S = 0.5
+ORPHAN_S = 30.0
+KEPT_ACQUISITIONS = 32
+
+
+@dataclass(slots=True)
+class _Sent:
+    """A batch under way: the runs of its items, and the records that it is made of."""
+
+    number: int
+    runs: list[FrameRun]
+    positions: list[Position]
+    pending: Pending
+
+
+@dataclass(slots=True)
+class Counts:
+    """What a worker did in its life."""
+
+    blocks: int = 0
+    frames: int = 0
+    corrupt: int = 0
+    rewinds: int = 0
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """Blocks whose acquisition is not on the log, and since when."""
+
+    since: float
+    blocks: list[tuple[Position, Block]] = field(default_factory=list)
+
+
+class Worker:
+    """One member of the group. One thread; only ``stop`` may be set by another."""
+
+    def __init__(self, log: Log, host: Host) -> None:
+        self.name = uuid7()
+        self.counts = Counts()
+        self._host = host
+        self._consumer = log.consumer([FRAMES], GROUP)
+        self._directory = Directory(log)
+        self._analyses: dict[str, AnalysisSet] = {}
+        self._number = 0
+        self._generation = ""
+        self._asked_at = 0.0
+        self._rewind_due = False
+        self._forget()
+
+    def _forget(self) -> None:
+        self._progress = Progress()
+        self._sent: _Sent | None = None
+        self._undurable: dict[int, list[Position]] = {}
+        self._waiting: dict[str, _Waiting] = {}
+
+    def run(self, stop: threading.Event) -> None:
+        """Works until ``stop`` is set, then commits what is durable and leaves the group."""
+        while not stop.is_set():
+            try:
+                self.step()
+            except HostLost as error:
+                self._back(f"the reducer host is lost ({error})")
+                stop.wait(RETRY_S)
+            except RetryableLogError as error:
+                self._back(f"the log cannot be used now ({error})")
+                stop.wait(RETRY_S)
+        try:
+            self.drain()
+        except (HostLost, RetryableLogError) as error:
+            logger.warning("stopped without the last commit, the records will come again: %s", error)
+        self._consumer.close()
+        self._directory.close()
+
+    def step(self, timeout_s: float = POLL_S) -> None:
+        """Reads what there is, handles it, and commits what became durable.
+
+        Raises :class:`HostLost` and :class:`RetryableLogError`; after that the worker must go back.
+        """
+        if self._rewind_due:
+            self._consumer.rewind()
+            self._rewind_due = False
+        try:
+            records = self._consumer.poll(POLL_RECORDS, min(timeout_s, 0.002) if self._sent else timeout_s)
+        except OffsetOutOfRange as error:
+            logger.error("frame blocks are lost to analysis: %s", error)
+            return
+        fresh = self._decoded(records)
+        for acquisition_id in {block.acquisition_id for _, block in fresh} | set(self._waiting):
+            blocks = [(at, block) for at, block in fresh if block.acquisition_id == acquisition_id]
+            self._handle(acquisition_id, blocks)
+        self._answered(wait=False)
+        if self._undurable and self._sent is None and time.monotonic() > self._asked_at + ASK_S:
+            self._send([], [])
+        self._commit()
+
+    def drain(self) -> None:
+        """Has everything sent so far made durable, and commits it."""
+        self._send([], [], flush=True)
+        self._settle()
+        self._commit()
+
+    # ---- records to runs -----------------------------------------------------------------------
+
+    def _decoded(self, records: Iterable[Record]) -> list[tuple[Position, Block]]:
+        blocks = []
+        for record in records:
+            self._progress.begin(record.position)
+            try:
+                blocks.append((record.position, decode_block(record.value)))
+            except BlockError as error:
+                self._spoilt([record.position], error)
+        return blocks
+
+    def _spoilt(self, positions: list[Position], error: BlockError) -> None:
+        """A block cannot be used. The reducer will name its frames as missing."""
+        self.counts.corrupt += len(positions)
+        self._progress.finish(positions)
+        where = ", ".join(f"{at.topic}[{at.partition}] offset {at.offset}" for at in positions)
+        logger.error("%s: %s: %s", where, type(error).__name__, error)
+
+    def _handle(self, acquisition_id: str, blocks: list[tuple[Position, Block]]) -> None:
+        analyses = self._analyses_of(acquisition_id)
+        if analyses is None:
+            self._wait(acquisition_id, blocks)
+            return
+        if acquisition_id in self._waiting:
+            blocks = [*self._waiting.pop(acquisition_id).blocks, *blocks]
+        if not blocks:
+            return
+        self.counts.blocks += len(blocks)
+        positions = [at for at, _ in blocks]
+        try:
+            runs = list(join([block for _, block in blocks]))
+        except BlockError:
+            runs, positions = self._one_by_one(blocks)
+        self._send(runs, positions)
+
+    def _one_by_one(self, blocks: list[tuple[Position, Block]]) -> tuple[list[FrameRun], list[Position]]:
+        """Some payload is broken: leaves out that block alone."""
+        runs: list[FrameRun] = []
+        positions = []
+        for at, block in blocks:
+            try:
+                runs += join([block])
+                positions.append(at)
+            except BlockError as error:
+                self._spoilt([at], error)
+        return runs, positions
+
+    def _analyses_of(self, acquisition_id: str) -> AnalysisSet | None:
+        if acquisition_id not in self._analyses:
+            started = self._directory.started(acquisition_id)
+            if started is None:
+                return None
+            while len(self._analyses) >= KEPT_ACQUISITIONS:
+                self._analyses.pop(next(iter(self._analyses)))
+            self._analyses[acquisition_id] = AnalysisSet.of(started)
+        return self._analyses[acquisition_id]
+
+    def _wait(self, acquisition_id: str, blocks: list[tuple[Position, Block]]) -> None:
+        """Keeps blocks of an unknown acquisition for a while; then gives them up, loudly."""
+        waiting = self._waiting.setdefault(acquisition_id, _Waiting(time.monotonic()))
+        waiting.blocks += blocks
+        if time.monotonic() < waiting.since + ORPHAN_S:
+            return
+        del self._waiting[acquisition_id]
+        self._progress.finish(at for at, _ in waiting.blocks)
+        text = "%d blocks are of acquisition %s, whose start is not on the log; they are given up"
+        logger.error(text, len(waiting.blocks), acquisition_id)
+
+    # ---- runs to the host ----------------------------------------------------------------------
+
+    def _item(self, run: FrameRun) -> Item:
+        analyses = self._analyses[run.acquisition_id]
+        partials = {}
+        for name, analysis in list(analyses.running.items()):
+            try:
+                partials[name] = analysis.process(run)
+            except Exception as error:  # noqa: BLE001  plug-ins may raise anything
+                analyses.fail(run.acquisition_id, name, error)
+        return Item.of(run, partials, dict(analyses.failed))
+
+    def _send(self, runs: list[FrameRun], positions: list[Position], *, flush: bool = False) -> None:
+        batch = Batch(self.name, self._number, [self._item(run) for run in runs], flush)
+        self._settle()
+        self._sent = _Sent(self._number, runs, positions, self._host.submit(batch))
+        self._number += 1
+        self._asked_at = time.monotonic()
+        self.counts.frames += sum(run.count for run in runs)
+
+    def _settle(self) -> None:
+        """Waits for the batch under way, and for what is to be sent again because of it."""
+        while self._sent is not None:
+            self._answered(wait=True)
+
+    def _answered(self, wait: bool) -> None:
+        sent = self._sent
+        if sent is None or not (wait or sent.pending.done()):
+            return
+        reply = sent.pending.result()
+        self._sent = None
+        if self._generation and reply.generation != self._generation:
+            self._generation = reply.generation
+            raise HostLost("it was started anew")
+        self._generation = reply.generation
+        self._learn(reply)
+        again = [sent.runs[i].part(*span) for i, spans in reply.missing.items() for span in spans]
+        if again:
+            self._send(again, sent.positions)
+        elif sent.positions:
+            self._undurable[sent.number] = sent.positions
+
+    def _learn(self, reply: Reply) -> None:
+        for acquisition_id, names in reply.failed.items():
+            analyses = self._analyses.get(acquisition_id, AnalysisSet())
+            for name in names:
+                if name in analyses.running:
+                    analyses.fail(acquisition_id, name, "switched off by the reducer")
+        for number in [n for n in self._undurable if n <= reply.durable]:
+            self._progress.finish(self._undurable.pop(number))
+
+    def _commit(self) -> None:
+        positions = self._progress.take()
+        if positions:
+            self._consumer.commit(positions)
+
+    def _back(self, why: str) -> None:
+        """Goes back to what was committed; frames that the host has kept are known there by their index."""
+        logger.warning("%s; going back to what was committed", why)
+        self.counts.rewinds += 1
+        self._forget()
+        self._rewind_due = True
