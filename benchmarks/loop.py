@@ -229,10 +229,8 @@ def edge_stages(folder: Path) -> dict[str, float]:
     lines = [line for line in (folder / "edge.log").read_text().splitlines() if " stats " in line]
     if not lines:
         return {}
-    stats = json.loads(lines[-1].partition(" stats ")[2])
-    return {
-        name.removesuffix("_ns"): value / 1e9 for name, value in stats.items() if name.endswith("_busy_ns")
-    }
+    busy_ns = json.loads(lines[-1].partition(" stats ")[2])["busy_ns"]
+    return {name: value / 1e9 for name, value in busy_ns.items()}
 
 
 def throughput_rows(log: str, px: int, rates: Sequence[float], seconds: float) -> list[Row]:

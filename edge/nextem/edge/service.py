@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from collections.abc import Callable
@@ -63,6 +64,7 @@ def run_edge(options: EdgeOptions, stop: Event, ready: Callable[[], None] | None
                 ring_bytes=options.ring_bytes,
                 idle_timeout_s=options.idle_timeout_s,
                 passive_plan=options.passive_plan,
+                on_finished=lambda _: logger.info("stats %s", json.dumps(pipeline.stats())),
             ),
             to,
             clock,

@@ -201,7 +201,8 @@ class Worker:
     # ---- runs to the host ----------------------------------------------------------------------
 
     def _item(self, run: FrameRun) -> Item:
-        analyses = self._analyses[run.acquisition_id]
+        analyses = self._analyses_of(run.acquisition_id)
+        assert analyses is not None, "a run is made only of blocks whose acquisition is known"
         partials = {}
         for name, analysis in list(analyses.running.items()):
             try:

@@ -1,0 +1,134 @@
+"""The Ray actors: thin shells round :class:`Worker` and :class:`ReducerHost`, which know nothing of Ray.
+
+One host actor keeps the reducers of all acquisitions: an actor is a process, and starting one for each
+acquisition would cost about a second before its first answer. Facilities shard by acquisition over several.
+
+Actors restart without end (``max_restarts=-1``) and calls are never repeated by Ray (``max_task_retries=0``):
+what must happen once rests on offsets and coverage, not on calls. A constructor does nothing that can fail,
+because Ray gives up an actor whose constructor raised.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from nextem.analysis.host import ReducerHost
+from nextem.analysis.log_relay import Line, Relay
+from nextem.analysis.messages import Batch, HostLost, Pending, Reply
+from nextem.analysis.warm_up import warm_up
+from nextem.analysis.worker import Worker
+from nextem.wire.log import Log, open_log
+from nextem.wire.store import ProductStore
+
+
+class HostActor:
+    """The reducer host in a process of its own."""
+
+    def __init__(self, log: str, store: Path) -> None:
+        self._relay = Relay.install()
+        self._address, self._store = log, store
+        self._open: tuple[Log, ReducerHost] | None = None
+
+    def prepare(self) -> int:
+        """Opens log and store and loads the kernels; the process id. Raises :class:`LogError`."""
+        self._host()
+        warm_up()
+        return os.getpid()
+
+    def add(self, batch: Batch) -> Reply:
+        """As :meth:`ReducerHost.add`."""
+        return self._host().add(batch)
+
+    def lines(self) -> list[Line]:
+        """New log lines. Also wakes a host that was started anew, so that it finishes what it can."""
+        self._host()
+        return self._relay.take()
+
+    def close(self) -> list[Line]:
+        """Stops, with everything handled made durable; the last log lines."""
+        if self._open is not None:
+            log, host = self._open
+            self._open = None
+            host.close()
+            log.close()
+        return self._relay.take()
+
+    def _host(self) -> ReducerHost:
+        if self._open is None:
+            log = open_log(self._address)
+            self._open = log, ReducerHost(log, ProductStore(self._store))
+        return self._open[1]
+
+
+class WorkerActor:
+    """A worker in a process of its own. ``run`` goes on until ``stop``; other calls come in beside it."""
+
+    def __init__(self, log: str, host: Any) -> None:
+        self._relay = Relay.install()
+        self._address, self._host = log, RayHost(host)
+        self._stop = threading.Event()
+
+    def prepare(self) -> int:
+        """Loads the kernels; the process id."""
+        warm_up()
+        return os.getpid()
+
+    def run(self) -> None:
+        """Works until :meth:`stop`. Raises :class:`LogError`."""
+        log = open_log(self._address)
+        try:
+            Worker(log, self._host).run(self._stop)
+        finally:
+            log.close()
+
+    def lines(self) -> list[Line]:
+        """New log lines."""
+        return self._relay.take()
+
+    def stop(self) -> None:
+        """Lets :meth:`run` end."""
+        self._stop.set()
+
+
+class RayHost:
+    """Implements :class:`nextem.analysis.messages.Host` on the handle of a :class:`HostActor`."""
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+
+    def submit(self, batch: Batch) -> Pending:
+        return _RayPending(self._handle.add.remote(batch))
+
+
+class _RayPending:
+    def __init__(self, reference: Any) -> None:
+        self._reference = reference
+
+    def done(self) -> bool:
+        return bool(ray.wait([self._reference], timeout=0)[0])
+
+    def result(self) -> Reply:
+        try:
+            reply: Reply = ray.get(self._reference)
+        except ray.exceptions.RayError as error:
+            raise HostLost(str(error).splitlines()[-1] if str(error) else type(error).__name__) from error
+        return reply
+
+
+def start_host(log: str, store: Path) -> Any:
+    """The handle of a new host actor."""
+    actor = ray.remote(HostActor).options(max_restarts=-1, max_task_retries=0, num_cpus=1)
+    return actor.remote(log, store)
+
+
+def start_worker(log: str, host: Any) -> Any:
+    """The handle of a new worker actor; its ``run`` is not called yet."""
+    actor = ray.remote(WorkerActor).options(
+        max_restarts=-1, max_task_retries=0, num_cpus=1, max_concurrency=3
+    )
+    return actor.remote(log, host)
