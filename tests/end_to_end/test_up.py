@@ -86,6 +86,7 @@ def test_a_client_acquires_and_ctrl_c_stops_everything(
     plan = survey_plan(
         title="test", field_nm=(64.0, 64.0), survey_step_nm=4.0, fine_step_nm=2.0, fine_size=4, fine_scans=0,
         survey_dose_e=100.0, fine_dose_e=100.0, shape=(256, 256), disk_px=6.0, dwell_s=0.001,
+        steering={},
     )  # fmt: skip
     with SteeringClient(address) as client:
         lease = client.request_lease("test", ttl_ms=30_000)

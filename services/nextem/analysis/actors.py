@@ -25,6 +25,8 @@ from nextem.analysis.worker import Worker
 from nextem.wire.log import Log, open_log
 from nextem.wire.store import ProductStore
 
+NAMESPACE = "nextem"
+
 
 class HostActor:
     """The reducer host in a process of its own."""
@@ -68,9 +70,9 @@ class HostActor:
 class WorkerActor:
     """A worker in a process of its own. ``run`` goes on until ``stop``; other calls come in beside it."""
 
-    def __init__(self, log: str, host: Any) -> None:
+    def __init__(self, log: str, host: str) -> None:
         self._relay = Relay.install()
-        self._address, self._host = log, RayHost(host)
+        self._address, self._host = log, host
         self._stop = threading.Event()
 
     def prepare(self) -> int:
@@ -82,7 +84,8 @@ class WorkerActor:
         """Works until :meth:`stop`. Raises :class:`LogError`."""
         log = open_log(self._address)
         try:
-            Worker(log, self._host).run(self._stop)
+            host = RayHost(ray.get_actor(self._host, namespace=NAMESPACE))
+            Worker(log, host).run(self._stop)
         finally:
             log.close()
 
@@ -120,14 +123,20 @@ class _RayPending:
         return reply
 
 
-def start_host(log: str, store: Path) -> Any:
-    """The handle of a new host actor."""
-    actor = ray.remote(HostActor).options(max_restarts=-1, max_task_retries=0, num_cpus=1)
+def start_host(name: str, log: str, store: Path) -> Any:
+    """The handle of a new host actor that workers find by ``name``."""
+    actor = ray.remote(HostActor).options(
+        name=name, namespace=NAMESPACE, max_restarts=-1, max_task_retries=0, num_cpus=1
+    )
     return actor.remote(log, store)
 
 
-def start_worker(log: str, host: Any) -> Any:
-    """The handle of a new worker actor; its ``run`` is not called yet."""
+def start_worker(log: str, host: str) -> Any:
+    """The handle of a new worker actor for the host of this name; its ``run`` is not called yet.
+
+    It gets the name and not the handle, because Ray cannot promise to restart an actor whose arguments lie
+    in the object store.
+    """
     actor = ray.remote(WorkerActor).options(
         max_restarts=-1, max_task_retries=0, num_cpus=1, max_concurrency=3
     )

@@ -19,6 +19,7 @@ import ray
 
 from nextem.analysis.actors import start_host, start_worker
 from nextem.analysis.log_relay import tell
+from nextem.wire.ids import uuid7
 
 logger = logging.getLogger(__name__)
 
@@ -86,8 +87,9 @@ class Crew:
 
     def start(self) -> ActorPids:
         """Starts everybody and waits until all can work. Raises :class:`ray.exceptions.RayError`."""
-        self.host = start_host(self.options.log, self.options.store)
-        self.workers = [start_worker(self.options.log, self.host) for _ in range(self.options.workers)]
+        name = f"reducer-host-{uuid7()}"
+        self.host = start_host(name, self.options.log, self.options.store)
+        self.workers = [start_worker(self.options.log, name) for _ in range(self.options.workers)]
         host, *workers = ray.get([actor.prepare.remote() for actor in (self.host, *self.workers)])
         for number in range(len(self.workers)):
             self._run(number)

@@ -52,10 +52,12 @@ def survey_plan(
     shape: tuple[int, int],
     disk_px: float,
     dwell_s: float,
+    steering: Mapping[str, float | str | bool],
 ) -> plan_pb2.Plan:
     """A coarse survey of the whole field that may command ``fine_scans`` fine scans of the best regions.
 
     The survey's positions lie in the middles of its steps. Doses are electrons a frame.
+    ``steering``: parameters of the policy "look_closer".
     """
     ratio = survey_step_nm / fine_step_nm
     origin_nm = (ratio - 1) / 2 * fine_step_nm
@@ -87,6 +89,7 @@ def survey_plan(
         analyses=analyses(novelty=True),
         steering=plan_pb2.SteeringPlan(
             policy="look_closer",
+            parameters=parameters(steering),
             max_acquisitions=fine_scans,
             dose_budget_e=fine_scans * fine_size**2 * fine_dose_e,
             fine=fine,

@@ -81,9 +81,8 @@ def simulate(
     The same at 5,000 images a second:         nextem simulate --rate 5000
     A real file as if it came from a camera:   nextem simulate --replay scan.mib --rate 100
     """
-    from nextem.simulator.service import SimulatorOptions, run_simulator
-
     from nextem.simulator.replay import ReplayOptions, run_replay
+    from nextem.simulator.service import SimulatorOptions, run_simulator
 
     set_up_logging(verbose)
     stop = stop_on_signals(with_parent)
@@ -163,8 +162,8 @@ def edge(
       nextem edge --detector camera:6342 --passive-plan plan.json
     """
     from google.protobuf import json_format
-    from nextem.edge.service import EdgeOptions, run_edge
 
+    from nextem.edge.service import EdgeOptions, run_edge
     from nextem.v1 import plan_pb2
 
     place = Home.at(home)

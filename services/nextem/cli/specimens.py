@@ -27,7 +27,8 @@ class Study:
     """One specimen and how the demo looks at it. Doses are electrons a frame.
 
     ``phases``: areas to score, name -> labels of the ground truth's phase map; empty where inclusions are
-    counted instead.
+    counted instead. ``steering``: parameters of the policy; small objects are found by the peak of the
+    novelty, extended ones by its mean over the fine scan.
     """
 
     specimen: Specimen
@@ -38,6 +39,7 @@ class Study:
     survey_dose_e: float
     fine_dose_e: float
     phases: Mapping[str, Sequence[int]]
+    steering: Mapping[str, float | str | bool]
 
     @property
     def label(self) -> str:
@@ -66,6 +68,7 @@ class Study:
             shape=(self.detector_px, self.detector_px),
             disk_px=self.disk_px,
             dwell_s=max(dwell_s, MIN_DWELL_S),
+            steering=self.steering,
         )
 
     def limits(self, plan: plan_pb2.Plan) -> Limits:
@@ -115,6 +118,7 @@ def study_of(name: str, seed: int) -> Study:
             survey_dose_e=1000.0,
             fine_dose_e=1000.0,
             phases={},
+            steering={"score": "peak", "compress": False},
         )
     return Study(
         specimen=specimen,
@@ -125,4 +129,5 @@ def study_of(name: str, seed: int) -> Study:
         survey_dose_e=600.0,
         fine_dose_e=600.0,
         phases={"precipitates": (1, 2, 3), "θ′ variants": (1, 2)},
+        steering={"score": "region_mean"},
     )

@@ -43,9 +43,9 @@ class Parameters:
     smooth_px: int = 3
     min_distance_nm: float = 0.0
     price_per_e: float = 0.0
-    early_fraction: float = 0.5
+    early_fraction: float = 0.25
     early_progress: float = 0.1
-    final_on: str = "one_model"
+    final_on: str = "product"
 
     def check(self) -> None:
         """Raises :class:`PolicyError` for a value outside its range."""

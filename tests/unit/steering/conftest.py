@@ -62,7 +62,8 @@ class Surveys:
                 ),
             ),
         )
-        plan.steering.parameters.update(parameters)
+        # values alone end these surveys; the default waits for the finished product too
+        plan.steering.parameters.update({"final_on": "one_model", "early_fraction": 0.5, **parameters})
         return acquisition_pb2.AcquisitionStarted(
             acquisition_id=acquisition_id, instrument="scope", plan=plan, edge_boot_id="boot-1"
         )
