@@ -5,7 +5,8 @@ Real processes: simulator (Merlin over TCP, frames of about 1000 electrons), edg
 * Throughput: a scan is commanded at a paced rate. ``analysed`` counts from the first byte at the edge until
   the analysis has covered every frame. A rate is held when no frame was lost and the edge kept the pace.
 * Latency: at 1,000 images a second a policy process answers live results with a command; the edge times it,
-  from the last byte of the newest frame behind the result to the driver's acceptance, on its own clock.
+  from the last byte of the newest frame behind the result to the driver's acceptance, on its own clock. A
+  short scan goes before, so that connections are open. Results of new frames count, not new values of old ones.
 * Profile: processor seconds of each process during the throughput run, and the edge's stages.
 """
 
@@ -146,8 +147,7 @@ def throughput(running: Bench, scan: plan_pb2.Plan) -> Throughput:
 
 def latency(running: Bench, scan: plan_pb2.Plan, every_s: float) -> list[float]:
     """Loop latencies in ms: at most one command every ``every_s``, each caused by the newest live result."""
-    found, last_s, state = [], 0.0, None
-    finished = False
+    found, last_s, covered, finished = [], 0.0, 0, False
     with SteeringClient(running.station.steering) as client:
         submit(client, scan)
         state = client.state()
@@ -161,7 +161,8 @@ def latency(running: Bench, scan: plan_pb2.Plan, every_s: float) -> list[float]:
                     finished |= event.HasField("finished")
                     continue
                 update = product_pb2.ProductEvent.FromString(bytes(record.value)).update
-                newest = update if update.last_byte_ns else newest
+                if update.frames_covered > covered:
+                    newest, covered = update, update.frames_covered
             now_s = time.monotonic()
             if newest is None or finished or now_s - last_s < every_s:
                 continue
@@ -276,6 +277,7 @@ def profile_rows(label: str, result: Throughput, stages: dict[str, float]) -> li
 def latency_rows(log: str, px: int, seconds: float) -> list[Row]:
     """Loop latency at 1,000 images a second."""
     with bench(log, px, 1000.0) as running:
+        latency(running, plan(1000, px, 1000.0), every_s=0.05)
         values = latency(running, plan(int(1000 * seconds), px, 1000.0), every_s=0.05)
     label = f"{px}² on {log}: loop latency"
     return [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,3 +16,18 @@ def data_dir() -> Path:
     if not name or not Path(name).is_dir():
         pytest.skip("needs real measured files: set NEXTEM_TEST_DATA to their folder")
     return Path(name)
+
+
+@pytest.fixture(scope="session")
+def kafka_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """``kafka://127.0.0.1:port`` of one real Kafka for the whole suite, on a free port."""
+    from nextem.cli import broker
+    from nextem.cli.kafka_jars import BrokerUnavailable
+
+    data_dir = tmp_path_factory.mktemp("kafka")
+    try:
+        address = broker.start(data_dir)
+    except BrokerUnavailable as error:
+        pytest.skip(str(error))
+    yield address
+    broker.stop(data_dir)

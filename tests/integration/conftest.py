@@ -1,4 +1,4 @@
-"""One real Kafka for the whole suite, on free ports, in a folder that goes away; and logs of both kinds."""
+"""Logs of both kinds."""
 
 from __future__ import annotations
 
@@ -9,22 +9,8 @@ from typing import cast
 
 import pytest
 
-from nextem.cli import broker
-from nextem.cli.kafka_jars import BrokerUnavailable
 from nextem.wire.ids import uuid7
 from nextem.wire.log import PARTITIONS, Log, open_log
-
-
-@pytest.fixture(scope="session")
-def kafka_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """``kafka://127.0.0.1:port`` of a broker that runs until the session ends."""
-    data_dir = tmp_path_factory.mktemp("kafka")
-    try:
-        address = broker.start(data_dir)
-    except BrokerUnavailable as error:
-        pytest.skip(str(error))
-    yield address
-    broker.stop(data_dir)
 
 
 @pytest.fixture(params=["local", pytest.param("kafka", marks=pytest.mark.kafka)])

@@ -41,7 +41,7 @@ class KafkaLogConsumer:
             group_id=group,
             enable_auto_commit=False,
             auto_offset_reset="none",  # where to start is decided here, and a gap is never skipped silently
-            fetch_max_wait_ms=10,
+            fetch_max_wait_ms=250,  # the broker answers at once when there is something
             fetch_min_bytes=1,
             fetch_max_bytes=32 << 20,
             max_partition_fetch_bytes=8 << 20,

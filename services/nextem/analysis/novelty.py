@@ -37,7 +37,7 @@ NAME = "novelty"
 
 MISSING, USABLE, BLANK = 0, 1, 2
 
-SINGLE_FRAMES = 4096
+SINGLE_FRAMES = 2048
 
 DEFAULTS: Mapping[str, object] = {
     "bins": 16,  # bins along each detector axis

@@ -29,7 +29,7 @@ UNIT = SCALE * STEPS
 NOISE_FLOOR = 0.25
 """No bin counts as quieter than this variance: where nearly nothing arrives, one electron is no surprise."""
 
-CENTRE_FRAMES, CENTRE_STEPS = 4096, 20
+CENTRE_FRAMES, CENTRE_STEPS = 2048, 20
 GATE_WIDTH = 5.0
 ROWS = 4096
 

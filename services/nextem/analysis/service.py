@@ -33,7 +33,8 @@ class AnalysisOptions:
     """Where to read and where to keep.
 
     ``log``: address for :func:`nextem.wire.log.open_log`. ``store``: folder of products and checkpoints.
-    ``workers``: actors that read frame blocks; more than the frames topic has partitions are idle.
+    ``workers``: how many read frame blocks; more than the frames topic has partitions are idle. A lone one
+    works in the process of the reducer host, see :mod:`nextem.analysis.actors`.
     ``ray_address``: a cluster to join, where every node must see ``store`` and ``log``; None: Ray is started
     in place.
     """
@@ -89,7 +90,10 @@ class Crew:
         """Starts everybody and waits until all can work. Raises :class:`ray.exceptions.RayError`."""
         name = f"reducer-host-{uuid7()}"
         self.host = start_host(name, self.options.log, self.options.store)
-        self.workers = [start_worker(self.options.log, name) for _ in range(self.options.workers)]
+        alone = self.options.workers == 1
+        self.workers = [
+            self.host if alone else start_worker(self.options.log, name) for _ in range(self.options.workers)
+        ]
         host, *workers = ray.get([actor.prepare.remote() for actor in (self.host, *self.workers)])
         for number in range(len(self.workers)):
             self._run(number)
@@ -127,6 +131,8 @@ class Crew:
     def _relay(self, wait_s: float = 0.0) -> None:
         """Takes the log lines that were asked for, and asks whoever has answered for the next ones."""
         names = {f"worker {number}": worker for number, worker in enumerate(self.workers)}
+        if self.options.workers == 1:
+            names.clear()
         if self.host is not None:
             names["host"] = self.host
         asked = set(self._lines.values())

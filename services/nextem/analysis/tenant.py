@@ -23,6 +23,9 @@ logger = logging.getLogger(__name__)
 UPDATE_FRAMES = 100_000
 """Frames in one live update: well within the largest record of the log."""
 
+FIT_SHARE = 0.2
+"""Of the time, that fits may take while frames arrive. The last one, when all are here, is not put off."""
+
 REVISION_RESERVE = 1000
 """A restored reducer counts on from so much higher: revisions after the checkpoint may have gone out."""
 
@@ -49,6 +52,7 @@ class Tenant:
     live: dict[str, Live] = field(default_factory=dict)
     next_revision: int = 1
     dirty: bool = False
+    fit_at: float = 0.0
     told_missing_at: float = 0.0
     tell_missing_every_s: float = 5.0
 
@@ -101,6 +105,9 @@ class Tenant:
     def refit(self, complete: bool) -> list[product_pb2.LiveUpdate]:
         """Makes due models anew; the new values of every frame covered."""
         updates: list[product_pb2.LiveUpdate] = []
+        begun = time.monotonic()
+        if begun < self.fit_at and not complete:
+            return updates
         for name, live in self._running():
             with self.lock:
                 frames = len(self.reducer.covered)
@@ -125,6 +132,8 @@ class Tenant:
                 spans = list(self.reducer.covered)
                 stamp = self.reducer.edge_boot_id, self.reducer.last_byte_ns
             updates += self._scored(name, live, now, spans, stamp)
+        took = time.monotonic() - begun
+        self.fit_at = begun + took / FIT_SHARE
         return updates
 
     def _scored(

@@ -119,7 +119,7 @@ def _launch(
     for attempt in range(ATTEMPTS):
         chosen, controller = _free_ports(port)
         _configure(data_dir, java, lib, chosen, controller)
-        heap = [f"-Xms{heap_mib // 2}m", f"-Xmx{heap_mib}m", "-XX:+UseSerialGC"]
+        heap = [f"-Xms{heap_mib // 2}m", f"-Xmx{heap_mib}m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
         pid = _spawn(
             data_dir, [java, *heap, *_java_options(data_dir, lib), "kafka.Kafka", _properties(data_dir)]
         )

@@ -56,7 +56,7 @@ def demo(specimen: str, log_choice: str, seed: int, rate: float, home: Path | No
     nextem demo --specimen FOLDER          a real alloy (derived from a model of measured data)
     nextem demo --log kafka                the same through a real Apache Kafka (needs Java and Maven)
     """
-    from nextem.cli.broker import BrokerUnavailable
+    from nextem.cli.kafka_jars import BrokerUnavailable
 
     place = Home.at(home)
     name = "demo-" + time.strftime("%Y%m%d-%H%M%S")

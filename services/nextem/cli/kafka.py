@@ -9,6 +9,7 @@ import click
 from nextem.cli import broker
 from nextem.cli.console import screen
 from nextem.cli.home import Home
+from nextem.cli.kafka_jars import BrokerUnavailable
 
 _home = click.option("--home", type=click.Path(path_type=Path), help="Folder of everything NexTEM keeps.")
 
@@ -33,7 +34,7 @@ def start(port: int, home: Path | None) -> None:
     with screen(stderr=True).status("starting Apache Kafka (the first time it is fetched: about a minute)"):
         try:
             address = broker.start(folder, port=port or None)
-        except broker.BrokerUnavailable as error:
+        except BrokerUnavailable as error:
             raise click.ClickException(str(error)) from error
     click.echo(address)
 

@@ -49,7 +49,7 @@ def replay(file: Path, rate: float, scan: str | None, log_choice: str, home: Pat
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    from nextem.cli.broker import BrokerUnavailable
+    from nextem.cli.kafka_jars import BrokerUnavailable
     from nextem.edge.detectors.base import DetectorError
     from nextem.simulator.mib import MibError
     from nextem.wire.log import LogError

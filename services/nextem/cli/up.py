@@ -45,7 +45,7 @@ def up(
     They listen on the documented ports of the loopback interface. The log, the spool and the journal are
     kept in the home folder, so that the next `nextem up` goes on where this one ended.
     """
-    from nextem.cli.broker import BrokerUnavailable
+    from nextem.cli.kafka_jars import BrokerUnavailable
 
     set_up_logging()
     place = Home.at(home)

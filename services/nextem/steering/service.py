@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -16,6 +17,8 @@ from nextem.wire.log import open_log
 logger = logging.getLogger(__name__)
 
 CHECK_S = 0.2
+SWITCH_S = 0.0005
+"""Log, gRPC and policies are threads of one interpreter; none should wait 5 ms, the default, for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,8 @@ def run_steering(
     for good.
     """
     with ExitStack() as closing:
+        closing.callback(sys.setswitchinterval, sys.getswitchinterval())
+        sys.setswitchinterval(SWITCH_S)
         hub = Hub()
         server = SteeringServer(hub, options.host, options.port, options.streams)
         closing.callback(server.close)

@@ -164,8 +164,8 @@ def _queue(command: Command, context: Context) -> Refusal | None:
 
 def _instrument_free(command: Command, context: Context) -> Refusal | None:
     assert isinstance(context.state, InstrumentState)
-    if command.HasField("acquire"):
-        return None
+    if not command.HasField("move_stage"):
+        return None  # an acquire waits its turn; focus is corrected while the scan runs
     # Moving under a scan would spoil it, and under a waiting one would put its dose in another place.
     if context.state.scanning:
         return Refusal("instrument_busy", f"scan {context.state.scan_id!r} is running")
