@@ -45,7 +45,7 @@ def check_products(home: Path, frames: NDArray[np.uint64], scan: tuple[int, int]
     found = {p.name: store.read(p.product_id) for p in store.list()}
     shape = (frames.shape[1], frames.shape[2])
     sums = frames.sum(axis=(1, 2))
-    np.testing.assert_array_equal(found["sum"][1].ravel(), sums)
+    np.testing.assert_array_equal(found["virtual/sum"][1].ravel(), sums)
     for mask in replay_plan("", scan, shape).reduction.masks:
         expected = (frames * weights(mask, shape)).sum(axis=(1, 2))
         np.testing.assert_array_equal(found[f"virtual/{mask.name}"][1].ravel(), expected)
@@ -54,7 +54,7 @@ def check_products(home: Path, frames: NDArray[np.uint64], scan: tuple[int, int]
         com = np.stack([(frames * axis.astype(np.uint64)).sum(axis=(1, 2)) / sums for axis in (y, x)])
     np.testing.assert_allclose(found["com"][1].reshape(2, -1), com, rtol=0, atol=1e-6)
     np.testing.assert_allclose(found["mean_pattern"][1], frames.sum(axis=0) / len(frames), rtol=1e-12)
-    assert found["mean_pattern"][0].provenance["edge_sum_agrees"] is True
+    assert found["mean_pattern"][0].provenance["notes"]["edge_sum_agrees"] is True
     assert all(sum(r.count for r in product.covered) == len(frames) for product, _ in found.values())
 
 
@@ -87,7 +87,7 @@ def test_replay_of_a_quad_detector(nextem: Callable[..., Any], data_dir: Path, t
         names = [
             n
             for n in unzipped.namelist()
-            if n.endswith(".mib") and "24" in n and "Quad" in n and "RAW" not in n
+            if n.endswith("Quad_9_Frames_CounterDepth_24_Rows_256.mib") and "__MACOSX" not in n
         ]
         path = Path(unzipped.extract(names[0], tmp_path))
     nextem("replay", str(path), "--scan", "3x3")

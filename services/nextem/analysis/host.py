@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 CHECKPOINT_S = 2.0
 CHECKPOINT_SHARE = 0.1  # of the time that checkpoints may take
-TICK_S = 0.05
+SHORTEST_TICK_S, TICK_S = 0.01, 0.02  # with news and without
 
 
 class ReducerHost:
@@ -124,11 +124,10 @@ class ReducerHost:
                 self._stop.wait(1.0)
 
     def _tick(self) -> None:
-        if not self._news.wait(TICK_S / 2):
-            self._directory.read(TICK_S / 2)
-        else:
-            self._directory.read()
+        self._stop.wait(SHORTEST_TICK_S)
+        self._news.wait(TICK_S)
         self._news.clear()
+        self._directory.read()
         self._take_up()
         with self._lock:
             tenants = list(self._tenants.items())

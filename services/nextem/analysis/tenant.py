@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 UPDATE_FRAMES = 100_000
 """Frames in one live update: well within the largest record of the log."""
 
-FIT_SHARE = 0.2
+FIT_SHARE = 0.1
 """Of the time, that fits may take while frames arrive. The last one, when all are here, is not put off."""
 
 REVISION_RESERVE = 1000

@@ -49,6 +49,7 @@ class Record:
     final: dict[str, control_pb2.Outcome] = field(default_factory=dict)
     heartbeat: control_pb2.Heartbeat = field(default_factory=control_pb2.Heartbeat)
     changes: int = 0
+    _early: list[product_pb2.Product] = field(default_factory=list)
 
     def hear(self, event: control_pb2.SteeringEvent) -> None:
         """Takes one event of the steering service."""
@@ -69,16 +70,22 @@ class Record:
                 self.final[outcome.command_id] = outcome
 
     def read(self, consumer: Consumer, timeout_s: float) -> None:
-        """Takes what is new on the acquisitions and products topics."""
+        """Takes what is new on the acquisitions and products topics, which may come in any order."""
         for record in consumer.poll(timeout_s=timeout_s):
             self.changes += 1
             if record.position.topic == ACQUISITIONS:
                 self._acquisition(acquisition_pb2.AcquisitionEvent.FromString(bytes(record.value)))
             elif record.position.topic == PRODUCTS:
                 event = product_pb2.ProductEvent.FromString(bytes(record.value))
-                scan = self.scans.get(event.product.acquisition_id)
-                if event.WhichOneof("event") == "product" and scan is not None:
-                    scan.products[event.product.product_id] = event.product
+                if event.WhichOneof("event") == "product":
+                    self._early.append(event.product)
+        waiting, self._early = self._early, []
+        for product in waiting:
+            scan = self.scans.get(product.acquisition_id)
+            if scan is None:
+                self._early.append(product)
+            else:
+                scan.products[product.product_id] = product
 
     def _acquisition(self, event: acquisition_pb2.AcquisitionEvent) -> None:
         if event.WhichOneof("event") == "started":

@@ -232,6 +232,9 @@ class ControlAgent:
     def _emit(self, outcome: Outcome) -> None:
         self._link.send(EdgeMessage(outcome=outcome))
         self._audit.outcome(outcome)
+        if outcome.state in (REJECTED, FAILED):
+            verdict = "rejected" if outcome.state == REJECTED else "failed"
+            logger.warning("command %s %s: %s: %s", outcome.command_id, verdict, outcome.rule, outcome.detail)
 
     def _hello(self) -> EdgeHello:
         return EdgeHello(
