@@ -31,7 +31,7 @@ def eigen(matrix: FloatArray) -> tuple[FloatArray, FloatArray]:
     work = np.array(matrix, dtype=np.float64, order="C")
     diagonal, beside = np.empty(size), np.zeros(size)
     _tridiagonal(work, rows, diagonal, beside)
-    if not _ql(diagonal, beside, rows):
+    if not np.isfinite(matrix).all() or not _ql(diagonal, beside, rows):
         raise NoConvergence(f"no eigenvalues of a {size} x {size} matrix after {MAX_STEPS} steps")
     order = np.argsort(-diagonal, kind="stable")
     return diagonal[order], rows[order]
@@ -95,7 +95,7 @@ def _ql(d: FloatArray, e: FloatArray, rows: FloatArray) -> bool:
                 high += 1
             if high == low:
                 break
-            if step == MAX_STEPS or not np.isfinite(e[low]):
+            if step == MAX_STEPS:
                 return False
             shift = (d[low + 1] - d[low]) / (2.0 * e[low])
             root = np.hypot(shift, 1.0)

@@ -26,6 +26,9 @@ UPDATE_FRAMES = 100_000
 FIT_SHARE = 0.1
 """Of the time, that fits may take while frames arrive. The last one, when all are here, is not put off."""
 
+TELL_MISSING_S, LONGEST_TELL_S = 5.0, 600.0
+"""How long after its end an acquisition's missing frames are logged; from then on at doubling intervals."""
+
 REVISION_RESERVE = 1000
 """A restored reducer counts on from so much higher: revisions after the checkpoint may have gone out."""
 
@@ -53,8 +56,8 @@ class Tenant:
     next_revision: int = 1
     dirty: bool = False
     fit_at: float = 0.0
-    told_missing_at: float = 0.0
-    tell_missing_every_s: float = 5.0
+    tell_missing_at: float = 0.0  # 0: not before the acquisition is over
+    tell_missing_every_s: float = TELL_MISSING_S
 
     def __post_init__(self) -> None:
         for name, analysis in self.reducer.live().items():
@@ -156,17 +159,17 @@ class Tenant:
     def tell_missing(self, frames_stored: int, lost: FrameSet, announced: int) -> None:
         """Logs which frames have not come though the acquisition is over; less often as time goes by."""
         now = time.monotonic()
-        if now < self.told_missing_at + self.tell_missing_every_s:
+        if not self.tell_missing_at:
+            self.tell_missing_at = now + self.tell_missing_every_s
+        if now < self.tell_missing_at:
             return
-        if self.told_missing_at:
-            self.tell_missing_every_s = min(2 * self.tell_missing_every_s, 600.0)
-            absent = [
-                span for gap in self.reducer.covered.missing(0, announced) for span in lost.missing(*gap)
-            ]
-            text = "acquisition %s is over, but only %d of its %d stored frames are here; missing: %s"
-            shown = ", ".join(f"{start}..{stop - 1}" for start, stop in absent[:8])
-            logger.warning(text, self.reducer.acquisition_id, len(self.reducer.covered), frames_stored, shown)
-        self.told_missing_at = now
+        self.tell_missing_every_s = min(2 * self.tell_missing_every_s, LONGEST_TELL_S)
+        self.tell_missing_at = now + self.tell_missing_every_s
+        gaps = self.reducer.covered.missing(0, announced)
+        absent = [span for gap in gaps for span in lost.missing(*gap)]
+        text = "acquisition %s is over, but only %d of its %d stored frames are here; missing: %s"
+        shown = ", ".join(f"{start}..{stop - 1}" for start, stop in absent[:8])
+        logger.warning(text, self.reducer.acquisition_id, len(self.reducer.covered), frames_stored, shown)
 
     def checkpoint(self) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
         """A copy of everything, for the store; what comes after it is dirty again."""

@@ -259,5 +259,6 @@ class Worker:
         """Goes back to what was committed; frames that the host has kept are known there by their index."""
         logger.warning("%s; going back to what was committed", why)
         self.counts.rewinds += 1
+        self._generation = ""  # whoever answers next gets everything again
         self._forget()
         self._rewind_due = True

@@ -25,13 +25,14 @@ from nextem.edge.uplink.spool import Entry, Kind, Spool
 from nextem.v1 import acquisition_pb2 as pb
 from nextem.wire.blocks import Block, decode_block
 from nextem.wire.clock import Clock
-from nextem.wire.log import ACQUISITIONS, FRAMES, Appended, FatalLogError, Log, LogError
+from nextem.wire.log import ACQUISITIONS, FRAMES, Appended, FatalLogError, Log, LogError, LogUnavailable
 
 log = logging.getLogger(__name__)
 
 WINDOW_BYTES = 64 << 20
 _WAIT_S = 0.05
 _ACK_WAIT_S = 0.5
+_SILENCE_NS = 1_000_000_000
 _LATENCIES = 8192
 
 
@@ -44,6 +45,7 @@ class _InFlight:
     offset: int
     entry: Entry
     appended: Appended
+    since_ns: int
 
 
 class Publisher:
@@ -166,7 +168,7 @@ class Publisher:
             self._drain()
             self._done(offset)
             return
-        self._in_flight.append(_InFlight(offset, entry, appended))
+        self._in_flight.append(_InFlight(offset, entry, appended, self._clock.now_ns()))
 
     def _refuse(self, entry: Entry, error: FatalLogError) -> None:
         block = decode_block(entry.value)
@@ -194,7 +196,7 @@ class Publisher:
             log.error("%s: event of acquisition %s: %s", type(fatal).__name__, entry.acquisition_id, fatal)
             self._done(offset)
             return
-        self._in_flight.append(_InFlight(offset, entry, appended))
+        self._in_flight.append(_InFlight(offset, entry, appended, self._clock.now_ns()))
         self._drain()
         if entry.kind is Kind.FINISHED:
             self._refused.pop(entry.acquisition_id, None)
@@ -209,6 +211,7 @@ class Publisher:
 
     def _reap(self, wait: bool) -> None:
         """Takes what has been acknowledged, in order; with ``wait`` at least one, or after a while none."""
+        self._notice_silence()
         while self._in_flight and (wait or self._in_flight[0].appended.done()):
             first = self._in_flight[0]
             try:
@@ -229,6 +232,16 @@ class Publisher:
             self._in_flight.popleft()
             self._done(first.offset)
             wait = False
+
+    def _notice_silence(self) -> None:
+        """A log client tries by itself for a while: people should hear of it earlier."""
+        if self._away or not self._in_flight:
+            return
+        silent_ns = self._clock.now_ns() - self._in_flight[0].since_ns
+        if silent_ns > _SILENCE_NS and not self._in_flight[0].appended.done():
+            self._away = True
+            text = "%s: no acknowledgement for %.1f s, %d entries wait; spooling goes on"
+            log.error(text, LogUnavailable.__name__, silent_ns / 1e9, len(self._in_flight))
 
     def _done(self, offset: int) -> None:
         self._spool.commit(offset + 1)
