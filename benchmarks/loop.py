@@ -6,7 +6,8 @@ Real processes: simulator (Merlin over TCP, frames of about 1000 electrons), edg
   the analysis has covered every frame. A rate is held when no frame was lost and the edge kept the pace.
 * Latency: at 1,000 images a second a policy process answers live results with a command; the edge times it,
   from the last byte of the newest frame behind the result to the driver's acceptance, on its own clock. A
-  short scan goes before, so that connections are open. Results of new frames count, not new values of old ones.
+  short scan goes before, so that connections are open. Results of new frames count, not new values
+  of old ones.
 * Profile: processor seconds of each process during the throughput run, and the edge's stages.
 """
 
@@ -67,6 +68,7 @@ def bench(log_choice: str, detector_px: int, rate_fps: float) -> Iterator[Bench]
             detector_px=detector_px,
             rate_fps=rate_fps,
             limits=limits,
+            policies=False,  # the benchmark is the policy
         )
         with log_at(log_choice, Home(folder), folder) as address, Launcher(folder) as launcher:
             station = start_station(launcher, dataclasses.replace(options, log=address))

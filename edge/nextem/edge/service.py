@@ -18,7 +18,7 @@ from nextem.wire.log import Log, open_log
 
 logger = logging.getLogger(__name__)
 
-_SWITCH_INTERVAL_S = 0.001
+_SWITCH_INTERVAL_S = 0.0002
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ from nextem.wire.log import Log, open_log
 from nextem.wire.store import ProductStore
 
 NAMESPACE = "nextem"
-SWITCH_S = 0.0005
+SWITCH_S = 0.0002
 """The log's threads share the interpreter with the analysis; none should wait 5 ms, the default, for it."""
 
 

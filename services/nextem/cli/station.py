@@ -54,6 +54,7 @@ class StationOptions:
     workers: int = 1
     limits: Path | None = None
     fixed_ports: bool = False  # the documented ports instead of free ones
+    policies: bool = True  # whether the steering service may propose commands
 
     @property
     def truth(self) -> Path:
@@ -78,7 +79,9 @@ def start_station(launcher: Launcher, options: StationOptions) -> Station:
         "analyse", *home, *log, "--store", str(options.store), "--workers", str(options.workers)
     )
     simulator = launcher.start("simulate", *home, *_simulator_arguments(options))
-    steering = launcher.start("steer", *home, *log, *(() if options.fixed_ports else ("--port", "0")))
+    steer = () if options.fixed_ports else ("--port", "0")
+    policies = "--policies" if options.policies else "--no-policies"
+    steering = launcher.start("steer", *home, *log, *steer, policies)
     sim_facts = launcher.wait_ready(simulator)
     station = Station(
         steering=f"{HOST}:{launcher.wait_ready(steering)['port']}",

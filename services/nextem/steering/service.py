@@ -17,7 +17,7 @@ from nextem.wire.log import open_log
 logger = logging.getLogger(__name__)
 
 CHECK_S = 0.2
-SWITCH_S = 0.0005
+SWITCH_S = 0.0002
 """Log, gRPC and policies are threads of one interpreter; none should wait 5 ms, the default, for it."""
 
 
