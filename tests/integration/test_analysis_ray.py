@@ -19,7 +19,7 @@ from nextem.analysis.service import ActorPids, AnalysisOptions, Crew, ray_runnin
 from nextem.v1 import acquisition_pb2, plan_pb2, product_pb2
 from nextem.wire.blocks import EVENTS, Block, encode_block
 from nextem.wire.ids import uuid7
-from nextem.wire.log import ACQUISITIONS, FRAMES, PRODUCTS, Log, LogError, open_log
+from nextem.wire.log import ACQUISITIONS, FRAMES, PRODUCTS, Consumer, Log, LogError, open_log
 from nextem.wire.packing import fill
 from nextem.wire.store import ProductStore
 from nextem.wire.zstd import pack_zstd
@@ -116,15 +116,15 @@ def publish(log: Log, made: Made, halfway: Callable[[], None] = lambda: None) ->
 
 
 def events(
-    consumer: object, enough: Callable[[list[product_pb2.ProductEvent]], bool]
+    consumer: Consumer, enough: Callable[[list[product_pb2.ProductEvent]], bool]
 ) -> list[product_pb2.ProductEvent]:
     """What came on the products topic until it was ``enough``."""
     seen: list[product_pb2.ProductEvent] = []
     deadline = time.monotonic() + WAIT_S
     while not enough(seen):
         assert time.monotonic() < deadline, f"{len(seen)} events"
-        for record in consumer.poll(timeout_s=0.05):  # type: ignore[attr-defined]
-            seen.append(product_pb2.ProductEvent.FromString(bytes(record.value)))
+        records = consumer.poll(timeout_s=0.05)
+        seen += [product_pb2.ProductEvent.FromString(bytes(record.value)) for record in records]
     return seen
 
 

@@ -36,11 +36,8 @@ def novelty_map(specimen: Specimen, every: int, dose_e: float, seed: int) -> tup
     mixture, cell = specimen.mixture(y_nm, x_nm), DETECTOR // BINS
     components = specimen.components(DETECTOR).reshape(-1, BINS, cell, BINS, cell).sum((2, 4))
     weight = np.zeros((len(mixture), len(components)))
-    np.add.at(
-        weight,
-        (np.repeat(np.arange(len(mixture)), np.diff(mixture.indptr)), mixture.component),
-        mixture.weight,
-    )
+    rows = np.repeat(np.arange(len(mixture)), np.diff(mixture.indptr))
+    np.add.at(weight, (rows, mixture.component), mixture.weight)
     rates = weight @ components.reshape(len(components), -1)
     counts = np.random.default_rng(seed).poisson(rates * dose_e)
     scan = plan_pb2.Scan(size_y=side, size_x=side, step_nm=every * pitch_nm)

@@ -188,12 +188,6 @@ class ReducerHost:
             took = time.monotonic() - begun
             self._checkpoint_at = time.monotonic() + max(self._checkpoint_s, took / CHECKPOINT_SHARE)
 
-    def forget_worker(self, worker: str) -> None:
-        """A worker's life is over; its number is no longer kept."""
-        with self._lock:
-            self._handled.pop(worker, None)
-            self._durable.pop(worker, None)
-
     def close(self) -> None:
         """Stops, with everything handled made durable."""
         self._stop.set()

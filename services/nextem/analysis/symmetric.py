@@ -38,6 +38,27 @@ def eigen(matrix: FloatArray) -> tuple[FloatArray, FloatArray]:
 
 
 @njit(cache=True, nogil=True)
+def _reflect(q: FloatArray, v: FloatArray, beta: float, first: int, r: FloatArray) -> None:
+    """``q = (1 - beta v v^T) q``, where ``v`` begins at ``first``; ``r`` is room to work in."""
+    r[:] = 0.0
+    for i in range(first, q.shape[0]):
+        for j in range(q.shape[1]):
+            r[j] += v[i] * q[i, j]
+    for i in range(first, q.shape[0]):
+        for j in range(q.shape[1]):
+            q[i, j] -= beta * v[i] * r[j]
+
+
+@njit(cache=True, nogil=True)
+def _turn(rows: FloatArray, i: int, sine: float, cosine: float) -> None:
+    """A plane rotation of rows ``i`` and ``i + 1``."""
+    for j in range(rows.shape[1]):
+        upper = rows[i + 1, j]
+        rows[i + 1, j] = sine * rows[i, j] + cosine * upper
+        rows[i, j] = cosine * rows[i, j] - sine * upper
+
+
+@njit(cache=True, nogil=True)
 def _tridiagonal(a: FloatArray, q: FloatArray, diagonal: FloatArray, beside: FloatArray) -> None:
     """Overwrites symmetric ``a``; ``q`` (identity at first) becomes Q^T with Q^T A Q tridiagonal."""
     n = a.shape[0]
@@ -68,13 +89,7 @@ def _tridiagonal(a: FloatArray, q: FloatArray, diagonal: FloatArray, beside: Flo
             for j in range(k + 1, n):
                 a[i, j] -= v[i] * p[j] + p[i] * v[j]
         a[k + 1, k] = alpha
-        r[:] = 0.0
-        for i in range(k + 1, n):
-            for j in range(n):
-                r[j] += v[i] * q[i, j]
-        for i in range(k + 1, n):
-            for j in range(n):
-                q[i, j] -= beta * v[i] * r[j]
+        _reflect(q, v, beta, k + 1, r)
     for i in range(n):
         diagonal[i] = a[i, i]
     for i in range(n - 1):
@@ -115,10 +130,7 @@ def _ql(d: FloatArray, e: FloatArray, rows: FloatArray) -> bool:
                 p = sine * t
                 d[i + 1] = g + p
                 g = cosine * t - b
-                for j in range(n):
-                    upper = rows[i + 1, j]
-                    rows[i + 1, j] = sine * rows[i, j] + cosine * upper
-                    rows[i, j] = cosine * rows[i, j] - sine * upper
+                _turn(rows, i, sine, cosine)
             else:
                 d[low] -= p
                 e[low] = g

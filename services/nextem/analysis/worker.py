@@ -84,22 +84,23 @@ class Worker:
         self._waiting: dict[str, _Waiting] = {}
 
     def run(self, stop: threading.Event) -> None:
-        """Works until ``stop`` is set, then commits what is durable and leaves the group."""
-        while not stop.is_set():
-            try:
-                self.step()
-            except HostLost as error:
-                self._back(f"the reducer host is lost ({error})")
-                stop.wait(RETRY_S)
-            except RetryableLogError as error:
-                self._back(f"the log cannot be used now ({error})")
-                stop.wait(RETRY_S)
+        """Works until ``stop`` is set, then commits what is durable and leaves the group.
+
+        Raises :class:`nextem.wire.log.FatalLogError`; it has left the group then, too.
+        """
         try:
+            while not stop.is_set():
+                try:
+                    self.step()
+                except (HostLost, RetryableLogError) as error:
+                    self._back(f"{type(error).__name__}: {error}")
+                    stop.wait(RETRY_S)
             self.drain()
         except (HostLost, RetryableLogError) as error:
             logger.warning("stopped without the last commit, the records will come again: %s", error)
-        self._consumer.close()
-        self._directory.close()
+        finally:
+            self._consumer.close()
+            self._directory.close()
 
     def step(self, timeout_s: float = POLL_S) -> None:
         """Reads what there is, handles it, and commits what became durable.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from types import ModuleType
@@ -22,7 +23,7 @@ def test_the_example_runs(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     module = ModuleType("my_package.brightest")
     exec(compile(code, str(PAGE), "exec"), module.__dict__)
-    monkeypatch.setitem(__import__("sys").modules, "my_package.brightest", module)
+    monkeypatch.setitem(sys.modules, "my_package.brightest", module)
     point = EntryPoint("brightest", "my_package.brightest:Brightest", registry.GROUP)
     monkeypatch.setattr(registry, "entry_points", lambda group: EntryPoints([point]))
     small.started.plan.analyses.add(name="brightest").parameters.update({"threshold": 2})
