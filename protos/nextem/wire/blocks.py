@@ -39,6 +39,8 @@ SCALAR_DTYPES = frozenset(
     for kind, sizes in (("uint", (8, 16, 32, 64)), ("int", (8, 16, 32, 64)), ("float", (32, 64)))
     for bits in sizes
 )
+_PIXEL_NAMES = frozenset(dtype.name for dtype in PIXEL_DTYPES)
+_SCALAR_NAMES = {dtype.name: dtype for dtype in SCALAR_DTYPES}
 
 
 class BlockError(Exception):
@@ -173,7 +175,7 @@ def decode_block(data: bytes | memoryview) -> Block:
         raise CorruptBlock(
             f"{name}: CRC-32C {crc32c(payload):08x} of the payload is not {message.checksum:08x}"
         )
-    if message.dtype not in (dtype.name for dtype in PIXEL_DTYPES):
+    if message.dtype not in _PIXEL_NAMES:
         raise CorruptBlock(f"{name}: pixels of dtype {message.dtype!r}")
     block = Block(
         message.acquisition_id,
@@ -221,7 +223,7 @@ def _column(name: str, values: Array, count: int) -> pb.ScalarColumn:
 
 
 def _values(block: str, column: pb.ScalarColumn, count: int) -> Array:
-    known = {dtype.name: dtype for dtype in SCALAR_DTYPES}
+    known = _SCALAR_NAMES
     if column.dtype not in known or len(column.values) != count * known[column.dtype].itemsize:
         size = f"{len(column.values)} bytes of {column.dtype!r}"
         raise CorruptBlock(f"{block}: scalar column {column.name!r} has {size} for {count} frames")

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from crc32c import crc32c
 
 from nextem.analysis import kernels
 from nextem.analysis.frame_run import FrameRun
@@ -82,6 +83,7 @@ class Novelty:
         self._rarity: float = values["rarity"]
         self.min_frames: int = values["min_frames"]
         self.growth: float = values["growth"]
+        self._newest: tuple[tuple[int, int], Model | None] | None = None
 
     # ---- Analysis ------------------------------------------------------------------------------
 
@@ -125,7 +127,16 @@ class Novelty:
         return {"features": state["features"], "kind": state["kind"].copy()}
 
     def fit(self, state: State) -> Model | None:
-        """The model of every usable frame in ``state``; None while there are too few."""
+        """The model of every usable frame in ``state``; None while there are too few.
+
+        The newest is kept: the last live model of an acquisition is the one that its product needs.
+        """
+        name = crc32c(state["kind"].data), crc32c(np.ascontiguousarray(state["features"]).data)
+        if self._newest is None or self._newest[0] != name:
+            self._newest = name, self._fit(state)
+        return self._newest[1]
+
+    def _fit(self, state: State) -> Model | None:
         features, usable = state["features"], state["kind"] == USABLE
         frames = np.flatnonzero(usable)
         if frames.size < self.min_frames:

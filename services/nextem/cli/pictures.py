@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
+from google.protobuf import json_format
 from numpy.typing import NDArray
 from rich.text import Text
 
@@ -28,6 +30,11 @@ def displayable(product: product_pb2.Product, array: Array) -> NDArray[np.float6
         raise ValueError(f"{product.product_id}: cannot draw an array of shape {array.shape}")
     known = np.isfinite(image)
     return np.where(known, image, image[known].min() if known.any() else 0.0)
+
+
+def failure(product: product_pb2.Product) -> str:
+    """Why an analysis gave no result, from a product of kind "failed"."""
+    return json.dumps(json_format.MessageToDict(product.provenance).get("notes", {}))
 
 
 def limits(image: NDArray[np.float64]) -> tuple[float, float]:

@@ -67,7 +67,7 @@ def show(store: ProductStore, product_id: str, out: Path) -> None:
 
     ID is a product, or the beginning of an acquisition's id for all of its products.
     """
-    from nextem.cli.pictures import displayable, save_picture, terminal_picture
+    from nextem.cli.pictures import displayable, failure, save_picture, terminal_picture
 
     chosen = [p.product_id for p in store.list() if p.product_id.startswith(product_id)]
     if product_id in chosen:
@@ -82,6 +82,9 @@ def show(store: ProductStore, product_id: str, out: Path) -> None:
             product, array = store.read(name)
         except ProductNotFound as error:
             raise click.ClickException(str(error)) from error
+        if product.kind == "failed":
+            terminal.print(f"{name}: {failure(product)}", soft_wrap=True)
+            continue
         note = str(product.provenance["note"]) if "note" in product.provenance else ""
         path = save_picture(product, array, out / (name.replace("/", "_") + ".png"), note)
         terminal.print(terminal_picture(displayable(product, array), min(64, terminal.width - 2)))

@@ -123,6 +123,8 @@ def _leave(done: Scan, place: Home, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for product_id in sorted(done.products):
         product, array = store.read(product_id)
+        if product.kind == "failed":
+            continue
         save_picture(
             product, array, folder / (product.name.replace("/", "_") + ".png"), done.started.plan.title
         )

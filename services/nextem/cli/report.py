@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nextem.cli.experiment import Record, Scan
-from nextem.cli.pictures import displayable, limits
+from nextem.cli.pictures import displayable, failure, limits
 from nextem.cli.scoring import Inclusion, PhaseScore, Rectangle
 from nextem.v1 import product_pb2
 from nextem.wire.store import ProductStore
@@ -201,6 +201,9 @@ def _scan_gallery(folder: Path, number: int, scan: Scan, store: ProductStore) ->
     figures = []
     for product_id in sorted(scan.products):
         product, array = store.read(product_id)
+        if product.kind == "failed":
+            figures.append(f"<p>{html.escape(product.name)}: {html.escape(failure(product))}</p>")
+            continue
         name = f"pictures/{number:02d}_{product.name.replace('/', '_')}.png"
         quick_picture(product, array, folder / name, 256 if number == 0 else 160)
         figures.append(
