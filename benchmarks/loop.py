@@ -98,15 +98,16 @@ def plan(frames: int, detector_px: int, rate_fps: float) -> plan_pb2.Plan:
     )
 
 
-def submit(client: SteeringClient, scan: plan_pb2.Plan) -> None:
-    """Commands ``scan``; returns once the edge has accepted it."""
+def submit(client: SteeringClient, scan: plan_pb2.Plan) -> str:
+    """Commands ``scan``; returns its acquisition's id once the edge has accepted it."""
     lease = client.request_lease("benchmark", ttl_ms=600_000)
     with client.submit(acquire_command(scan, "benchmark", PLANNED, lease)) as outcomes:
         for outcome in outcomes:
             if outcome.state == control_pb2.COMMAND_STATE_STARTED:
-                return
+                return outcome.acquisition_id
             if outcome.state in FINAL_STATES:
                 raise SystemExit(f"the edge refused: {outcome.rule}: {outcome.detail}")
+    raise SystemExit("the edge did not answer")
 
 
 @dataclasses.dataclass
@@ -132,16 +133,17 @@ def throughput(running: Bench, scan: plan_pb2.Plan) -> Throughput:
     finished: acquisition_pb2.AcquisitionFinished | None = None
     covered, covered_ns = 0, 0
     with SteeringClient(running.station.steering) as client:
-        submit(client, scan)
+        acquisition_id = submit(client, scan)
         while finished is None or covered < finished.frames_stored:
             running.launcher.check()
             for record in running.consumer.poll(timeout_s=0.2):
                 if record.position.topic == ACQUISITIONS:
                     event = acquisition_pb2.AcquisitionEvent.FromString(bytes(record.value))
-                    finished = event.finished if event.HasField("finished") else finished
+                    if event.finished.acquisition_id == acquisition_id:
+                        finished = event.finished
                     continue
                 update = product_pb2.ProductEvent.FromString(bytes(record.value)).update
-                if update.frames_covered > covered:
+                if update.acquisition_id == acquisition_id and update.frames_covered > covered:
                     covered, covered_ns = update.frames_covered, time.monotonic_ns()
     after = processor_seconds(running.launcher)
     return Throughput(finished, covered_ns, {name: after[name] - before[name] for name in after})
@@ -151,7 +153,7 @@ def latency(running: Bench, scan: plan_pb2.Plan, every_s: float) -> list[float]:
     """Loop latencies in ms: at most one command every ``every_s``, each caused by the newest live result."""
     found, last_s, covered, finished = [], 0.0, 0, False
     with SteeringClient(running.station.steering) as client:
-        submit(client, scan)
+        acquisition_id = submit(client, scan)
         state = client.state()
         lease = client.request_lease("benchmark", ttl_ms=600_000)
         while not finished:
@@ -160,10 +162,10 @@ def latency(running: Bench, scan: plan_pb2.Plan, every_s: float) -> list[float]:
             for record in running.consumer.poll(timeout_s=0.2):
                 if record.position.topic == ACQUISITIONS:
                     event = acquisition_pb2.AcquisitionEvent.FromString(bytes(record.value))
-                    finished |= event.HasField("finished")
+                    finished |= event.finished.acquisition_id == acquisition_id
                     continue
                 update = product_pb2.ProductEvent.FromString(bytes(record.value)).update
-                if update.frames_covered > covered:
+                if update.acquisition_id == acquisition_id and update.frames_covered > covered:
                     newest, covered = update, update.frames_covered
             now_s = time.monotonic()
             if newest is None or finished or now_s - last_s < every_s:
@@ -279,8 +281,8 @@ def profile_rows(label: str, result: Throughput, stages: dict[str, float]) -> li
 def latency_rows(log: str, px: int, seconds: float) -> list[Row]:
     """Loop latency at 1,000 images a second."""
     with bench(log, px, 1000.0) as running:
-        latency(running, plan(1000, px, 1000.0), every_s=0.05)
-        values = latency(running, plan(int(1000 * seconds), px, 1000.0), every_s=0.05)
+        latency(running, plan(4000, px, 1000.0), every_s=0.1)
+        values = latency(running, plan(int(1000 * seconds), px, 1000.0), every_s=0.1)
     label = f"{px}² on {log}: loop latency"
     return [
         Row(f"{label} p50", float(np.percentile(values, 50)), "ms", "mark to beat", MARK_P50_MS),
@@ -295,7 +297,7 @@ def arguments() -> argparse.Namespace:
     made.add_argument("--logs", nargs="+", default=["local", "kafka"])
     made.add_argument("--pixels", nargs="+", type=int, default=[128, 256])
     made.add_argument("--rates", nargs="+", type=float, default=[4000, 5000, 6000, 7000, 8000], metavar="FPS")
-    made.add_argument("--seconds", type=float, default=8.0, help="length of each scan")
+    made.add_argument("--seconds", type=float, default=10.0, help="length of each scan")
     made.add_argument("--only", choices=["throughput", "latency"])
     return made.parse_args()
 
