@@ -11,6 +11,7 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
+from google.protobuf import struct_pb2
 
 from nextem.client import (
     DeadlineExceeded,
@@ -278,10 +279,16 @@ def test_a_port_that_is_taken_is_said(port: int, log_folder: Path) -> None:
 
 def survey_plan(size: int, scans: int) -> plan_pb2.Plan:
     fine = plan_pb2.Plan(scan=plan_pb2.Scan(size_y=32, size_x=32, step_nm=1), dose_e_per_frame=100)
+    parameters = struct_pb2.Struct()
+    parameters.update({"final_on": "one_model", "early_fraction": 0.5})
     return plan_pb2.Plan(
         scan=plan_pb2.Scan(size_y=size, size_x=size, origin_y_nm=3.5, origin_x_nm=3.5, step_nm=8),
         steering=plan_pb2.SteeringPlan(
-            policy="look_closer", max_acquisitions=scans, dose_budget_e=scans * 102_400, fine=fine
+            policy="look_closer",
+            parameters=parameters,
+            max_acquisitions=scans,
+            dose_budget_e=scans * 102_400,
+            fine=fine,
         ),
     )
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 
 from nextem.v1 import acquisition_pb2
 from nextem.wire.log import ACQUISITIONS, Log, OffsetOutOfRange
 
 logger = logging.getLogger(__name__)
+
+READ_S = 0.05
 
 
 class Directory:
@@ -36,15 +39,17 @@ class Directory:
                     self._finished[event.finished.acquisition_id] = event.finished
             return bool(records)
 
-    def started(self, acquisition_id: str) -> acquisition_pb2.AcquisitionStarted | None:
-        """The start of an acquisition; reads on where it is not known yet.
+    def started(self, acquisition_id: str, wait_s: float = 0.0) -> acquisition_pb2.AcquisitionStarted | None:
+        """The start of an acquisition; reads on where it is not known yet, for at most ``wait_s``.
 
         The edge lets no block out before the start is durable on the log, so that whoever has a block finds
-        the start there.
+        the start there; but it may still be on its way to this reader.
         """
-        while acquisition_id not in self._started and self.read():
-            pass
-        return self._started.get(acquisition_id)
+        deadline = time.monotonic() + wait_s
+        while acquisition_id not in self._started:
+            if not self.read(min(wait_s, READ_S)) and time.monotonic() >= deadline:
+                return None
+        return self._started[acquisition_id]
 
     def finished(self, acquisition_id: str) -> acquisition_pb2.AcquisitionFinished | None:
         """The end of an acquisition, if it was read."""

@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 CHECKPOINT_S = 2.0
 CHECKPOINT_SHARE = 0.1  # of the time that checkpoints may take
 SHORTEST_TICK_S, TICK_S = 0.01, 0.02  # with news and without
+START_WAIT_S = 10.0  # a worker that sends frames has read their start: it is on its way to the host too
 
 
 class ReducerHost:
@@ -91,7 +92,7 @@ class ReducerHost:
             if acquisition_id in self._over:
                 return None
             if acquisition_id not in self._tenants:
-                started = self._directory.started(acquisition_id)
+                started = self._directory.started(acquisition_id, START_WAIT_S)
                 tenant = self._restored(started) if started is not None else None
                 if tenant is None:
                     self._over.add(acquisition_id)
