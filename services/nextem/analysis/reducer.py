@@ -139,6 +139,7 @@ class Reducer:
         asked = [a for a in self.started.plan.analyses if a.name == analysis]
         values: dict[str, Any] = {
             "plan_id": self.started.plan.plan_id,
+            "title": self.started.plan.title,
             "instrument": self.started.instrument,
             "parameters": json_format.MessageToDict(asked[0].parameters) if asked else {},
             "reduction_ids": sorted(self.reduction_ids),

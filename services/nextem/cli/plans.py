@@ -63,7 +63,7 @@ def survey_plan(
     origin_nm = (ratio - 1) / 2 * fine_step_nm
     fine = plan_pb2.Plan(
         schema_version=SCHEMA_VERSION,
-        title="look closer",
+        title=f"look closer: {title}",
         scan=plan_pb2.Scan(
             size_y=fine_size, size_x=fine_size, step_nm=fine_step_nm, dwell_s=dwell_s, purpose="fine"
         ),

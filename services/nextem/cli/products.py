@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 
 import click
-from rich.table import Table
 
 from nextem.cli.console import screen
 from nextem.cli.home import Home
@@ -38,17 +37,16 @@ def _list(store: ProductStore, folder: Path) -> None:
     if not found:
         click.echo(f"no products in {folder}; `nextem demo` makes some, --home names another folder")
         return
-    table = Table(box=None, header_style="bold")
-    for heading in ("id", "made", "kind", "shape", "frames", "of"):
-        table.add_column(heading, no_wrap=True, justify="right" if heading in ("frames", "of") else "left")
+    rows = [("id", "made", "kind", "shape", "frames")]
     for product in found:
         covered = sum(r.count for r in product.covered)
         made = time.strftime("%Y-%m-%d %H:%M", time.localtime(_made_s(product.acquisition_id)))
         shape = "×".join(str(n) for n in product.shape)
-        table.add_row(
-            product.product_id, made, product.kind, shape, f"{covered:,}", f"{product.frames_announced:,}"
-        )
-    screen().print(table)
+        frames = f"{covered:,} of {product.frames_announced:,}"
+        rows.append((product.product_id, made, product.kind, shape, frames))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:  # never cut off: ids are there to be copied
+        click.echo("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
 
 
 def _made_s(acquisition_id: str) -> float:
@@ -85,7 +83,7 @@ def show(store: ProductStore, product_id: str, out: Path) -> None:
         if product.kind == "failed":
             terminal.print(f"{name}: {failure(product)}", soft_wrap=True)
             continue
-        note = str(product.provenance["note"]) if "note" in product.provenance else ""
+        note = str(product.provenance["title"]) if "title" in product.provenance else ""
         path = save_picture(product, array, out / (name.replace("/", "_") + ".png"), note)
         terminal.print(terminal_picture(displayable(product, array), min(64, terminal.width - 2)))
         terminal.print(f"{name} → {path}", soft_wrap=True)

@@ -57,7 +57,7 @@ class Study:
         """The survey, and what it may command."""
         step_nm = self.truth.pixel_nm
         return survey_plan(
-            title=self.title,
+            title=f"{self.title} ({self.label})",
             field_nm=self.field_nm,
             survey_step_nm=step_nm * self.survey_every,
             fine_step_nm=step_nm,
