@@ -131,11 +131,14 @@ def events(
 def check_products(log: Log, store: ProductStore, made: Made) -> list[product_pb2.ProductEvent]:
     """Waits for the products, and compares them with those made offline, bit for bit."""
 
+    acquisition_id = made.started.acquisition_id  # a shared broker holds others' as well
+
     def ids(seen: list[product_pb2.ProductEvent]) -> set[str]:
-        return {event.product.product_id for event in seen if event.WhichOneof("event") == "product"}
+        return {e.product.product_id for e in seen if e.product.acquisition_id == acquisition_id}
 
     with closing(log.consumer([PRODUCTS], None)) as consumer:
         seen = events(consumer, lambda s: len(ids(s)) == PRODUCTS_MADE)
+    seen = [e for e in seen if acquisition_id in (e.product.acquisition_id, e.update.acquisition_id)]
     for product_id, (wanted, array) in made.offline().items():
         product, found = store.read(product_id)
         assert found.tobytes() == array
