@@ -37,11 +37,11 @@ from nextem.edge.control.limits import default_limits
 from nextem.v1 import acquisition_pb2, control_pb2, plan_pb2, product_pb2
 from nextem.wire.ids import uuid7
 from nextem.wire.log import ACQUISITIONS, PRODUCTS, Consumer, open_log
+from nextem.wire.threads import short_turns
 
 ELECTRONS = 1000.0
 MARK_FPS = 4000.0
 MARK_P50_MS, MARK_P99_MS = 20.0, 80.0
-SWITCH_S = 0.0002  # as in the steering service, whose place the benchmark takes
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -305,14 +305,14 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     options = arguments()
-    sys.setswitchinterval(SWITCH_S)
     rows: list[Row] = []
-    for log in options.logs:
-        for px in options.pixels:
-            if options.only != "latency":
-                rows += throughput_rows(log, px, options.rates, options.seconds)
-            if options.only != "throughput":
-                rows += latency_rows(log, px, options.seconds)
+    with short_turns():  # as in the steering service, whose place the benchmark takes
+        for log in options.logs:
+            for px in options.pixels:
+                if options.only != "latency":
+                    rows += throughput_rows(log, px, options.rates, options.seconds)
+                if options.only != "throughput":
+                    rows += latency_rows(log, px, options.seconds)
     report("The loop, end to end", rows, options.json)
     return 0
 

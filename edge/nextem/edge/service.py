@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,10 +14,9 @@ from nextem.edge.pipeline import EdgePipeline, PipelineConfig
 from nextem.v1 import plan_pb2
 from nextem.wire.clock import Clock, MonotonicClock
 from nextem.wire.log import Log, open_log
+from nextem.wire.threads import short_turns
 
 logger = logging.getLogger(__name__)
-
-_SWITCH_INTERVAL_S = 0.0002
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +48,7 @@ def run_edge(options: EdgeOptions, stop: Event, ready: Callable[[], None] | None
     """
     clock = MonotonicClock()
     with ExitStack() as stack:
-        # Three threads share the interpreter; each only holds it briefly, and none should wait 5 ms for it.
-        stack.callback(sys.setswitchinterval, sys.getswitchinterval())
-        sys.setswitchinterval(_SWITCH_INTERVAL_S)
+        stack.enter_context(short_turns())
         to = open_log(options.log)
         stack.callback(to.close)
         pipeline = EdgePipeline(

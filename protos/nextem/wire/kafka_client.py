@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import selectors
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -33,9 +34,37 @@ __all__ = [
 
 CONNECT_S = 5.0
 
+
+class _Selector(selectors.DefaultSelector):
+    """Says quickly that it does not know a socket.
+
+    kafka-python asks that before each wait, and the standard selector then describes the socket in the text
+    of an error that nobody reads: a fifth of the processor time of a producer's network thread.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._known: set[Any] = set()
+
+    def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
+        key = super().register(fileobj, events, data)
+        self._known.add(fileobj)
+        return key
+
+    def unregister(self, fileobj: Any) -> selectors.SelectorKey:
+        self._known.discard(fileobj)
+        return super().unregister(fileobj)
+
+    def get_key(self, fileobj: Any) -> selectors.SelectorKey:
+        if fileobj not in self._known:
+            raise KeyError(fileobj)
+        return super().get_key(fileobj)
+
+
 CLIENT: Mapping[str, Any] = {
     "bootstrap_timeout_ms": int(CONNECT_S * 1000),
     "reconnect_backoff_max_ms": 500,  # the default of 30 s would make a short outage long
+    "selector": _Selector,
 }
 _RETRYABLE = (errors.RetriableError, errors.BrokerNotAvailableError, errors.RebalanceInProgressError)
 

@@ -15,8 +15,8 @@ because Ray gives up an actor whose constructor raised.
 from __future__ import annotations
 
 import os
-import sys
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,9 @@ from nextem.analysis.warm_up import warm_up
 from nextem.analysis.worker import Worker
 from nextem.wire.log import Log, open_log
 from nextem.wire.store import ProductStore
+from nextem.wire.threads import short_turns
 
 NAMESPACE = "nextem"
-SWITCH_S = 0.0002
-"""The log's threads share the interpreter with the analysis; none should wait 5 ms, the default, for it."""
 
 
 class HostActor:
@@ -40,6 +39,8 @@ class HostActor:
 
     def __init__(self, log: str, store: Path) -> None:
         self._relay = Relay.install()
+        self._turns = ExitStack()
+        self._turns.enter_context(short_turns())
         self._address, self._store = log, store
         self._stop = threading.Event()
         self._opening = threading.Lock()
@@ -94,7 +95,8 @@ class WorkerActor:
 
     def __init__(self, log: str, host: str) -> None:
         self._relay = Relay.install()
-        sys.setswitchinterval(SWITCH_S)
+        self._turns = ExitStack()
+        self._turns.enter_context(short_turns())
         self._address, self._host = log, host
         self._stop = threading.Event()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -13,12 +12,11 @@ from nextem.steering.hub import Hub
 from nextem.steering.runner import PolicyRunner
 from nextem.steering.server import SteeringServer
 from nextem.wire.log import open_log
+from nextem.wire.threads import short_turns
 
 logger = logging.getLogger(__name__)
 
 CHECK_S = 0.2
-SWITCH_S = 0.0002
-"""Log, gRPC and policies are threads of one interpreter; none should wait 5 ms, the default, for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +44,7 @@ def run_steering(
     for good.
     """
     with ExitStack() as closing:
-        closing.callback(sys.setswitchinterval, sys.getswitchinterval())
-        sys.setswitchinterval(SWITCH_S)
+        closing.enter_context(short_turns())
         hub = Hub()
         server = SteeringServer(hub, options.host, options.port, options.streams)
         closing.callback(server.close)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -22,10 +21,9 @@ from nextem.simulator.rng import acquisition_key
 from nextem.simulator.sampler import PatternTables, PixelFormat, build_tables, fill_frames
 from nextem.simulator.servicer import serve
 from nextem.simulator.specimen import Specimen, open_specimen, scan_positions_nm
+from nextem.wire.threads import short_turns
 
 log = logging.getLogger(__name__)
-
-_SWITCH_S = 0.0002
 
 _ROWS_AT_ONCE = 4096  # positions that the specimen is asked for in one call
 
@@ -119,9 +117,7 @@ def run_simulator(
 
     _warm_up(make_source, mode)
     with ExitStack() as parts:
-        # Commands come in on other threads than frames go out; none should wait 5 ms, the default, for it.
-        parts.callback(sys.setswitchinterval, sys.getswitchinterval())
-        sys.setswitchinterval(_SWITCH_S)
+        parts.enter_context(short_turns())  # commands come in on other threads than frames go out
         server = DataServer(options.host, options.data_port)
         detector = Detector(server, options.rate_fps)
         parts.callback(detector.close)
