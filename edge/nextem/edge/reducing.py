@@ -59,7 +59,7 @@ class Reducing:
         self._waiting = 0
         self._waiting_lock = Lock()
         self._work: dict[str, Work] = {}
-        self._reducers: dict[tuple[bytes, tuple[int, int], int], Reducer] = {}
+        self._reducers: dict[tuple[bytes, tuple[int, int], int, bool], Reducer] = {}
         self._closing = Event()
         self.times = StageTimes()
         names = ("frames_stored", "frames_lost_spool", "blocks", "bytes_raw", "bytes_encoded")
@@ -123,10 +123,17 @@ class Reducing:
 
     def _reducer(self, work: Work, pixels: FrameFormat) -> Reducer:
         reduction = work.acquisition.plan.reduction
-        key = (reduction.SerializeToString(deterministic=True), pixels.shape, pixels.dtype.itemsize)
+        key = (
+            reduction.SerializeToString(deterministic=True),
+            pixels.shape,
+            pixels.dtype.itemsize,
+            pixels.big_endian,
+        )
         reducer = self._reducers.pop(key, None)
         if reducer is None:
-            reducer = compile_reduction(reduction, pixels.shape, PixelFormat(pixels.dtype.itemsize))
+            reducer = compile_reduction(
+                reduction, pixels.shape, PixelFormat(pixels.dtype.itemsize, pixels.big_endian)
+            )
             while len(self._reducers) >= _REDUCERS_KEPT:
                 del self._reducers[next(iter(self._reducers))]
         self._reducers[key] = reducer
@@ -137,8 +144,9 @@ class Reducing:
         reducer = work.reducer
         assert reducer is not None
         t0 = time.thread_time_ns()
-        raw = batch.pixels(run)
-        reduced = reducer.reduce(batch.format.decode(raw) if batch.format.decode else raw)
+        words = batch.read(run)
+        assert isinstance(words, np.ndarray), "events are reduced by a reducer for events"
+        reduced = reducer.reduce(words)
         t1 = time.thread_time_ns()
         scalars = reduced.scalars()
         if run.epoch is not None:

@@ -14,10 +14,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from nextem.wire.events import Events
 
 
 class DetectorError(Exception):
@@ -50,6 +52,10 @@ class SequenceError(DetectorError):
 
 class RingFull(DetectorError):
     """The reduction did not keep up, the memory between socket and reduction is full, frames were lost."""
+
+
+class CorruptFrame(DetectorError):
+    """One frame's bytes are not what its header says. The frame is lost and counted so."""
 
 
 class IdleTimeout(DetectorError):
@@ -106,20 +112,29 @@ class Slab:
 class FrameFormat:
     """How the pixels of every frame of an acquisition lie in its messages.
 
-    ``shape`` (y, x) and ``dtype`` (native) are of the decoded image. ``decode`` is None where the pixels
-    already are row-major big-endian words of ``dtype``; else it takes ``(frames, pixel_bytes)`` raw bytes,
-    strided along axis 0, and returns such words, contiguous, as ``(frames, y * x * itemsize)`` bytes.
+    ``shape`` (y, x) and ``dtype`` (native) are of the decoded image, ``pixel_bytes`` what one frame counts
+    for as raw. Without ``decode`` and ``unpack`` the pixels already are row-major words of ``dtype``,
+    big-endian or not. ``decode`` takes ``(frames, pixel_bytes)`` raw bytes, strided along axis 0, and returns
+    such words, contiguous, as ``(frames, y * x * itemsize)`` bytes. ``unpack`` takes a slab's bytes and a run
+    with ``offsets``, whose messages have sizes of their own, and returns such words or events. Both may run
+    in several threads at once, and raise :class:`CorruptFrame`.
     """
 
     shape: tuple[int, int]
     dtype: np.dtype[np.unsignedinteger]
     pixel_bytes: int
     decode: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None = None
+    unpack: Callable[[NDArray[np.uint8], FrameRun], NDArray[np.uint8] | Events] | None = None
+    big_endian: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class FrameRun:
-    """Consecutive frames that lie evenly in a slab: frame ``first_frame + i`` at ``start + i * stride``."""
+    """Consecutive frames in a slab: frame ``first_frame + i`` at ``start + i * stride``.
+
+    With ``offsets`` and ``sizes``, both (count,), frame i is instead ``data[offsets[i] :][: sizes[i]]``; only
+    ``unpack`` of the format can read it. ``columns`` are numbers that the detector gives for each frame.
+    """
 
     first_frame: int
     count: int
@@ -130,6 +145,9 @@ class FrameRun:
     epoch: NDArray[np.uint64] | None = (
         None  # (count,), command epoch of each frame, where the detector says it
     )
+    offsets: NDArray[np.int64] | None = None
+    sizes: NDArray[np.int64] | None = None
+    columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +158,13 @@ class FrameBatch:
     runs: tuple[FrameRun, ...]
     format: FrameFormat
     release: Callable[[], None] = field(repr=False)
+
+    def read(self, run: FrameRun) -> NDArray[np.uint8] | Events:
+        """Words ``(count, y * x * itemsize)``, perhaps strided along axis 0, or events."""
+        if self.format.unpack is not None:
+            return self.format.unpack(self.slab.data, run)
+        raw = self.pixels(run)
+        return self.format.decode(raw) if self.format.decode else raw
 
     def pixels(self, run: FrameRun) -> NDArray[np.uint8]:
         """The raw pixel bytes of ``run``: ``(count, pixel_bytes)``, strided along axis 0, no copy."""

@@ -33,6 +33,7 @@ from nextem.edge.detectors.merlin import (
 )
 from nextem.edge.detectors.merlin_check import Expectation, warm_up
 from nextem.edge.detectors.merlin_scan import QUIET_NS, Scan
+from nextem.edge.detectors.registry import DetectorOptions
 from nextem.edge.detectors.ring import Ring
 from nextem.edge.detectors.stream_socket import Backoff, ConnectionEnded, StreamSocket, dial
 from nextem.wire.clock import Clock
@@ -54,6 +55,14 @@ class MerlinOptions:
     data_port: int = DATA_PORT
     ring_bytes: int = 256 << 20
     idle_timeout_s: float = 5.0
+
+
+def connect(options: DetectorOptions, sink: Sink, clock: Clock) -> MerlinStream:
+    """``merlin://host:port``; the data port is 6342 unless named."""
+    port = options.port or DATA_PORT
+    return MerlinStream(
+        MerlinOptions(options.host, port, options.ring_bytes, options.idle_timeout_s), sink, clock
+    )
 
 
 class MerlinStream:
