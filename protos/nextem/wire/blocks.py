@@ -18,6 +18,7 @@ from google.protobuf.message import DecodeError
 
 from nextem.v1 import frames_pb2 as pb
 from nextem.wire import dense
+from nextem.wire.binning import InvalidBinning, binned_count, binned_dtype, binned_shape
 from nextem.wire.events import (
     MAX_DECODED_BYTES,
     CorruptEvents,
@@ -32,6 +33,10 @@ Array = npt.NDArray[Any]
 
 EVENTS: int = pb.REPRESENTATION_EVENTS
 DENSE: int = pb.REPRESENTATION_DENSE
+BINNED: int = pb.REPRESENTATION_BINNED
+SCALARS: int = pb.REPRESENTATION_SCALARS
+
+WHOLE: int = pb.REPRESENTATION_REASON_WHOLE
 
 PIXEL_DTYPES = frozenset(np.dtype(name) for name in ("uint8", "uint16", "uint32", "uint64"))
 SCALAR_DTYPES = frozenset(
@@ -59,9 +64,17 @@ class UnknownCodec(BlockError):
     """A newer program wrote this block: its representation or codec is not known here."""
 
 
+class NotWhole(BlockError):
+    """Whole pixels were asked of a block that holds binned ones, or none."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Block:
-    """``count`` consecutive frames of one acquisition, encoded; ``frames.proto`` says more."""
+    """``count`` consecutive frames of one acquisition, encoded; ``frames.proto`` says more.
+
+    A block that is not :attr:`whole` holds binned images (``BINNED``) or nothing but its columns
+    (``SCALARS``), and ``reason`` says why.
+    """
 
     acquisition_id: str
     block_number: int
@@ -79,28 +92,70 @@ class Block:
     edge_boot_id: str = ""
     last_byte_ns: int = 0  # on the clock that edge_boot_id names
     payload: bytes | memoryview = b""
+    bin_px: int = 0  # BINNED: see nextem.wire.binning; else 0
+    bin_frames: int = 0  # BINNED; else 0
+    counted: bool = False  # pixels are electrons that were found by counting
+    reason: int = WHOLE  # a RepresentationReason: why frames are not whole
+
+    @property
+    def whole(self) -> bool:
+        """Whether every pixel of every frame can be had, as :meth:`frames` and :meth:`events`."""
+        return self.representation not in (BINNED, SCALARS)
+
+    @property
+    def images(self) -> tuple[int, int, int]:
+        """Shape (n, y, x) of what the payload decodes to: the frames, the binned images, or none."""
+        if self.representation != BINNED:
+            return (0 if self.representation == SCALARS else self.count, *self.shape)
+        return (binned_count(self.count, self.bin_frames), *binned_shape(self.shape, self.bin_px))
+
+    @property
+    def image_dtype(self) -> np.dtype[Any]:
+        """Of the payload's pixels: wider than ``dtype`` where they are sums."""
+        if self.representation != BINNED:
+            return self.dtype
+        return binned_dtype(self.dtype, self.bin_px, self.bin_frames)
 
     def frames(self) -> Array:
         """Pixels (count, y, x), native dtype; decoded anew at each call, perhaps read-only.
 
-        Raises :class:`CorruptBlock` and :class:`UnknownCodec`.
+        Raises :class:`NotWhole`, :class:`CorruptBlock` and :class:`UnknownCodec`.
         """
-        try:
-            if self.representation == EVENTS:
-                return self._streams().to_frames()
-            return self._dense()
-        except (CorruptEvents, dense.CorruptDense) as error:
-            raise CorruptBlock(f"{self._name()}: {error}") from error
+        self._check_whole()
+        return self._decoded(self.representation)
 
     def events(self) -> Events:
         """Non-zero pixels in CSR form, from either representation; decoded anew at each call.
 
-        Raises :class:`CorruptBlock` and :class:`UnknownCodec`.
+        Raises :class:`NotWhole`, :class:`CorruptBlock` and :class:`UnknownCodec`.
         """
+        self._check_whole()
+        if self.representation != EVENTS:
+            return frames_to_events(self._decoded(self.representation))
         try:
-            if self.representation == EVENTS:
-                return self._streams().to_events()
-            return frames_to_events(self._dense())
+            return self._streams().to_events()
+        except CorruptEvents as error:
+            raise CorruptBlock(f"{self._name()}: {error}") from error
+
+    def binned(self) -> Array:
+        """Binned images :attr:`images` of :attr:`image_dtype`, as :func:`nextem.wire.binning.bin_pixels`.
+
+        Raises :class:`NotWhole` where there are none, :class:`CorruptBlock` and :class:`UnknownCodec`.
+        """
+        if self.representation != BINNED:
+            raise NotWhole(f"{self._name()} has no binned images: representation {self.representation}")
+        return self._decoded(EVENTS if self.codec == pb.CODEC_ZSTD else DENSE)
+
+    def _check_whole(self) -> None:
+        if not self.whole:
+            known = pb.RepresentationReason.DESCRIPTOR.values_by_number
+            why = known[self.reason].name if self.reason in known else str(self.reason)
+            kind = "binned" if self.representation == BINNED else "scalars only"
+            raise NotWhole(f"{self._name()} has no whole pixels: {kind}, {why}")
+
+    def _decoded(self, representation: int) -> Array:
+        try:
+            return self._streams().to_frames() if representation == EVENTS else self._dense(representation)
         except (CorruptEvents, dense.CorruptDense) as error:
             raise CorruptBlock(f"{self._name()}: {error}") from error
 
@@ -112,14 +167,14 @@ class Block:
         else:
             raise UnknownCodec(f"{self._name()}: codec {self.codec} of events")
         found = (len(streams), streams.shape, streams.dtype)
-        if found != (self.count, self.shape, self.dtype):
+        if found != (self.images[0], self.images[1:], self.image_dtype):
             raise CorruptBlock(f"{self._name()}: the payload holds {found}")
         return streams
 
-    def _dense(self) -> Array:
-        if self.representation != DENSE:
+    def _dense(self, representation: int) -> Array:
+        if representation != DENSE:
             raise UnknownCodec(f"{self._name()}: representation {self.representation}")
-        form = ((self.count, *self.shape), self.dtype)
+        form = (self.images, self.image_dtype)
         if self.codec == pb.CODEC_BITSHUFFLE_LZ4:
             return dense.unpack_lz4(self.payload, *form)
         if self.codec == pb.CODEC_ZSTD:
@@ -155,6 +210,10 @@ def encode_block(block: Block) -> bytes:
         edge_boot_id=block.edge_boot_id,
         last_byte_ns=block.last_byte_ns,
         payload=bytes(block.payload),
+        bin_px=block.bin_px,
+        bin_frames=block.bin_frames,
+        counted=block.counted,
+        reason=block.reason,  # type: ignore[arg-type]
     )
     return message.SerializeToString()
 
@@ -192,6 +251,10 @@ def decode_block(data: bytes | memoryview) -> Block:
         message.edge_boot_id,
         message.last_byte_ns,
         payload,
+        message.bin_px,
+        message.bin_frames,
+        message.counted,
+        message.reason,
     )
     try:
         _check(block)
@@ -207,10 +270,27 @@ def _check(block: Block) -> None:
         raise InvalidBlock(f"{name}: pixels of dtype {block.dtype}")
     if block.count < 1 or y < 1 or x < 1:
         raise InvalidBlock(f"{name}: holds no pixel")
-    if block.count * y * x * block.dtype.itemsize > MAX_DECODED_BYTES:
+    _check_representation(block, name)
+    images, rows, columns = block.images
+    if images * rows * columns * block.image_dtype.itemsize > MAX_DECODED_BYTES:
         raise InvalidBlock(f"{name}: decodes to more than {MAX_DECODED_BYTES} bytes")
     if any(stop <= start for start, stop in block.lost):
         raise InvalidBlock(f"{name}: lost ranges {block.lost}")
+
+
+def _check_representation(block: Block, name: str) -> None:
+    bins = (block.bin_px, block.bin_frames)
+    if block.representation == BINNED:
+        try:
+            binned_dtype(block.dtype, *bins)
+        except InvalidBinning as error:
+            raise InvalidBlock(f"{name}: {error}") from error
+    elif bins != (0, 0):
+        raise InvalidBlock(f"{name}: bins of {bins[0]} px over {bins[1]} frames, but it is not binned")
+    if not block.whole and block.reason == WHOLE:
+        raise InvalidBlock(f"{name}: has no whole pixels and gives no reason")
+    if block.representation == SCALARS and len(block.payload):
+        raise InvalidBlock(f"{name}: scalars only, but {len(block.payload)} bytes of payload")
 
 
 def _column(name: str, values: Array, count: int) -> pb.ScalarColumn:

@@ -11,8 +11,9 @@
 
 ``tests/unit/wire/test_packing.py`` holds the choice to within 10 % of the smaller one on sparse blocks and
 within half on the others, over drawn doses and patterns. A policy that names a representation is followed,
-but a single frame too large for a record is tried in every other way, at higher compression too, before it is
-given up.
+but a single frame too large for a record is tried in every other way, at higher compression too. Where it
+fits in none it goes out binned, else with its columns alone, and the block says so (reason SIZE): it is given
+up only where not even its columns fit.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ import numpy.typing as npt
 from nextem.v1 import frames_pb2 as pb
 from nextem.v1 import plan_pb2
 from nextem.wire import dense
-from nextem.wire.blocks import DENSE, EVENTS, Block, BlockError, encode_block
+from nextem.wire.binning import InvalidBinning, bin_pixels
+from nextem.wire.blocks import BINNED, DENSE, EVENTS, SCALARS, Block, BlockError, encode_block
 from nextem.wire.events import EventStreams, encode_events, frames_to_streams
 
 Array = npt.NDArray[Any]
@@ -42,6 +44,9 @@ WORTH_IT = 0.75
 """Of the size of dense: what events may take on blocks that are not sparse."""
 
 LAST_RESORT_ZSTD_LEVEL = 9
+
+BIN_PX = 4
+"""Side of a bin where the plan says nothing, as ``Degradation.bin_px``."""
 
 
 class BlockTooLarge(BlockError):
@@ -97,6 +102,11 @@ class Pixels:
         """Pixels that are not zero."""
         return int(np.count_nonzero(self.frames)) if self._streams is None else self._streams.nonzero
 
+    def binned(self, bin_px: int, bin_frames: int = 1) -> Array:
+        """As :func:`nextem.wire.binning.bin_pixels`."""
+        form = self.streams.to_events() if self._frames is None else self._frames
+        return bin_pixels(form, self.shape, bin_px, bin_frames)
+
     def part(self, start: int, stop: int) -> Pixels:
         """Frames ``start .. stop - 1``, as views."""
         return Pixels(
@@ -106,7 +116,10 @@ class Pixels:
 
 
 def choose_representation(pixels: Pixels, policy: int) -> int:
-    """``REPRESENTATION_EVENTS`` or ``_DENSE``: what the policy says, else by the rule above."""
+    """``REPRESENTATION_EVENTS`` or ``_DENSE``: what the policy says, else by the rule above.
+
+    For images that are binned already it is the form of their payload.
+    """
     if policy == plan_pb2.REPRESENTATION_POLICY_EVENTS:
         return EVENTS
     if policy == plan_pb2.REPRESENTATION_POLICY_DENSE:
@@ -119,10 +132,30 @@ def choose_representation(pixels: Pixels, policy: int) -> int:
 
 
 def fill(block: Block, pixels: Pixels | Array, representation: int) -> Block:
-    """``block`` with ``pixels`` as its payload, in the usual codec of the representation."""
+    """``block`` with ``pixels``, whole frames, as its payload, in the usual codec of the representation.
+
+    BINNED and SCALARS take ``bin_px`` and ``bin_frames`` of ``block``, or the usual ones where these are 0,
+    and the reason of ``block``, or PLAN.
+    """
     pixels = Pixels(frames=pixels) if isinstance(pixels, np.ndarray) else pixels
-    codec, pack = _WAYS[representation][0]
-    return replace(block, representation=representation, codec=codec, payload=pack(pixels))
+    if representation in (EVENTS, DENSE):
+        codec, pack = _WAYS[representation][0]
+        whole = replace(block, bin_px=0, bin_frames=0)
+        return replace(whole, representation=representation, codec=codec, payload=pack(pixels))
+    block = replace(block, reason=block.reason or pb.REPRESENTATION_REASON_PLAN)
+    if representation == SCALARS:
+        return _without_pixels(block)
+    block = replace(block, bin_px=block.bin_px or BIN_PX, bin_frames=block.bin_frames or 1)
+    return _fill_binned(block, Pixels(frames=pixels.binned(block.bin_px, block.bin_frames)))
+
+
+def _fill_binned(block: Block, images: Pixels) -> Block:
+    codec, pack = _WAYS[choose_representation(images, plan_pb2.REPRESENTATION_POLICY_SMALLEST)][0]
+    return replace(block, representation=BINNED, codec=codec, payload=pack(images))
+
+
+def _without_pixels(block: Block) -> Block:
+    return replace(block, representation=SCALARS, codec=pb.CODEC_NONE, payload=b"", bin_px=0, bin_frames=0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -152,16 +185,40 @@ def encode_run(
     pixels: Pixels,
     policy: int = plan_pb2.REPRESENTATION_POLICY_SMALLEST,
     max_bytes: int = MAX_BLOCK_BYTES,
+    *,
+    bin_px: int = BIN_PX,
+    reason: int = pb.REPRESENTATION_REASON_PLAN,
 ) -> EncodedRun:
     """Encodes the frames of ``head`` into as few blocks as ``max_bytes`` for each allows, mostly one.
 
     ``head`` says everything but representation, codec and payload; its block number is that of the first
     block, and the others count up from it. Every part gets the ``last_byte_ns`` of ``head``, so that a later
-    part of a run never looks older than it is.
+    part of a run never looks older than it is. The policies BINNED and SCALARS go by ``bin_px``, and their
+    blocks say ``reason``.
     """
-    run = _Run(policy, max_bytes, head.block_number, list(head.lost))
-    run.add(head, pixels)
-    return EncodedRun(tuple(run.blocks), tuple(run.too_large), _joined(run.lost))
+    run = _Run(policy, max_bytes, bin_px, head.block_number, list(head.lost))
+    if policy == plan_pb2.REPRESENTATION_POLICY_SCALARS:
+        run.add_scalars(replace(head, reason=reason))
+    elif policy == plan_pb2.REPRESENTATION_POLICY_BINNED:
+        run.bin(replace(head, reason=reason), pixels)
+    else:
+        run.add(head, pixels)
+    return run.done()
+
+
+def encode_images(head: Block, images: Pixels, max_bytes: int = MAX_BLOCK_BYTES) -> EncodedRun:
+    """As :func:`encode_run`, for frames of ``head`` that are binned already, by its ``bin_px`` and
+    ``bin_frames``, to ``images`` of ``head.image_dtype``: averages of a movie, say.
+
+    Raises :class:`nextem.wire.blocks.InvalidBlock`, and ValueError for images of another shape or type.
+    """
+    head = replace(head, representation=BINNED, reason=head.reason or pb.REPRESENTATION_REASON_PLAN)
+    found = ((len(images), *images.shape), images.dtype)
+    if found != (head.images, head.image_dtype):
+        raise ValueError(f"images {found} are not those of the block, {head.images} {head.image_dtype}")
+    run = _Run(plan_pb2.REPRESENTATION_POLICY_BINNED, max_bytes, 0, head.block_number, list(head.lost))
+    run.add_images(head, images)
+    return run.done()
 
 
 @dataclass(slots=True)
@@ -170,22 +227,60 @@ class _Run:
 
     policy: int
     max_bytes: int
+    bin_px: int
     next_number: int
     lost: list[tuple[int, int]]  # since the block before
     blocks: list[EncodedBlock] = field(default_factory=list)
     too_large: list[BlockTooLarge] = field(default_factory=list)
 
+    def done(self) -> EncodedRun:
+        return EncodedRun(tuple(self.blocks), tuple(self.too_large), _joined(self.lost))
+
     def add(self, head: Block, pixels: Pixels) -> None:
+        """Frames with every pixel."""
         size = self._try(fill(head, pixels, choose_representation(pixels, self.policy)))
         if size <= self.max_bytes:
             return
         if head.count == 1:
-            self._last_resort(head, pixels, size)
+            self._last_resort(head, pixels)
             return
-        parts = min(head.count, 1 + size // self.max_bytes)
-        edges = [head.count * part // parts for part in range(parts + 1)]
-        for start, stop in pairwise(edges):
+        for start, stop in _cuts(head.count, size, self.max_bytes):
             self.add(_part_of(head, start, stop), pixels.part(start, stop))
+
+    def bin(self, head: Block, pixels: Pixels) -> None:
+        """Frames to be binned."""
+        head = replace(head, bin_px=self.bin_px, bin_frames=1)
+        try:
+            images = pixels.binned(head.bin_px)
+        except InvalidBinning:  # sums that no number holds
+            self.add_scalars(head)
+            return
+        self.add_images(head, Pixels(frames=images))
+
+    def add_images(self, head: Block, images: Pixels) -> None:
+        """Frames that are binned."""
+        size = self._try(_fill_binned(head, images))
+        if size <= self.max_bytes:
+            return
+        if len(images) == 1:
+            self.add_scalars(replace(head, reason=pb.REPRESENTATION_REASON_SIZE))
+            return
+        for start, stop in _cuts(len(images), size, self.max_bytes):
+            part = _part_of(head, start * head.bin_frames, min(stop * head.bin_frames, head.count))
+            self.add_images(part, images.part(start, stop))
+
+    def add_scalars(self, head: Block) -> None:
+        """Frames of which only the columns go out; lost where these alone are too large."""
+        size = self._try(_without_pixels(head))
+        if size <= self.max_bytes:
+            return
+        if head.count > 1:
+            for start, stop in _cuts(head.count, size, self.max_bytes):
+                self.add_scalars(_part_of(head, start, stop))
+            return
+        frame = head.first_frame
+        self.too_large.append(BlockTooLarge(frame, head.shape, head.dtype, size, self.max_bytes))
+        self.lost.append((frame, frame + 1))
 
     def _try(self, block: Block) -> int:
         """Size of the encoded block, which is kept if it fits."""
@@ -197,16 +292,20 @@ class _Run:
             self.lost = []
         return len(data)
 
-    def _last_resort(self, head: Block, pixels: Pixels, size: int) -> None:
+    def _last_resort(self, head: Block, pixels: Pixels) -> None:
         for representation, ways in _WAYS.items():
             for codec, pack in ways:
                 block = replace(head, representation=representation, codec=codec, payload=pack(pixels))
-                size = min(size, self._try(block))
-                if size <= self.max_bytes:
+                if self._try(block) <= self.max_bytes:
                     return
-        frame = head.first_frame
-        self.too_large.append(BlockTooLarge(frame, head.shape, head.dtype, size, self.max_bytes))
-        self.lost.append((frame, frame + 1))
+        self.bin(replace(head, reason=pb.REPRESENTATION_REASON_SIZE), pixels)
+
+
+def _cuts(parts: int, size: int, limit: int) -> Sequence[tuple[int, int]]:
+    """Cuts ``parts`` things of ``size`` bytes together into pieces, two or more, that may fit ``limit``."""
+    pieces = min(parts, 1 + size // limit)
+    edges = [parts * piece // pieces for piece in range(pieces + 1)]
+    return list(pairwise(edges))
 
 
 def _part_of(head: Block, start: int, stop: int) -> Block:

@@ -8,18 +8,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from nextem.v1 import frames_pb2 as pb
 from nextem.wire import dense
+from nextem.wire.binning import bin_pixels
 from nextem.wire.blocks import (
+    BINNED,
     DENSE,
     EVENTS,
+    SCALARS,
     Block,
     BlockError,
     CorruptBlock,
     InvalidBlock,
+    NotWhole,
     UnknownCodec,
     decode_block,
     encode_block,
@@ -79,6 +83,57 @@ def test_there_and_back_is_the_same(pixels: Array, representation: int) -> None:
     assert events.values.dtype == pixels.dtype
 
 
+@settings(deadline=None, max_examples=60)
+@given(frames(), st.integers(1, 50), st.integers(1, 6))
+def test_binned_there_and_back(pixels: Array, bin_px: int, bin_frames: int) -> None:
+    largest = int(pixels.max()) * bin_px**2 * bin_frames
+    assume(largest < 1 << 64)
+    block = replace(head(pixels), bin_px=bin_px, bin_frames=bin_frames, counted=True)
+    block = fill(block, pixels, BINNED)
+    decoded = decode_block(encode_block(block))
+    assert_same(decoded, block)
+    assert (decoded.whole, decoded.reason) == (False, pb.REPRESENTATION_REASON_PLAN)
+    assert np.array_equal(decoded.binned(), bin_pixels(pixels, pixels.shape[1:], bin_px, bin_frames))
+    assert decoded.binned().dtype == decoded.image_dtype
+    with pytest.raises(NotWhole, match=r"no whole pixels: binned, REPRESENTATION_REASON_PLAN"):
+        decoded.frames()
+
+
+def test_scalars_hold_no_pixels_and_any_number_of_frames() -> None:
+    count = 1_000_000  # whole they would be far over what a block may decode to
+    columns = {"sum": np.arange(count, dtype=np.uint64)}
+    block = Block("a", 0, 0, count, (256, 256), np.dtype("u2"), scalars=columns)
+    block = replace(block, representation=SCALARS, codec=pb.CODEC_NONE, reason=pb.REPRESENTATION_REASON_LINK)
+    decoded = decode_block(encode_block(block))
+    assert_same(decoded, block)
+    for decode in (decoded.frames, decoded.events, decoded.binned):
+        with pytest.raises(NotWhole):
+            decode()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"representation": EVENTS, "bin_px": 2},
+        {"representation": DENSE, "bin_frames": 1},
+        {"bin_px": 0},
+        {"bin_frames": 0},
+        {"bin_px": 1 << 13},
+        {"reason": pb.REPRESENTATION_REASON_WHOLE},
+        {"representation": SCALARS, "bin_px": 0, "bin_frames": 0},
+    ],
+)
+def test_binned_fields_that_contradict_each_other_are_refused(change: dict[str, Any]) -> None:
+    block = fill(head(np.ones((2, 4, 4), np.uint8)), np.ones((2, 4, 4), np.uint8), BINNED)
+    with pytest.raises(InvalidBlock):
+        encode_block(replace(block, **change))
+    message = pb.FrameBlock.FromString(encode_block(block))
+    for field, value in change.items():
+        setattr(message, field, value)
+    with pytest.raises(CorruptBlock):
+        decode_block(message.SerializeToString())
+
+
 @pytest.mark.parametrize("size", [1, 7, 8, 9, 4095, 4096, 4097, 4104, 8192, 8199])
 @pytest.mark.parametrize("dtype", ["u1", "u2", "u4", "u8"])
 def test_dense_works_for_every_rest(size: int, dtype: str) -> None:
@@ -102,10 +157,11 @@ def test_every_codec_of_the_contract_is_read() -> None:
 
 
 @settings(deadline=None)
-@given(frames(), st.sampled_from([EVENTS, DENSE]), st.data())
+@given(frames(), st.sampled_from([EVENTS, DENSE, BINNED]), st.data())
 def test_a_flipped_bit_in_the_payload_is_seen_by_the_checksum(
     pixels: Array, representation: int, data: st.DataObject
 ) -> None:
+    assume(representation != BINNED or int(pixels.max()) < 2**58)
     block = fill(head(pixels), pixels, representation)
     message = pb.FrameBlock.FromString(encode_block(block))
     payload = bytearray(message.payload)
@@ -116,19 +172,20 @@ def test_a_flipped_bit_in_the_payload_is_seen_by_the_checksum(
 
 
 def decode_whatever(block: Block) -> None:
-    for decode in (block.frames, block.events):
+    for decode in (block.frames, block.events, block.binned):
         try:
             decode()
-        except (CorruptBlock, UnknownCodec):
+        except (CorruptBlock, UnknownCodec, NotWhole):
             continue
 
 
 @settings(deadline=None, max_examples=300)
-@given(frames(), st.sampled_from([EVENTS, DENSE]), st.data())
+@given(frames(), st.sampled_from([EVENTS, DENSE, BINNED]), st.data())
 def test_damage_behind_a_right_checksum_is_a_typed_error_or_other_pixels(
     pixels: Array, representation: int, data: st.DataObject
 ) -> None:
     """A checksum keeps chance out, not malice: decoders must stand anything."""
+    assume(representation != BINNED or int(pixels.max()) < 2**58)
     block = fill(head(pixels), pixels, representation)
     payload = bytearray(block.payload)
     for _ in range(data.draw(st.integers(1, 3))):
@@ -142,6 +199,8 @@ def test_damage_behind_a_right_checksum_is_a_typed_error_or_other_pixels(
 @given(st.binary(max_size=100), st.sampled_from([0, 1, 2, 3]), st.sampled_from([0, 1, 2, 3, 4]))
 def test_random_payloads_are_typed_errors(noise: bytes, representation: int, codec: int) -> None:
     block = Block("a", 0, 0, 2, (3, 50), np.dtype("u2"), representation, codec, payload=noise)
+    if representation == BINNED:
+        block = replace(block, bin_px=3, bin_frames=1, reason=pb.REPRESENTATION_REASON_SPOOL)
     decode_whatever(decode_block(encode_block(block)))
 
 

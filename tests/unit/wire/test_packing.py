@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,19 @@ from hypothesis import strategies as st
 from nextem.v1 import frames_pb2 as pb
 from nextem.v1 import plan_pb2
 from nextem.wire import dense
-from nextem.wire.blocks import DENSE, EVENTS, Block, decode_block
-from nextem.wire.coverage import FrameSet
+from nextem.wire.binning import bin_pixels
+from nextem.wire.blocks import BINNED, DENSE, EVENTS, SCALARS, Block, decode_block
 from nextem.wire.events import encode_events, frames_to_streams
 from nextem.wire.log import MAX_RECORD_BYTES
-from nextem.wire.packing import MAX_BLOCK_BYTES, EncodedRun, Pixels, choose_representation, encode_run
+from nextem.wire.packing import (
+    BIN_PX,
+    MAX_BLOCK_BYTES,
+    EncodedRun,
+    Pixels,
+    choose_representation,
+    encode_images,
+    encode_run,
+)
 
 Array = npt.NDArray[Any]
 
@@ -63,14 +72,18 @@ def test_the_policy_of_the_plan_is_followed() -> None:
     assert choose_representation(pixels, ONLY_DENSE) == DENSE
 
 
-def decoded(run: EncodedRun) -> dict[int, Array]:
-    """Frames by index, out of the bytes; checks what every run must keep."""
-    frames: dict[int, Array] = {}
+def decoded(run: EncodedRun) -> dict[int, Array | None]:
+    """Frames by index, out of the bytes, binned where they went out so, None where only their columns did;
+    checks what every run must keep."""
+    frames: dict[int, Array | None] = {}
     for place, encoded in enumerate(run.blocks):
         block = decode_block(encoded.data)
         assert block.block_number == encoded.block.block_number == 7 + place
         assert len(encoded.data) <= MAX_BLOCK_BYTES
-        for offset, frame in enumerate(block.frames()):
+        images = block.frames() if block.whole else [None] * block.count
+        if block.representation == BINNED:
+            images = np.repeat(block.binned(), block.bin_frames, axis=0)[: block.count]
+        for offset, frame in enumerate(images):
             assert block.first_frame + offset not in frames
             frames[block.first_frame + offset] = frame
         assert list(block.scalars["number"]) == [
@@ -79,35 +92,56 @@ def decoded(run: EncodedRun) -> dict[int, Array]:
     return frames
 
 
-@settings(deadline=None, max_examples=40)
+POLICIES = [
+    SMALLEST,
+    ONLY_EVENTS,
+    ONLY_DENSE,
+    plan_pb2.REPRESENTATION_POLICY_BINNED,
+    plan_pb2.REPRESENTATION_POLICY_SCALARS,
+]
+
+
+def assert_follow(run: EncodedRun, start: int, stop: int) -> None:
+    """Blocks and what they call lost are ``start .. stop - 1``, each frame once, in order."""
+    next_frame = start
+    for encoded in run.blocks:
+        for first, last in encoded.block.lost:
+            assert first == next_frame
+            next_frame = last
+        assert encoded.block.first_frame == next_frame
+        next_frame += encoded.block.count
+    for first, last in run.trailing_lost:
+        assert first == next_frame
+        next_frame = last
+    assert next_frame == stop
+
+
+@settings(deadline=None, max_examples=60)
 @given(
     st.integers(1, 12),
-    st.sampled_from([SMALLEST, ONLY_EVENTS, ONLY_DENSE]),
-    st.integers(400, 6000),
+    st.sampled_from(POLICIES),
+    st.integers(200, 6000),
+    st.integers(1, 9),
     st.integers(0, 2**32),
 )
-def test_every_frame_is_in_one_block_or_counted_as_lost(n: int, policy: int, limit: int, seed: int) -> None:
+def test_every_frame_is_in_one_block_or_counted_as_lost(
+    n: int, policy: int, limit: int, bin_px: int, seed: int
+) -> None:
     rng = np.random.default_rng(seed)
     brightness = rng.choice([0, 3, 250], size=(n, 1, 1))
     pixels = (rng.integers(0, 251, (n, 40, 50)) <= brightness).astype(np.uint8)
     pixels *= rng.integers(1, 255, pixels.shape, dtype=np.uint8, endpoint=True)
-    run = encode_run(head(pixels, lost=((95, 100),)), Pixels(frames=pixels), policy, limit)
+    binned = bin_pixels(pixels, (40, 50), bin_px)
+    run = encode_run(head(pixels, lost=((95, 100),)), Pixels(frames=pixels), policy, limit, bin_px=bin_px)
     frames = decoded(run)
     assert all(len(encoded.data) <= limit for encoded in run.blocks)
-    assert all(np.array_equal(frame, pixels[index - 100]) for index, frame in frames.items())
-    lost = FrameSet(run.trailing_lost)
-    next_frame = 95
-    for encoded in run.blocks:
-        for start, stop in encoded.block.lost:
-            assert start == next_frame
-            lost.add(start, stop)
-            next_frame = stop
-        assert encoded.block.first_frame == next_frame
-        next_frame += encoded.block.count
-    too_large = {error.frame for error in run.too_large}
-    assert list(lost) == list(FrameSet([(95, 100), *((frame, frame + 1) for frame in too_large)]))
-    assert too_large | set(frames) == set(range(100, 100 + n))
-    assert not too_large & set(frames)
+    for index, frame in frames.items():
+        if frame is not None:
+            wanted = pixels if frame.shape == (40, 50) else binned
+            assert np.array_equal(frame, wanted[index - 100])
+    assert_follow(run, 95, 100 + n)
+    assert not {error.frame for error in run.too_large} & set(frames)
+    assert len(run.too_large) + len(frames) == n
 
 
 def test_a_run_is_one_block_where_it_fits() -> None:
@@ -143,16 +177,50 @@ def test_one_large_frame_goes_at_higher_compression_before_it_is_given_up(policy
     assert np.array_equal(decode_block(run.blocks[0].data).frames(), pixels)
 
 
-def test_noise_over_the_limit_is_lost_and_named() -> None:
+def test_a_frame_that_fits_no_record_goes_out_binned_and_says_why() -> None:
     noise = np.random.default_rng(0).integers(0, 2**32, (3, 512, 512), dtype=np.uint32)
     noise[1] = 0
     run = encode_run(head(noise), Pixels(frames=noise))
-    assert [error.frame for error in run.too_large] == [100, 102]
-    assert "frame 100 of 512x512 uint32 takes at least 104" in str(run.too_large[0])
-    assert [(e.block.first_frame, e.block.count, e.block.lost) for e in run.blocks] == [
-        (101, 1, ((100, 101),))
+    assert not run.too_large
+    blocks = [decode_block(encoded.data) for encoded in run.blocks]
+    assert [(block.representation, block.reason) for block in blocks] == [
+        (BINNED, pb.REPRESENTATION_REASON_SIZE),
+        (EVENTS, pb.REPRESENTATION_REASON_WHOLE),
+        (BINNED, pb.REPRESENTATION_REASON_SIZE),
     ]
-    assert run.trailing_lost == ((102, 103),)
+    assert np.array_equal(blocks[2].binned()[0], bin_pixels(noise[2:], (512, 512), BIN_PX)[0])
+
+
+def test_a_frame_that_does_not_fit_binned_either_goes_out_with_its_columns() -> None:
+    noise = np.random.default_rng(0).integers(0, 2**32, (2, 256, 256), dtype=np.uint32)
+    run = encode_run(head(noise), Pixels(frames=noise), max_bytes=2000)
+    blocks = [decode_block(encoded.data) for encoded in run.blocks]
+    assert [(block.representation, block.reason) for block in blocks] == [
+        (SCALARS, pb.REPRESENTATION_REASON_SIZE)
+    ] * 2
+    assert not run.too_large
+
+
+def test_images_binned_over_frames_are_cut_between_images() -> None:
+    """As the averages of a movie: seven frames an image, 80 frames, the last image of three."""
+    frames = np.random.default_rng(0).integers(0, 200, (80, 30, 41), dtype=np.uint8)
+    images = bin_pixels(frames, (30, 41), 2, 7)
+    block = replace(head(frames), bin_px=2, bin_frames=7)
+    run = encode_images(block, Pixels(frames=images), max_bytes=2500)
+    assert len(run.blocks) >= 3
+    assert [(encoded.block.first_frame - 100) % 7 for encoded in run.blocks] == [0] * len(run.blocks)
+    got = decoded(run)
+    assert all(np.array_equal(got[100 + k], images[k // 7]) for k in range(80))
+    assert_follow(run, 100, 180)
+    with pytest.raises(ValueError, match="not those of the block"):
+        encode_images(block, Pixels(frames=images.astype(np.uint64)))
+
+
+def test_sums_that_no_number_holds_leave_the_columns() -> None:
+    pixels = np.full((2, 8, 8), 2**63, np.uint64)
+    policy = plan_pb2.REPRESENTATION_POLICY_BINNED
+    (encoded,) = encode_run(head(pixels), Pixels(frames=pixels), policy).blocks
+    assert encoded.block.representation == SCALARS
 
 
 def test_scalars_count_too() -> None:
