@@ -83,8 +83,7 @@ class Listener:
         self._news = threading.Condition()
         config = PipelineConfig(
             instrument="peer",
-            detector_host="127.0.0.1",
-            detector_data_port=port,
+            detector=f"127.0.0.1:{port}",
             spool_dir=folder / "spool",
             ring_bytes=32 << 20,
             passive_plan=plan(),

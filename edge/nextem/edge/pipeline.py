@@ -1,22 +1,25 @@
 """The edge's data path: receive, reduce, encode, spool, publish.
 
-Three threads, each with bounded work before it:
+Threads, each with bounded work before it:
 
 * the detector's reads the socket into the ring (:mod:`nextem.edge.detectors`),
-* the reducing one takes batches from the ring, makes blocks and spools them (:mod:`nextem.edge.reducing`),
+* some take batches from the ring, make blocks and spool them in order (:mod:`nextem.edge.reducing`),
 * the publisher brings the spool to the log, in order (:mod:`nextem.edge.uplink.publisher`).
 
 No thread waits for the one after it: a full ring and a full spool cost frames, which the accounting lists.
+An error that nobody expected, in any of them, ends the acquisition with exact accounting.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Any
+
+from numpy.typing import NDArray
 
 from nextem.edge.acquisition import Acquisition, AcquisitionBusy, new_acquisition, passive_plan
 from nextem.edge.detectors.base import (
@@ -28,14 +31,16 @@ from nextem.edge.detectors.base import (
     FrameBatch,
     Sink,
 )
-from nextem.edge.detectors.merlin_stream import MerlinOptions, MerlinStream
+from nextem.edge.detectors.registry import connect, parse_address
+from nextem.edge.live import CAPACITY, Live, Subscription
 from nextem.edge.recovery import recover
 from nextem.edge.reducing import Reducing
 from nextem.edge.reduction import PixelFormat, compile_reduction
+from nextem.edge.storing import Storing
 from nextem.edge.uplink import spool as spooling
 from nextem.edge.uplink.publisher import Publisher
 from nextem.edge.uplink.spool import Spool
-from nextem.edge.work import Closed, Frames, Opened
+from nextem.edge.work import Closed, Frames, MapsWanted, Opened
 from nextem.v1 import acquisition_pb2 as pb
 from nextem.v1 import plan_pb2
 from nextem.wire.clock import Clock
@@ -53,13 +58,14 @@ MakeDetector = Callable[[Sink, Clock], Detector]
 class PipelineConfig:
     """Where frames come from and where they wait.
 
-    ``idle_timeout_s`` without a byte ends an acquisition that has begun to send. Without ``passive_plan`` an
-    acquisition that nobody expected is refused. ``on_finished`` is called from the reducing thread.
+    ``detector`` is an address of :mod:`nextem.edge.detectors.registry`; ``workers`` threads reduce, 0: as
+    many as there are processors, at most four. ``idle_timeout_s`` without a byte ends an acquisition that has
+    begun to send. Without ``passive_plan`` an acquisition that nobody expected is refused. ``on_finished``
+    is called from a reducing thread.
     """
 
     instrument: str
-    detector_host: str
-    detector_data_port: int
+    detector: str
     spool_dir: Path
     ring_bytes: int = 256 << 20
     idle_timeout_s: float = 5.0
@@ -68,6 +74,7 @@ class PipelineConfig:
     spool_bytes: int = spooling.MAX_BYTES
     spool_segment_bytes: int = spooling.SEGMENT_BYTES
     close_timeout_s: float = CLOSE_TIMEOUT_S
+    workers: int = 0
 
 
 class EdgePipeline:
@@ -76,16 +83,24 @@ class EdgePipeline:
     def __init__(
         self, config: PipelineConfig, to: Log, clock: Clock, *, make_detector: MakeDetector | None = None
     ) -> None:
-        """Opens the spool and closes what a dead edge left open. Raises ``SpoolBusy``."""
+        """Opens the spool and closes what a dead edge left open.
+
+        Raises ``SpoolBusy``, ``BadAddress``, and what the detector's module raises.
+        """
         self._config, self._clock = config, clock
+        options = parse_address(
+            config.detector, ring_bytes=config.ring_bytes, idle_timeout_s=config.idle_timeout_s
+        )
         self._spool = Spool(
             config.spool_dir, max_bytes=config.spool_bytes, segment_bytes=config.spool_segment_bytes
         )
         recover(self._spool)
         self._spool.prune()
         self._publisher = Publisher(self._spool, to, clock)
-        self._reducing = Reducing(config.instrument, self._spool, self._publisher, clock, self._on_finished)
-        self._detector = make_detector(self, clock) if make_detector else self._merlin()
+        self._live = Live()
+        self._storing = Storing(config.instrument, self._spool, self._publisher, clock, self._live)
+        self._reducing = Reducing(self._storing, clock, self._live, self._on_finished, config.workers)
+        self._detector = make_detector(self, clock) if make_detector else connect(options, self, clock)
         self._lock = Lock()
         self._expected: Acquisition | None = None
         self._running: set[str] = set()
@@ -125,6 +140,19 @@ class EdgePipeline:
             self._expected = acquisition
         return acquisition
 
+    def subscribe(self, capacity: int = CAPACITY) -> Subscription:
+        """The figures of each block from now on, as soon as it is spooled. Close it when done."""
+        return self._live.subscribe(capacity)
+
+    def maps(self, acquisition_id: str, timeout_s: float = 5.0) -> Mapping[str, NDArray[Any]] | None:
+        """Copies of the maps, (y, x) each, of what was stored so far; None unless frames of it have come.
+
+        The reduction stands still while they are copied. Raises TimeoutError.
+        """
+        wanted = MapsWanted(acquisition_id)
+        self._reducing.put(wanted)
+        return wanted.answer.result(timeout_s)
+
     def stats(self) -> dict[str, Any]:
         """Counters since the start: frames, bytes, processor time of each stage, latency to the log."""
         received, published, times = (
@@ -133,7 +161,7 @@ class EdgePipeline:
             self._reducing.times,
         )
         return {
-            **self._reducing.totals,
+            **self._storing.totals,
             "acquisitions": self._acquisitions,
             "frames_received": received["frames_received"],
             "frames_lost": self._frames_lost,
@@ -182,13 +210,6 @@ class EdgePipeline:
         self._reducing.put(Closed(claim, ending))
 
     # ---- inside -------------------------------------------------------------------------------
-
-    def _merlin(self) -> Detector:
-        config = self._config
-        options = MerlinOptions(
-            config.detector_host, config.detector_data_port, config.ring_bytes, config.idle_timeout_s
-        )
-        return MerlinStream(options, self, self._clock)
 
     def _new(self, acquisition_id: str, plan: plan_pb2.Plan, command_id: str) -> Acquisition:
         return new_acquisition(acquisition_id, plan, command_id, self._reducing.hungry, self._cancel)

@@ -1,283 +1,257 @@
-"""The middle of the data path: one thread that reduces, encodes and spools what the detector handed over."""
+"""The middle of the data path: threads that reduce, encode and spool what the detector handed over.
+
+All threads do the same. One at a time takes the next thing from the queue; frames it reduces and encodes with
+a reducer of its own while others do the same with the frames after them, and when all that was taken before
+has been spooled (:mod:`nextem.edge.turns`), it spools its own (:mod:`nextem.edge.storing`). Whatever concerns
+an acquisition as a whole, its start, a checkpoint, its end, is done by the thread that takes, once nobody
+else works. So the number of threads changes no byte of what is stored but the times.
+
+At low rates a block crosses no more threads than with one: who takes it also spools it.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from queue import SimpleQueue
-from threading import Event, Lock, Thread
+from threading import Lock, Thread
 
 import numpy as np
 
 from nextem.edge.accounting import Account
 from nextem.edge.acquisition import Acquisition
-from nextem.edge.detectors.base import (
-    DetectorError,
-    Ending,
-    EndKind,
-    FrameBatch,
-    FrameFormat,
-    FrameRun,
-)
-from nextem.edge.recovery import pack_checkpoint
+from nextem.edge.detectors.base import CorruptFrame, FrameBatch, FrameFormat, FrameRun
+from nextem.edge.live import Live
 from nextem.edge.reduction import PixelFormat, ReducedBlock, Reducer, compile_reduction
-from nextem.edge.uplink.publisher import Publisher
-from nextem.edge.uplink.spool import Entry, Kind, Spool, SpoolFull
-from nextem.edge.work import Closed, Frames, Opened, StageTimes, Work
+from nextem.edge.storing import Storing
+from nextem.edge.turns import Turns
+from nextem.edge.work import Closed, Frames, MapsWanted, Opened, StageTimes, Work, part_of
 from nextem.v1 import acquisition_pb2 as pb
 from nextem.wire.blocks import Block
 from nextem.wire.clock import Clock
-from nextem.wire.packing import EncodedBlock, encode_run
+from nextem.wire.packing import EncodedRun, encode_run
 
 log = logging.getLogger(__name__)
 
-_REDUCERS_KEPT = 4
-_MOST_WAITING = 2  # batches: with fewer, the reduction counts as waiting for work
-_EVENT_RETRY_S = 0.2
-_SMOOTHING = 0.2  # weight of the newest block in the running size of an encoded frame
+MAX_WORKERS = 4
+_KEPT = 2  # plans whose reducers are kept: they are large, and the next scan is often like the last
+
+Item = Opened | Frames | Closed | MapsWanted
 
 
-class ReductionFailed(DetectorError):
-    """Frames could not be reduced or encoded; the acquisition's remaining frames are lost."""
+def default_workers() -> int:
+    """As many threads as this process has processors, at most four."""
+    return max(1, min(MAX_WORKERS, len(os.sched_getaffinity(0))))
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """Frames that one thread reduces; ``turn`` says when it may spool them."""
+
+    turn: int
+    work: Work
+    batch: FrameBatch
 
 
 class Reducing:
-    """Takes :class:`Opened`, :class:`Frames`, :class:`Closed` in order; calls ``finished`` for each end."""
+    """Takes what the detector's thread puts, in order; calls ``finished`` for each end."""
 
     def __init__(
         self,
-        instrument: str,
-        spool: Spool,
-        publisher: Publisher,
+        storing: Storing,
         clock: Clock,
+        live: Live,
         finished: Callable[[Acquisition, pb.AcquisitionFinished], None],
+        workers: int = 0,
     ) -> None:
-        self._instrument, self._spool, self._publisher, self._clock = instrument, spool, publisher, clock
-        self._finished = finished
-        self._queue: SimpleQueue[Opened | Frames | Closed | None] = SimpleQueue()
+        """``workers`` threads, 0: :func:`default_workers`. Raises ValueError for less."""
+        if workers < 0:
+            raise ValueError(f"{workers} threads cannot reduce")
+        self.workers = workers or default_workers()
+        self._storing, self._clock, self._live, self._finished = storing, clock, live, finished
+        self._queue: SimpleQueue[Item | None] = SimpleQueue()
+        self._ahead: deque[Item] = deque()  # what comes before the queue
+        self._taking = Lock()
+        self._turns = Turns()
         self._waiting = 0
         self._waiting_lock = Lock()
         self._work: dict[str, Work] = {}
-        self._reducers: dict[tuple[bytes, tuple[int, int], int, bool], Reducer] = {}
-        self._closing = Event()
+        self._kept: dict[tuple[bytes, tuple[int, int], int, bool], Sequence[Reducer]] = {}
         self.times = StageTimes()
-        names = ("frames_stored", "frames_lost_spool", "blocks", "bytes_raw", "bytes_encoded")
-        self.totals = dict.fromkeys(names, 0)
-        self._thread = Thread(target=self._run, name="reducing", daemon=True)
+        self._threads = [
+            Thread(target=self._run, args=(place,), name=f"reducing-{place}", daemon=True)
+            for place in range(self.workers)
+        ]
 
     def start(self) -> None:
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
-    def put(self, item: Opened | Frames | Closed) -> None:
+    def put(self, item: Item) -> None:
         """Never blocks: what waits is bounded by the ring that the batches lie in."""
         if isinstance(item, Frames):
-            with self._waiting_lock:
-                self._waiting += 1
+            self._wait_more(1)
         self._queue.put(item)
 
     def hungry(self) -> bool:
-        return self._waiting < _MOST_WAITING
+        """Whether a thread waits for work, or soon will."""
+        return self._waiting <= self.workers
+
+    def fail(self, error: Exception) -> None:
+        """Ends whatever runs, because the way behind it is broken. Any thread."""
+        for work in list(self._work.values()):
+            work.fail(error)
 
     def close(self) -> None:
         """Works off what waits, then ends."""
-        self._closing.set()
+        self._storing.closing.set()
         self._queue.put(None)
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
 
-    def _run(self) -> None:
-        while (item := self._queue.get()) is not None:
-            if isinstance(item, Frames):
-                try:
-                    self._batch(self._work[item.acquisition.acquisition_id], item.batch)
-                finally:
-                    item.batch.release()
-                    with self._waiting_lock:
-                        self._waiting -= 1
-            elif isinstance(item, Opened):
-                acquisition_id = item.acquisition.acquisition_id
-                account = Account(acquisition_id, item.announcement.frames)
-                self._work[acquisition_id] = Work(item.acquisition, item.announcement, account)
-            else:
-                self._close(self._work.pop(item.acquisition.acquisition_id), item.ending)
+    def _wait_more(self, change: int) -> None:
+        with self._waiting_lock:
+            self._waiting += change
 
-    # ---- frames -----------------------------------------------------------------------------
+    def _run(self, place: int) -> None:
+        while (task := self._take()) is not None:
+            self._process(place, task)
 
-    def _batch(self, work: Work, batch: FrameBatch) -> None:
-        received = sum(run.count for run in batch.runs) * batch.format.pixel_bytes
-        work.account.bytes_raw += received
-        self.totals["bytes_raw"] += received
+    # ---- taking: one thread at a time ---------------------------------------------------------
+
+    def _take(self) -> _Task | None:
+        """The next frames to reduce; None at the end. Everything else is done here."""
+        with self._taking:
+            while True:
+                item = self._ahead.popleft() if self._ahead else self._queue.get()
+                if item is None:
+                    self._queue.put(None)  # for the other threads
+                    return None
+                if isinstance(item, Frames):
+                    work = self._work[item.acquisition.acquisition_id]
+                    self._prepare(work, item.batch)
+                    return _Task(self._turns.issue(), work, item.batch)
+                self._handle(item)
+
+    def _handle(self, item: Opened | Closed | MapsWanted) -> None:
+        if isinstance(item, Opened):
+            account = Account(item.acquisition.acquisition_id, item.announcement.frames)
+            self._work[account.acquisition_id] = Work(item.acquisition, item.announcement, account)
+            return
+        self._turns.wait_for_all()
+        if isinstance(item, MapsWanted):
+            self._answer(item)
+            return
+        work = self._work.pop(item.acquisition.acquisition_id)
+        finished = self._storing.close(work, item.ending)
+        try:
+            self._finished(work.acquisition, finished)
+        except Exception:
+            log.exception("whoever waits for the end of acquisition %s failed", work.acquisition_id)
+
+    def _prepare(self, work: Work, batch: FrameBatch) -> None:
+        """What must have happened before these frames are reduced."""
         if work.failed is not None:
             return
         try:
             if work.started is None:
-                self._start(work, batch.format)
-                work.reducer = self._reducer(work, batch.format)
-                work.account.pattern = work.reducer.pattern
-            for run in batch.runs:
-                self._reduce(work, batch, run)
-        except Exception as error:
-            # Whatever went wrong, the acquisition ends with exact accounting and the next one has its chance.
-            work.failed = ReductionFailed(f"{type(error).__name__}: {error}")
-            log.exception("ReductionFailed (acquisition %s)", work.acquisition.acquisition_id)
+                self._turns.wait_for_all()
+                self._storing.start(work, batch.format)
+                work.reducers = self._reducers(work, batch.format)
+            elif self._storing.wants_checkpoint(work):
+                self._turns.wait_for_all()
+                self._storing.checkpoint(work)
+        except Exception as error:  # noqa: BLE001  whatever it is ends the acquisition and not the thread
+            work.fail(error)
 
-    def _reducer(self, work: Work, pixels: FrameFormat) -> Reducer:
+    def _reducers(self, work: Work, pixels: FrameFormat) -> Sequence[Reducer]:
+        """One for each thread, from an earlier acquisition with the same plan where there was one."""
         reduction = work.acquisition.plan.reduction
+        itemsize = pixels.dtype.itemsize
         key = (
-            reduction.SerializeToString(deterministic=True),
-            pixels.shape,
-            pixels.dtype.itemsize,
-            pixels.big_endian,
-        )
-        reducer = self._reducers.pop(key, None)
-        if reducer is None:
-            reducer = compile_reduction(
-                reduction, pixels.shape, PixelFormat(pixels.dtype.itemsize, pixels.big_endian)
-            )
-            while len(self._reducers) >= _REDUCERS_KEPT:
-                del self._reducers[next(iter(self._reducers))]
-        self._reducers[key] = reducer
-        reducer.reset()
-        return reducer
+            reduction.SerializeToString(deterministic=True), pixels.shape, itemsize, pixels.big_endian
+        )  # fmt: skip
+        reducers = self._kept.pop(key, ())
+        if not reducers:
+            form = PixelFormat(itemsize, pixels.big_endian)
+            reducers = [compile_reduction(reduction, pixels.shape, form) for _ in range(self.workers)]
+            while len(self._kept) >= _KEPT:
+                del self._kept[next(iter(self._kept))]
+        self._kept[key] = reducers
+        for reducer in reducers:
+            reducer.reset()
+        return reducers
 
-    def _reduce(self, work: Work, batch: FrameBatch, run: FrameRun) -> None:
-        reducer = work.reducer
-        assert reducer is not None
+    def _answer(self, wanted: MapsWanted) -> None:
+        work = self._work.get(wanted.acquisition_id)
+        wanted.answer.set_result({"sum": work.summed()} if work is not None and work.reducers else None)
+
+    # ---- reducing: all threads at once --------------------------------------------------------
+
+    def _process(self, place: int, task: _Task) -> None:
+        work, batch = task.work, task.batch
+        try:
+            if work.failed is None:
+                for run in batch.runs:
+                    self._reduce(task, work.reducers[place], run)
+        except Exception as error:  # noqa: BLE001  the acquisition ends with exact accounting, the next has its chance
+            work.fail(error)
+        finally:
+            batch.release()
+            self._wait_more(-1)
+            self._turns.wait(task.turn)
+            raw_bytes = sum(run.count for run in batch.runs) * batch.format.pixel_bytes
+            self._storing.receive(work, raw_bytes)
+            self._turns.end()
+
+    def _reduce(self, task: _Task, reducer: Reducer, run: FrameRun) -> None:
+        """Reduces, encodes and spools one run; of one that cannot be decoded, the frames that can."""
         t0 = time.thread_time_ns()
-        words = batch.read(run)
-        assert isinstance(words, np.ndarray), "events are reduced by a reducer for events"
-        reduced = reducer.reduce(words)
+        try:
+            read = task.batch.read(run)
+        except CorruptFrame as error:
+            if run.count > 1:
+                half = run.count // 2
+                self._reduce(task, reducer, part_of(run, 0, half))
+                self._reduce(task, reducer, part_of(run, half, run.count))
+                return
+            self._turns.wait(task.turn)
+            self._storing.lose_corrupt(task.work, 1, error)
+            return
+        reduced = reducer.reduce(read) if isinstance(read, np.ndarray) else reducer.reduce_events(read)
         t1 = time.thread_time_ns()
-        scalars = reduced.scalars()
+        encoded = self._encode(task, reducer, reduced, run)
+        t2 = time.thread_time_ns()
+        self._turns.wait(task.turn)
+        t3 = time.thread_time_ns()
+        self._storing.store(task.work, reducer, reduced, run.first_frame, encoded)
+        self.times.reduce_ns += t1 - t0
+        self.times.encode_ns += t2 - t1
+        self.times.spool_ns += time.thread_time_ns() - t3
+
+    def _encode(self, task: _Task, reducer: Reducer, reduced: ReducedBlock, run: FrameRun) -> EncodedRun:
+        work, form = task.work, task.batch.format
+        scalars = reduced.scalars() | dict(run.columns)
         if run.epoch is not None:
             scalars["epoch"] = run.epoch
         head = Block(
-            acquisition_id=work.acquisition.acquisition_id,
-            block_number=work.account.blocks,
+            acquisition_id=work.acquisition_id,
+            block_number=0,  # the block's own is known when its turn comes
             first_frame=run.first_frame,
             count=run.count,
-            shape=batch.format.shape,
-            dtype=batch.format.dtype,
+            shape=form.shape,
+            dtype=form.dtype,
             scalars=scalars,
-            lost=work.account.lost_before(run.first_frame),
             reduction_id=reducer.reduction_id,
             edge_boot_id=self._clock.boot_id,
             last_byte_ns=int(run.last_byte_ns[-1]),
         )
-        encoded = encode_run(head, reduced.pixels, work.acquisition.plan.reduction.representation)
-        t2 = time.thread_time_ns()
-        for too_large in encoded.too_large:
-            reducer.forget(reduced, [too_large.frame - run.first_frame])
-            work.account.lose(1, "the record size")
-            log.error("BlockTooLarge: %s (acquisition %s)", too_large, work.acquisition.acquisition_id)
-        self._store(work, reduced, run.first_frame, encoded.blocks)
-        t3 = time.thread_time_ns()
-        self.times.reduce_ns += t1 - t0
-        self.times.encode_ns += t2 - t1
-        self.times.spool_ns += t3 - t2
-
-    def _store(
-        self, work: Work, reduced: ReducedBlock, first_frame: int, blocks: tuple[EncodedBlock, ...]
-    ) -> None:
-        for place, encoded in enumerate(blocks):
-            block, size = encoded.block, len(encoded.data)
-            entry = Entry(
-                Kind.BLOCK, block.acquisition_id, encoded.data, block.block_number, block.last_byte_ns
-            )
-            try:
-                offset = self._spool.append(entry)
-            except SpoolFull as error:
-                # The blocks after it name what was lost before them, so they cannot go without it.
-                self._drop(work, reduced, first_frame, blocks[place:], error)
-                return
-            work.account.store(block, size)
-            self._publisher.offer(offset, entry)
-            self._count(work, block, size)
-        if self._spool.segment() != work.segment:
-            self._checkpoint(work)
-
-    def _count(self, work: Work, block: Block, size: int) -> None:
-        self.totals["frames_stored"] += block.count
-        self.totals["blocks"] += 1
-        self.totals["bytes_encoded"] += size
-        known, newest = work.acquisition.encoded_frame_bytes, size / block.count
-        work.acquisition.encoded_frame_bytes = known + _SMOOTHING * (newest - known) if known else newest
-
-    def _drop(
-        self,
-        work: Work,
-        reduced: ReducedBlock,
-        first_frame: int,
-        blocks: tuple[EncodedBlock, ...],
-        error: SpoolFull,
-    ) -> None:
-        assert work.reducer is not None
-        for encoded in blocks:
-            start = encoded.block.first_frame - first_frame
-            work.reducer.forget(reduced, range(start, start + encoded.block.count))
-            work.account.lose(encoded.block.count, "the full spool")
-            self.totals["frames_lost_spool"] += encoded.block.count
-        if not work.spool_full:
-            work.spool_full = True
-            log.error("SpoolFull: %s (acquisition %s)", error, work.acquisition.acquisition_id)
-
-    # ---- events -----------------------------------------------------------------------------
-
-    def _start(self, work: Work, pixels: FrameFormat | None) -> None:
-        announcement, acquisition = work.announcement, work.acquisition
-        age_ns = self._clock.now_ns() - announcement.received_ns
-        started = pb.AcquisitionStarted(
-            acquisition_id=acquisition.acquisition_id,
-            instrument=self._instrument,
-            plan=acquisition.plan,
-            command_id=acquisition.command_id,
-            frames_announced=announcement.frames,
-            detector_header=announcement.text,
-            edge_boot_id=self._clock.boot_id,
-            started_ns=announcement.received_ns,
-            started_unix_ns=time.time_ns() - age_ns,
-        )
-        if pixels is not None:
-            started.shape_y, started.shape_x = pixels.shape
-            started.dtype = pixels.dtype.name
-            work.account.pattern = np.zeros(pixels.shape, dtype=np.uint64)
-        offset = self._event(Kind.STARTED, acquisition.acquisition_id, started.SerializeToString())
-        work.started = started
-        self._spool.need_from(offset)
-        work.segment = self._spool.segment()
-
-    def _checkpoint(self, work: Work) -> None:
-        assert work.started is not None
-        checkpoint = pack_checkpoint(work.started, work.account)
-        self._spool.need_from(self._event(Kind.CHECKPOINT, work.acquisition.acquisition_id, checkpoint))
-        work.segment = self._spool.segment()
-
-    def _close(self, work: Work, ending: Ending) -> None:
-        if work.failed is not None and ending.kind is not EndKind.FAILED:
-            ending = Ending(
-                EndKind.FAILED, ending.highest_frame, work.failed, ending.first_byte_ns, ending.last_byte_ns
-            )
-        finished = work.account.finish(ending, self._clock.now_ns())
         try:
-            if work.started is None:
-                self._start(work, None)
-            self._event(Kind.FINISHED, work.acquisition.acquisition_id, finished.SerializeToString())
-            self._spool.need_from(None)
-        except SpoolFull:
-            # Only while closing: the next start finds the acquisition open in the spool and closes it.
-            log.error("the end of acquisition %s is left to recovery", work.acquisition.acquisition_id)
-        self._finished(work.acquisition, finished)
-
-    def _event(self, kind: Kind, acquisition_id: str, value: bytes) -> int:
-        """Spools an event; a spool that is full is tried again, since an event cannot be counted as lost."""
-        entry = Entry(kind, acquisition_id, value)
-        while True:
-            try:
-                offset = self._spool.append(entry)
-            except SpoolFull as error:
-                log.error("SpoolFull: %s: %s (acquisition %s)", kind.name, error, acquisition_id)
-                if self._closing.wait(_EVENT_RETRY_S):
-                    raise
-            else:
-                self._publisher.offer(offset, entry)
-                return offset
+            return encode_run(head, reduced.pixels, work.acquisition.plan.reduction.representation)
+        except Exception:
+            reducer.forget(reduced, range(run.count))
+            raise

@@ -23,14 +23,14 @@ logger = logging.getLogger(__name__)
 class EdgeOptions:
     """Where everything is. ``log`` is an address for :func:`nextem.wire.log.open_log`.
 
-    Addresses are "host:port". Without ``steering_address`` or ``instrument_address`` the edge only listens to
-    the detector; without ``limits_path`` the built-in limits of the simulator hold.
+    ``detector`` is an address of :mod:`nextem.edge.detectors.registry`, other addresses are "host:port".
+    Without ``steering_address`` or ``instrument_address`` the edge only listens to the detector; without
+    ``limits_path`` the built-in limits of the simulator hold.
     """
 
     instrument: str
     log: str
-    detector_host: str
-    detector_data_port: int
+    detector: str
     spool_dir: Path
     journal_path: Path
     limits_path: Path | None = None
@@ -39,6 +39,7 @@ class EdgeOptions:
     passive_plan: plan_pb2.Plan | None = None
     ring_bytes: int = 256 << 20
     idle_timeout_s: float = 5.0
+    workers: int = 0  # threads that reduce; 0: by the number of processors
 
 
 def run_edge(options: EdgeOptions, stop: Event, ready: Callable[[], None] | None = None) -> None:
@@ -54,12 +55,12 @@ def run_edge(options: EdgeOptions, stop: Event, ready: Callable[[], None] | None
         pipeline = EdgePipeline(
             PipelineConfig(
                 instrument=options.instrument,
-                detector_host=options.detector_host,
-                detector_data_port=options.detector_data_port,
+                detector=options.detector,
                 spool_dir=options.spool_dir,
                 ring_bytes=options.ring_bytes,
                 idle_timeout_s=options.idle_timeout_s,
                 passive_plan=options.passive_plan,
+                workers=options.workers,
                 on_finished=lambda _: logger.info("stats %s", json.dumps(pipeline.stats())),
             ),
             to,

@@ -117,7 +117,10 @@ def simulate(
 @click.command()
 @click.option("--log", "log_address", help=LOG_HELP)
 @click.option(
-    "--detector", default="127.0.0.1:6342", show_default=True, help="Merlin data socket, HOST:PORT."
+    "--detector",
+    default="127.0.0.1:6342",
+    show_default=True,
+    help="Where frames come from: HOST:PORT of a Merlin, dectris://HOST, tpx3://HOST, csr://HOST, file:///PATH.",
 )
 @click.option("--instrument", help="gRPC service Instrument, HOST:PORT; without it the edge only listens.")
 @click.option("--steering", help="Steering service to attach to, HOST:PORT.")
@@ -133,6 +136,12 @@ def simulate(
 @click.option(
     "--ring-mib", default=256, show_default=True, help="Memory for raw frames between socket and reduction."
 )
+@click.option(
+    "--workers",
+    default=0,
+    type=click.IntRange(0),
+    help="Threads that reduce frames.  [default: one a processor, at most 4]",
+)
 @common
 def edge(
     log_address: str | None,
@@ -143,6 +152,7 @@ def edge(
     limits: Path | None,
     passive_plan: Path | None,
     ring_mib: int,
+    workers: int,
     home: Path | None,
     verbose: bool,
     ready_file: Path | None,
@@ -170,13 +180,11 @@ def edge(
     set_up_logging(verbose)
     stop = stop_on_signals(with_parent)
     plan = json_format.Parse(passive_plan.read_text(), plan_pb2.Plan()) if passive_plan else None
-    detector_host, _, detector_port = detector.rpartition(":")
     run_edge(
         EdgeOptions(
             instrument=name,
             log=log_address or str(place.log),
-            detector_host=detector_host,
-            detector_data_port=int(detector_port),
+            detector=detector,
             spool_dir=place.folder / "spool",
             journal_path=place.folder / "journal.db",
             limits_path=limits,
@@ -184,6 +192,7 @@ def edge(
             steering_address=steering,
             passive_plan=plan,
             ring_bytes=ring_mib << 20,
+            workers=workers,
         ),
         stop,
         lambda: tell_ready(ready_file, {"instrument": name}),

@@ -190,8 +190,7 @@ class Rig:
     def start(self, **config: Any) -> EdgePipeline:
         defaults: dict[str, Any] = {
             "instrument": "rig",
-            "detector_host": "127.0.0.1",
-            "detector_data_port": self.camera.port,
+            "detector": f"127.0.0.1:{self.camera.port}",
             "spool_dir": self.folder / "spool",
             "ring_bytes": 16 << 20,
             "idle_timeout_s": 1.0,

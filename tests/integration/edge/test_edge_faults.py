@@ -228,13 +228,13 @@ def test_a_full_ring_costs_frames_and_never_the_cameras_time(
     go_on = threading.Event()
     pipeline = rig.start(ring_bytes=1 << 20, idle_timeout_s=60.0)
     reducing = pipeline._reducing
-    batch = reducing._batch
+    process = reducing._process
 
     def stuck(*args: Any) -> None:
         go_on.wait(kit.wait_s)
-        batch(*args)
+        process(*args)
 
-    monkeypatch.setattr(reducing, "_batch", stuck)
+    monkeypatch.setattr(reducing, "_process", stuck)
     sent = kit.sparse_frames(2000)
     finished = run(rig, kit, 2000, kit.stream(sent), go_on.set)
     rig.stop()
@@ -338,13 +338,13 @@ from nextem.v1 import plan_pb2
 from nextem.wire.clock import MonotonicClock
 from nextem.wire.local_log import LocalLog
 from nextem.wire.log import LogUnavailable
-folder, port, away = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "away"
+folder, port, away = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "away"
 log = LocalLog(folder / "log")
 if away:
     def refuse(*args, **kwargs):
         raise LogUnavailable("no broker")
     log.append = refuse
-config = PipelineConfig("rig", "127.0.0.1", port, folder / "spool", ring_bytes=1 << 24, idle_timeout_s=60.0,
+config = PipelineConfig("rig", f"127.0.0.1:{port}", folder / "spool", ring_bytes=1 << 24, idle_timeout_s=60.0,
                         spool_segment_bytes=1 << 14)
 pipeline = EdgePipeline(config, log, MonotonicClock())
 pipeline.start()

@@ -19,8 +19,7 @@ def test_an_edge_without_steering_takes_what_comes_and_stops(rig: Rig, kit: Kit)
     options = EdgeOptions(
         instrument="listener",
         log=str(rig.folder / "log"),
-        detector_host="127.0.0.1",
-        detector_data_port=rig.camera.port,
+        detector=f"127.0.0.1:{rig.camera.port}",
         spool_dir=rig.folder / "spool",
         journal_path=rig.folder / "journal.db",
         passive_plan=kit.plan(0),

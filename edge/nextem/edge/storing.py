@@ -1,0 +1,201 @@
+"""The end of the reducing stage: what was encoded goes into the spool, in order, and is accounted for."""
+
+from __future__ import annotations
+
+import logging
+import time
+from threading import Event
+
+import numpy as np
+
+from nextem.edge.detectors.base import CorruptFrame, Ending, EndKind, FrameFormat
+from nextem.edge.live import Live
+from nextem.edge.numbering import number
+from nextem.edge.recovery import pack_checkpoint
+from nextem.edge.reduction import ReducedBlock, Reducer
+from nextem.edge.uplink.publisher import Publisher
+from nextem.edge.uplink.spool import Entry, Kind, Spool, SpoolFull
+from nextem.edge.work import Work
+from nextem.v1 import acquisition_pb2 as pb
+from nextem.wire.blocks import Block
+from nextem.wire.clock import Clock
+from nextem.wire.packing import EncodedBlock, EncodedRun
+
+log = logging.getLogger(__name__)
+
+_EVENT_RETRY_S = 0.2
+_SMOOTHING = 0.2  # weight of the newest block in the running size of an encoded frame
+
+
+class Storing:
+    """One thread at a time, in the order of frames: whoever has the turn."""
+
+    def __init__(self, instrument: str, spool: Spool, publisher: Publisher, clock: Clock, live: Live) -> None:
+        self._instrument, self._spool, self._publisher = instrument, spool, publisher
+        self._clock, self._live = clock, live
+        self.closing = Event()
+        names = ("frames_stored", "frames_lost_spool", "frames_lost_corrupt", "blocks")
+        self.totals = dict.fromkeys((*names, "bytes_raw", "bytes_encoded"), 0)
+
+    def receive(self, work: Work, raw_bytes: int) -> None:
+        """Notes what came, whatever becomes of it."""
+        work.account.bytes_raw += raw_bytes
+        self.totals["bytes_raw"] += raw_bytes
+
+    # ---- blocks -----------------------------------------------------------------------------
+
+    def store(
+        self, work: Work, reducer: Reducer, reduced: ReducedBlock, first_frame: int, run: EncodedRun
+    ) -> None:
+        """Spools the blocks of a run; what cannot be is taken out of the reducer's maps again.
+
+        Raises what the spool raises, but ``SpoolFull``: that costs frames.
+        """
+        for too_large in run.too_large:
+            reducer.forget(reduced, [too_large.frame - first_frame])
+            work.account.lose(1, "the record size")
+            log.error("BlockTooLarge: %s (acquisition %s)", too_large, work.acquisition_id)
+        for place, encoded in enumerate(run.blocks):
+            rest = run.blocks[place:]
+            if work.failed is not None:
+                self._drop(work, reducer, reduced, first_frame, rest)
+                return
+            try:
+                self._store(work, encoded)
+            except SpoolFull as error:
+                # The blocks after it name what was lost before them, so they cannot go without it.
+                lost = self._drop(work, reducer, reduced, first_frame, rest)
+                self._tell_full(work, lost, error)
+                return
+            except Exception:
+                self._drop(work, reducer, reduced, first_frame, rest)
+                raise
+
+    def lose_corrupt(self, work: Work, count: int, error: CorruptFrame) -> None:
+        """Notes frames whose bytes cannot be decoded."""
+        if not self.totals["frames_lost_corrupt"] or not work.account.causes["corrupt bytes"]:
+            log.error("CorruptFrame: %s (acquisition %s)", error, work.acquisition_id)
+        work.account.lose(count, "corrupt bytes")
+        self.totals["frames_lost_corrupt"] += count
+
+    def _store(self, work: Work, encoded: EncodedBlock) -> None:
+        account = work.account
+        encoded = number(encoded, account.blocks, account.lost_before(encoded.block.first_frame))
+        block, size = encoded.block, len(encoded.data)
+        entry = Entry(Kind.BLOCK, block.acquisition_id, encoded.data, block.block_number, block.last_byte_ns)
+        offset = self._spool.append(entry)
+        account.store(block, size)
+        self._publisher.offer(offset, entry)
+        self._count(work, block, size)
+        self._live.tell_block(block.acquisition_id, block.first_frame, block.last_byte_ns, block.scalars)
+
+    def _count(self, work: Work, block: Block, size: int) -> None:
+        self.totals["frames_stored"] += block.count
+        self.totals["blocks"] += 1
+        self.totals["bytes_encoded"] += size
+        known, newest = work.acquisition.encoded_frame_bytes, size / block.count
+        work.acquisition.encoded_frame_bytes = known + _SMOOTHING * (newest - known) if known else newest
+
+    def _drop(
+        self,
+        work: Work,
+        reducer: Reducer,
+        reduced: ReducedBlock,
+        first_frame: int,
+        blocks: tuple[EncodedBlock, ...],
+    ) -> int:
+        """Takes blocks out of the maps; returns how many frames they hold."""
+        for encoded in blocks:
+            start = encoded.block.first_frame - first_frame
+            reducer.forget(reduced, range(start, start + encoded.block.count))
+        return sum(encoded.block.count for encoded in blocks)
+
+    def _tell_full(self, work: Work, frames: int, error: SpoolFull) -> None:
+        work.account.lose(frames, "the full spool")
+        self.totals["frames_lost_spool"] += frames
+        if not work.spool_full:
+            work.spool_full = True
+            log.error("SpoolFull: %s (acquisition %s)", error, work.acquisition_id)
+
+    # ---- events: only while nobody reduces ----------------------------------------------------
+
+    def start(self, work: Work, pixels: FrameFormat | None) -> None:
+        """Tells that an acquisition has begun; without ``pixels`` no frame ever came."""
+        announcement, acquisition = work.announcement, work.acquisition
+        age_ns = self._clock.now_ns() - announcement.received_ns
+        started = pb.AcquisitionStarted(
+            acquisition_id=acquisition.acquisition_id,
+            instrument=self._instrument,
+            plan=acquisition.plan,
+            command_id=acquisition.command_id,
+            frames_announced=announcement.frames,
+            detector_header=announcement.text,
+            edge_boot_id=self._clock.boot_id,
+            started_ns=announcement.received_ns,
+            started_unix_ns=time.time_ns() - age_ns,
+        )
+        if pixels is not None:
+            started.shape_y, started.shape_x = pixels.shape
+            started.dtype = pixels.dtype.name
+            work.account.pattern = np.zeros(pixels.shape, dtype=np.uint64)
+        offset = self._event(Kind.STARTED, acquisition.acquisition_id, started.SerializeToString())
+        work.started = started
+        self._spool.need_from(offset)
+        work.segment = self._spool.segment()
+        self._live.tell(started)
+
+    def wants_checkpoint(self, work: Work) -> bool:
+        """Each segment of the spool needs one, so that the segments before it may go."""
+        return self._spool.segment() != work.segment
+
+    def checkpoint(self, work: Work) -> None:
+        """From here a recovery can go on."""
+        assert work.started is not None
+        self._sum_up(work)
+        checkpoint = pack_checkpoint(work.started, work.account)
+        self._spool.need_from(self._event(Kind.CHECKPOINT, work.acquisition_id, checkpoint))
+        work.segment = self._spool.segment()
+
+    def close(self, work: Work, ending: Ending) -> pb.AcquisitionFinished:
+        """The end, spooled. Never raises: what cannot be spooled is left to the next start's recovery."""
+        if work.failed is not None and ending.kind is not EndKind.FAILED:
+            ending = Ending(
+                EndKind.FAILED,
+                ending.highest_frame,
+                work.failed,
+                ending.first_byte_ns,
+                ending.last_byte_ns,
+                ending.lost_ring,
+            )
+        self._sum_up(work)
+        finished = work.account.finish(ending, self._clock.now_ns())
+        try:
+            if work.started is None:
+                self.start(work, None)
+            self._event(Kind.FINISHED, work.acquisition_id, finished.SerializeToString())
+            self._spool.need_from(None)
+        except Exception as error:
+            # The next start finds the acquisition open in the spool and closes it.
+            name = work.acquisition_id
+            known = isinstance(error, SpoolFull)  # while closing
+            log.error("the end of acquisition %s is left to recovery: %s", name, error, exc_info=not known)
+        self._live.tell(finished)
+        return finished
+
+    def _sum_up(self, work: Work) -> None:
+        if work.reducers:
+            work.account.pattern = work.summed()
+
+    def _event(self, kind: Kind, acquisition_id: str, value: bytes) -> int:
+        """Spools an event; a spool that is full is tried again, since an event cannot be counted as lost."""
+        entry = Entry(kind, acquisition_id, value)
+        while True:
+            try:
+                offset = self._spool.append(entry)
+            except SpoolFull as error:
+                log.error("SpoolFull: %s: %s (acquisition %s)", kind.name, error, acquisition_id)
+                if self.closing.wait(_EVENT_RETRY_S):
+                    raise
+            else:
+                self._publisher.offer(offset, entry)
+                return offset
