@@ -214,8 +214,7 @@ class FuzzedEdge:
         self._connect = connect
         config = PipelineConfig(
             instrument="fuzz",
-            detector_host="127.0.0.1",
-            detector_data_port=0,
+            detector="",
             spool_dir=folder / "spool",
             ring_bytes=16 << 20,
             passive_plan=plan_pb2.Plan(reduction=plan_pb2.Reduction(**reduction)),
