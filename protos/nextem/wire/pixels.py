@@ -87,6 +87,19 @@ def load_pixel(_context: Any, address: Any, swap: Any, like: Any) -> Any:
 
 
 @intrinsic
+def store_word(_context: Any, address: Any, word: Any) -> Any:
+    """Stores a uint64 at ``address``, aligned or not, in the machine's byte order."""
+
+    def build(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        place = builder.inttoptr(arguments[0], ir.IntType(64).as_pointer())
+        store = builder.store(arguments[1], place)
+        store.align = 1
+        return context.get_dummy_value()
+
+    return types.void(types.uintp, types.uint64), build
+
+
+@intrinsic
 def count_ones(_context: Any, _word: Any) -> Any:
     """Set bits of a uint64."""
     return types.int64(types.uint64), lambda _target, builder, _signature, args: builder.ctpop(args[0])

@@ -18,13 +18,17 @@ from numpy.typing import NDArray
 Bytes = NDArray[np.uint8]
 
 PREFIX_BYTES = 15
-HEADER_BYTES = 384
+HEADER_BYTES = 384  # of a single chip's frame; a quad's header has twice as many
+CHIP_PX = 256
+GAP_PX = 2
 ACQUISITION_HEADER_BYTES = 2048
 EPOCH_DIGITS = 10
 MONOTONIC_DIGITS = 18
 DAY_NS = 86_400_000_000_000
 
-_PIXELS = {6: ("U08", 1), 12: ("U16", 2), 24: ("U32", 4)}
+_PIXELS = {1: ("U08", 1), 6: ("U08", 1), 12: ("U16", 2), 24: ("U32", 4)}
+_RAW_BITS = {1: 1, 6: 8, 12: 16, 24: 32}
+_CHIPS = {"1x1": 1, "2x2": 4, "2x2G": 4}
 _THRESHOLDS = "4.000000E+1,5.110000E+2" + ",0.000000E+0" * 6
 _DACS = (
     "068,511,000,000,000,000,000,000,100,255,100,125,100,"
@@ -71,41 +75,86 @@ class UnknownCounterDepth(MerlinError):
 
 
 class HeaderTooLong(MerlinError):
-    """A frame header that does not fit into its 384 bytes."""
+    """A frame header that does not fit into its 384 bytes, or 768 of a quad."""
+
+
+class UnknownLayout(MerlinError):
+    """An arrangement of chips that the simulated detector does not have."""
 
 
 @dataclass(frozen=True, slots=True)
 class FrameFormat:
-    """One detector mode: frames of ``size_px`` by ``size_px``, counted to ``depth_bits`` (6, 12 or 24).
+    """One detector mode: images of ``size_px`` by ``size_px``, counted to ``depth_bits`` (1, 6, 12 or 24).
 
-    Raises :class:`UnknownCounterDepth` for any other depth.
+    ``layout`` is ``1x1``, a quad ``2x2``, or a quad with a gap of two pixels between its chips, ``2x2G``.
+    ``raw`` pixels go out as the chips send them (:mod:`nextem.simulator.merlin_raw`).
+    Raises :class:`UnknownCounterDepth`, and :class:`UnknownLayout` for what has no such chips: a raw row is
+    whole groups of 64 pixels, a quad is two chips wide.
     """
 
     size_px: int
     depth_bits: int
+    layout: str = "1x1"
+    raw: bool = False
 
     def __post_init__(self) -> None:
         if self.depth_bits not in _PIXELS:
-            raise UnknownCounterDepth(f"counter depth is one of 6, 12, 24 bits, not {self.depth_bits}")
+            raise UnknownCounterDepth(f"counter depth is one of 1, 6, 12, 24 bits, not {self.depth_bits}")
+        if self.layout not in _CHIPS:
+            raise UnknownLayout(f"the layout is one of {', '.join(_CHIPS)}, not {self.layout!r}")
+        if self.chips == 4 and self.size_px != 2 * CHIP_PX + self.gap_px:
+            raise UnknownLayout(f"{self.layout} has {2 * CHIP_PX + self.gap_px} columns, not {self.size_px}")
+        if self.raw and self.chips == 1 and self.size_px % 64:
+            raise UnknownLayout(f"raw rows are whole groups of 64 pixels, not {self.size_px}")
+
+    @property
+    def chips(self) -> int:
+        return _CHIPS[self.layout]
+
+    @property
+    def gap_px(self) -> int:
+        return GAP_PX if self.layout.endswith("G") else 0
+
+    @property
+    def header_bytes(self) -> int:
+        return HEADER_BYTES if self.chips == 1 else 2 * HEADER_BYTES
+
+    @property
+    def stated_shape(self) -> tuple[int, int]:
+        """(y, x) as the header states them: raw quads side by side, raw 24 bit in two halves."""
+        if not self.raw:
+            return self.size_px, self.size_px
+        halves = 2 if self.depth_bits == 24 else 1
+        if self.chips == 1:
+            return self.size_px, halves * self.size_px
+        return CHIP_PX, halves * 4 * CHIP_PX
 
     @property
     def pixel_code(self) -> str:
-        """The protocol's name of the pixel type: ``U08``, ``U16`` or ``U32``, big-endian."""
-        return _PIXELS[self.depth_bits][0]
+        """The protocol's name of the pixel type: ``U08``, ``U16`` or ``U32``, big-endian, or ``R64``."""
+        return "R64" if self.raw else _PIXELS[self.depth_bits][0]
 
     @property
     def pixel_bytes(self) -> int:
+        """Of one pixel of the image, not raw."""
         return _PIXELS[self.depth_bits][1]
+
+    @property
+    def frame_bytes(self) -> int:
+        """The pixels of one frame as they are sent."""
+        if not self.raw:
+            return self.size_px * self.size_px * self.pixel_bytes
+        return (self.size_px - self.gap_px) ** 2 * _RAW_BITS[self.depth_bits] // 8
 
     @property
     def message_bytes(self) -> int:
         """Prefix, header and pixels of one frame."""
-        return PREFIX_BYTES + HEADER_BYTES + self.size_px * self.size_px * self.pixel_bytes
+        return self.pixels_at + self.frame_bytes
 
     @property
     def pixels_at(self) -> int:
         """Where the pixels start in a message."""
-        return PREFIX_BYTES + HEADER_BYTES
+        return PREFIX_BYTES + self.header_bytes
 
     @property
     def saturation(self) -> int:
@@ -207,7 +256,7 @@ class _Template:
 
 
 class FrameHeaders:
-    """Writes prefix and header of frames into the first 399 bytes of each row of a batch.
+    """Writes prefix and header of frames into the first bytes of each row of a batch, up to the pixels.
 
     ``exposure_s`` is the shutter time that the headers state. Raises :class:`HeaderTooLong` when a header
     cannot fit, which takes an exposure above 10 s or more than 10**8 frames.
@@ -220,7 +269,7 @@ class FrameHeaders:
         self._template(6)
 
     def write(self, out: Bytes, first_sequence: int, stamp: Stamp) -> None:
-        """Stamps the rows of ``out``, uint8 ``(frames, at least 399)``, numbered from ``first_sequence``.
+        """Stamps the rows of ``out``, uint8 ``(frames, at least pixels_at)``, from ``first_sequence`` on.
 
         The number has six digits, more after 999,999; the header then grows into its own padding.
         """
@@ -261,20 +310,23 @@ def _make_template(mode: FrameFormat, exposure_s: float, digits: int) -> _Templa
     """The fields in the order of the protocol; the columns are found while they are written."""
     head = prefix(mode.message_bytes - PREFIX_BYTES).decode()
     sequence = len(head) + len("MQ1,")
-    shape = f"01,{mode.size_px:04d},{mode.size_px:04d},{mode.pixel_code},   1x1,01,"
-    text = f"{head}MQ1,{0:0{digits}d},{HEADER_BYTES:05d},{shape}"
+    height, width = mode.stated_shape
+    select = (1 << mode.chips) - 1
+    shape = f"{mode.chips:02d},{width:04d},{height:04d},{mode.pixel_code},{mode.layout:>6},{select:02X},"
+    text = f"{head}MQ1,{0:0{digits}d},{mode.header_bytes:05d},{shape}"
     local_date = len(text)
-    text += f"0000-00-00 00:00:00.000000,{exposure_s:.6f},0,0,0,{_THRESHOLDS},3RX,{_DACS},"
+    text += f"0000-00-00 00:00:00.000000,{exposure_s:.6f},0,0,0,{_THRESHOLDS},"
+    text += f"3RX,{_DACS}," * mode.chips
     iso_date = len(text) + len("MQ1A,")
     text += f"MQ1A,0000-00-00T00:00:00.000000000Z,{round(exposure_s * 1e9)}ns,{mode.depth_bits},"
     epoch = len(text) + len("NXTM,")
     monotonic = epoch + EPOCH_DIGITS + 1
     text += f"NXTM,{0:0{EPOCH_DIGITS}d},{0:0{MONOTONIC_DIGITS}d},"
-    limit = PREFIX_BYTES + HEADER_BYTES
+    limit = mode.pixels_at
     if len(text) > limit:
         needed = len(text) - PREFIX_BYTES
         raise HeaderTooLong(
-            f"frame headers have {HEADER_BYTES} bytes; exposure_s={exposure_s} needs {needed}"
+            f"frame headers have {mode.header_bytes} bytes; exposure_s={exposure_s} needs {needed}"
         )
     columns = np.array([sequence, local_date + 11, iso_date + 11], np.int64)
     padded = np.frombuffer(text.encode().ljust(limit, b"\0"), np.uint8).copy()

@@ -66,8 +66,8 @@ def test_every_mode_states_its_shape_and_length(depth: int, code: bytes, size: i
 
 
 def test_an_unknown_counter_depth_is_named() -> None:
-    with pytest.raises(UnknownCounterDepth, match="not 1"):
-        FrameFormat(256, 1)
+    with pytest.raises(UnknownCounterDepth, match="not 8"):
+        FrameFormat(256, 8)
 
 
 def test_sequence_numbers_grow_wider_in_the_middle_of_a_batch() -> None:

@@ -115,9 +115,10 @@ class FrameFormat:
     ``shape`` (y, x) and ``dtype`` (native) are of the decoded image, ``pixel_bytes`` what one frame counts
     for as raw. Without ``decode`` and ``unpack`` the pixels already are row-major words of ``dtype``,
     big-endian or not. ``decode`` takes ``(frames, pixel_bytes)`` raw bytes, strided along axis 0, and returns
-    such words, contiguous, as ``(frames, y * x * itemsize)`` bytes. ``unpack`` takes a slab's bytes and a run
-    with ``offsets``, whose messages have sizes of their own, and returns such words or events. Both may run
-    in several threads at once, and raise :class:`CorruptFrame`.
+    such words, contiguous, as ``(frames, y * x * itemsize)`` bytes, in memory that holds until the same
+    thread calls it again. ``unpack`` takes a slab's bytes and a run with ``offsets``, whose messages have sizes of
+    their own, and returns such words or events. Both may run in several threads at once, and raise
+    :class:`CorruptFrame`.
     """
 
     shape: tuple[int, int]

@@ -1,9 +1,11 @@
 """Merlin's raw pixels (``R64``, file format 2): bits as the chips send them, into images.
 
 Pixels come in 8-byte groups with the order of the pixels reversed in each group: 64 pixels of 1 bit, 8 of 6
-bits (a byte each) or 4 of 12 bits (a big-endian word each). A quad's raw rows hold the four chips side by
-side, ``[4 | 3 | 2 | 1]``, of 256 columns each; the image is 1 and 2 above, 3 and 4 below, turned by half a
-turn.
+bits (a byte each) or 4 of 12 bits (a big-endian word each). 24 bits are two such 12-bit images, the more
+significant one first. A quad's raw rows hold the four chips side by side, ``[4 | 3 | 2 | 1]``, of 256 columns
+each; the image is 1 and 2 above, 3 and 4 below, turned by half a turn.
+
+Images are written little-endian: a group of 6 or 12 bits then is one 64-bit word with its bytes reversed.
 
 Source: LiberTEM ``io/dataset/mib.py`` for the layout; checked on camera files taken raw and not raw.
 """
@@ -11,95 +13,167 @@ Source: LiberTEM ``io/dataset/mib.py`` for the layout; checked on camera files t
 from __future__ import annotations
 
 from collections.abc import Callable
+from threading import local
 
 import numpy as np
-from numba import njit
+from numba import njit, types
 from numpy.typing import NDArray
 
 from nextem.edge.detectors.base import FrameFormat, UnsupportedFormat
+from nextem.wire.pixels import load_pixel, store_word
 
 CHIP_PX = 256
 GAP_PX = 2  # columns and rows between chips in the layouts with a G
-_BITS = {1: 1, 6: 8, 12: 16}  # counter depth -> bits on the wire
+_BITS = {1: 1, 6: 8, 12: 16, 24: 32}  # counter depth -> bits on the wire
 _GROUP_BYTES = 8
+_WORD = np.empty(0, np.uint64)  # tells the kernels what to load
 
-Kernel = Callable[[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.int64], int], None]
+Words = NDArray[np.uint64]
 
 
 def raw_format(width: int, height: int, layout: str, chips: int, depth: int | None) -> FrameFormat:
     """The format of raw frames whose headers name this width, height, layout, chips and counter depth.
 
-    Raises :class:`UnsupportedFormat` for 24 bit, which comes in two parts, and for layouts that are neither
-    a single chip nor a quad.
+    Raises :class:`UnsupportedFormat` for layouts that are neither a single chip nor a quad, and for 24 bit of
+    a quad: where its two halves lie is not published, and no camera file with an image tells.
     """
     if depth not in _BITS:
-        raise UnsupportedFormat(f"raw pixels of 1, 6 or 12 bit can be decoded, these have {depth}")
+        raise UnsupportedFormat(f"raw pixels of 1, 6, 12 or 24 bit can be decoded, these have {depth}")
     kind = layout.lower()
+    if depth == 24 and chips != 1:
+        raise UnsupportedFormat(f"raw pixels of 24 bit can be decoded of one chip, these are of {chips}")
     if chips == 1 and kind in ("1x1", "1x1g"):
-        shape, target = (height, width), _single(height, width)
+        shape = height, width // 2 if depth == 24 else width
+        runs = np.array([[0, 0, height * width * _BITS[12 if depth == 24 else depth] // 64, 0]])
+        _check_groups(width, height, depth)
     elif chips == 4 and kind in ("2x2", "2x2g") and width == 4 * CHIP_PX:
         gap = GAP_PX if kind.endswith("g") else 0
-        shape, target = (2 * height + gap, 2 * CHIP_PX + gap), _quad(height, gap)
+        shape = 2 * height + gap, 2 * CHIP_PX + gap
+        runs = _quad(height, gap, _BITS[depth])
     else:
         raise UnsupportedFormat(
             f"raw pixels of one chip (1x1) or a quad (2x2, 1024 columns) can be decoded, "
             f"these are {layout!r} with {chips} chips and {width} columns"
         )
-    bits = _BITS[depth]
-    itemsize = 2 if bits == 16 else 1
-    kernel: Kernel = _unpack_bits if bits == 1 else _unpack_words
-    out_bytes = shape[0] * shape[1] * itemsize
+    itemsize = {1: 1, 6: 1, 12: 2, 24: 4}[depth]
+    pixel_bytes = width * height * _BITS[12 if depth == 24 else depth] // 8
+    decode = _decoder(depth, runs.astype(np.int64), shape[0] * shape[1] * itemsize)
+    dtype: np.dtype[np.unsignedinteger] = np.dtype(f"u{itemsize}")
+    return FrameFormat(shape, dtype, pixel_bytes, decode=decode, big_endian=False)
+
+
+def _check_groups(width: int, height: int, depth: int) -> None:
+    bits = width * height * _BITS[12 if depth == 24 else depth]
+    halves = 2 if depth == 24 else 1
+    if bits % (64 * halves) or width % halves:
+        raise UnsupportedFormat(
+            f"raw pixels are whole groups of 8 bytes, {width} x {height} at {depth} bit are not"
+        )
+
+
+def _quad(height: int, gap: int, bits: int) -> NDArray[np.int64]:
+    """Runs (from byte, to byte, groups, turned) of a quad's image: one for each row of each chip."""
+    out_bytes = 2 if bits == 16 else 1
+    image_x, image_y = 2 * CHIP_PX + gap, 2 * height + gap
+    groups = CHIP_PX * bits // 64
+    runs = []
+    for row in range(height):
+        for slot in range(4):  # chips 4, 3, 2, 1
+            turned = slot < 2
+            y = image_y - 1 - row if turned else row
+            x = CHIP_PX + gap if slot in (0, 2) else 0
+            source = (row * 4 + slot) * groups * _GROUP_BYTES
+            runs.append((source, (y * image_x + x) * out_bytes, groups, turned))
+    return np.array(runs)
+
+
+def _decoder(
+    depth: int, runs: NDArray[np.int64], out_bytes: int
+) -> Callable[[NDArray[np.uint8]], NDArray[np.uint8]]:
+    """A function from raw bytes to image bytes; what it returns holds until its thread calls it again."""
+    kept = local()
 
     def decode(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        # The gap between chips is never written, so it has to start at zero.
-        out = np.zeros((len(pixels), out_bytes), dtype=np.uint8)
-        kernel(pixels, out, target, itemsize)
+        out: NDArray[np.uint8] | None = getattr(kept, "out", None)
+        if out is None or len(out) < len(pixels):
+            # The gap between chips is never written, so it has to start at zero.
+            out = kept.out = np.zeros((len(pixels), out_bytes), dtype=np.uint8)
+        out = out[: len(pixels)]
+        where = (pixels.ctypes.data, pixels.strides[0], out.ctypes.data, out_bytes, len(pixels), runs, _WORD)
+        if depth == 1:
+            _unpack_bits(*where)
+        elif depth == 24:
+            _join_halves(*where)
+        else:
+            _turn_words(*where, depth == 12)
         return out
 
-    return FrameFormat(
-        shape=shape, dtype=np.dtype(f"u{itemsize}"), pixel_bytes=width * height * bits // 8, decode=decode
-    )
+    return decode
 
 
-def _single(height: int, width: int) -> NDArray[np.int64]:
-    """Where each raw pixel of a single chip goes in the image; flat."""
-    return np.arange(height * width, dtype=np.int64)
-
-
-def _quad(height: int, gap: int) -> NDArray[np.int64]:
-    """Where each raw pixel of a quad goes in the image; flat, (height, 4 chips, 256) in raw order."""
-    image_x = 2 * CHIP_PX + gap
-    image_y = 2 * height + gap
-    position = np.arange(image_y * image_x, dtype=np.int64).reshape(image_y, image_x)
-    left, right = np.s_[:CHIP_PX], np.s_[CHIP_PX + gap :]
-    upper, lower = position[:height], position[height + gap :][::-1, ::-1]
-    # Turned by half a turn, the lower half's columns run from right to left: its first 256 are chip 4.
-    return np.ascontiguousarray(
-        np.stack([lower[:, left], lower[:, right], upper[:, right], upper[:, left]], axis=1)
-    ).reshape(-1)
+@njit(cache=True, nogil=True)
+def _spread(value: np.uint64, places: np.uint64) -> np.uint64:
+    """The eight bits of a byte as eight bytes of 0 or 1; ``places`` has the bit that each byte takes."""
+    chosen = (value * np.uint64(0x0101010101010101)) & places
+    return ((chosen + np.uint64(0x7F7F7F7F7F7F7F7F)) >> np.uint64(7)) & np.uint64(0x0101010101010101)
 
 
 @njit(cache=True, nogil=True)
 def _unpack_bits(
-    pixels: NDArray[np.uint8], out: NDArray[np.uint8], target: NDArray[np.int64], _itemsize: int
+    source: int, stride: int, to: int, to_stride: int, frames: int, runs: NDArray[np.int64], like: Words
 ) -> None:
-    for frame in range(pixels.shape[0]):
-        for group in range(pixels.shape[1] // _GROUP_BYTES):
-            for byte in range(_GROUP_BYTES):
-                value = pixels[frame, group * _GROUP_BYTES + _GROUP_BYTES - 1 - byte]
-                for bit in range(8):
-                    out[frame, target[group * 64 + byte * 8 + bit]] = (value >> bit) & 1
+    ascending, descending = np.uint64(0x8040201008040201), np.uint64(0x0102040810204080)
+    for frame in range(frames):
+        for run in range(runs.shape[0]):
+            begin, end = source + frame * stride + runs[run, 0], to + frame * to_stride + runs[run, 1]
+            groups, turned = runs[run, 2], runs[run, 3] != 0
+            for group in range(groups):
+                word = np.uint64(load_pixel(types.uintp(begin + group * 8), True, like))
+                place = groups - 1 - group if turned else group
+                for byte in range(8):
+                    shift = np.uint64(56 - 8 * byte if turned else 8 * byte)
+                    value = (word >> shift) & np.uint64(255)
+                    spread = _spread(value, descending if turned else ascending)
+                    store_word(types.uintp(end + place * 64 + byte * 8), spread)
 
 
 @njit(cache=True, nogil=True)
-def _unpack_words(
-    pixels: NDArray[np.uint8], out: NDArray[np.uint8], target: NDArray[np.int64], itemsize: int
+def _turn_words(
+    source: int, stride: int, to: int, to_stride: int, frames: int, runs: NDArray[np.int64], like: Words,
+    wide: bool,
+) -> None:  # fmt: skip
+    low = np.uint64(0x00FF00FF00FF00FF)
+    for frame in range(frames):
+        for run in range(runs.shape[0]):
+            begin, end = source + frame * stride + runs[run, 0], to + frame * to_stride + runs[run, 1]
+            groups = runs[run, 2]
+            if runs[run, 3] == 0:
+                for group in range(groups):
+                    word = np.uint64(load_pixel(types.uintp(begin + group * 8), True, like))
+                    store_word(types.uintp(end + group * 8), word)
+                continue
+            for group in range(groups):
+                word = np.uint64(load_pixel(types.uintp(begin + group * 8), False, like))
+                if wide:
+                    word = ((word & low) << np.uint64(8)) | ((word >> np.uint64(8)) & low)
+                store_word(types.uintp(end + (groups - 1 - group) * 8), word)
+
+
+@njit(cache=True, nogil=True)
+def _join_halves(
+    source: int, stride: int, to: int, to_stride: int, frames: int, runs: NDArray[np.int64], like: Words
 ) -> None:
-    words = _GROUP_BYTES // itemsize
-    for frame in range(pixels.shape[0]):
-        for group in range(pixels.shape[1] // _GROUP_BYTES):
-            for word in range(words):
-                source = group * _GROUP_BYTES + (words - 1 - word) * itemsize
-                place = target[group * words + word] * itemsize
-                for byte in range(itemsize):
-                    out[frame, place + byte] = pixels[frame, source + byte]
+    low, up, next_word = np.uint64(0xFFFF), np.uint64(12), np.uint64(32)
+    groups = runs[0, 2] // 2
+    for frame in range(frames):
+        begin, end = source + frame * stride, to + frame * to_stride
+        for group in range(groups):
+            high = np.uint64(load_pixel(types.uintp(begin + group * 8), True, like))
+            rest = np.uint64(load_pixel(types.uintp(begin + (groups + group) * 8), True, like))
+            for pair in range(2):
+                shift = np.uint64(32 * pair)
+                a, b = high >> shift, rest >> shift
+                first = ((a & low) << up) | (b & low)
+                a, b = a >> np.uint64(16), b >> np.uint64(16)
+                second = ((a & low) << up) | (b & low)
+                store_word(types.uintp(end + group * 16 + pair * 8), first | (second << next_word))
