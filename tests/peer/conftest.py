@@ -1,14 +1,9 @@
-"""An environment of its own for the peer, made once and kept in the user's cache."""
+"""The peer's simulator, on free ports."""
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import os
-import shutil
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -16,37 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from peer import PeerUnavailable
+from peer import peer_bin as find_peer_bin
 
-REQUIREMENTS = Path(__file__).with_name("requirements.txt")
-INSTALL_TIMEOUT_S = 600
 START_TIMEOUT_S = 60
 
 
 @pytest.fixture(scope="session")
 def peer_bin() -> Path:
     """The folder of the peer's programs; skips where it cannot be installed."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nextem"
-    version = f"{sys.version_info.major}.{sys.version_info.minor} "
-    name = hashlib.sha256(version.encode() + REQUIREMENTS.read_bytes()).hexdigest()[:12]
-    folder = cache / "peer-venv" / name
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / "complete").exists():
-            shutil.rmtree(folder, ignore_errors=True)
-            _install(folder)
-            (folder / "complete").touch()
-    return folder / "bin"
-
-
-def _install(folder: Path) -> None:
-    pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "-r", str(REQUIREMENTS)]
-    for command in ([sys.executable, "-m", "venv", str(folder)], pip):
-        try:
-            subprocess.run(command, check=True, capture_output=True, text=True, timeout=INSTALL_TIMEOUT_S)
-        except (subprocess.SubprocessError, OSError) as error:
-            told = (getattr(error, "stderr", "") or str(error)).strip().splitlines()
-            pytest.skip(f"the peer cannot be installed: {told[-1] if told else error}")
+    try:
+        return find_peer_bin()
+    except PeerUnavailable as error:
+        pytest.skip(str(error))
 
 
 @dataclass(frozen=True, slots=True)

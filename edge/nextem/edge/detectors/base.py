@@ -116,8 +116,8 @@ class FrameFormat:
     for as raw. Without ``decode`` and ``unpack`` the pixels already are row-major words of ``dtype``,
     big-endian or not. ``decode`` takes ``(frames, pixel_bytes)`` raw bytes, strided along axis 0, and returns
     such words, contiguous, as ``(frames, y * x * itemsize)`` bytes, in memory that holds until the same
-    thread calls it again. ``unpack`` takes a slab's bytes and a run with ``offsets``, whose messages have sizes of
-    their own, and returns such words or events. Both may run in several threads at once, and raise
+    thread calls it again. ``unpack`` takes a slab's bytes and a run with ``offsets``, whose messages have
+    sizes of their own, and returns such words or events. Both may run in several threads at once, and raise
     :class:`CorruptFrame`.
     """
 
