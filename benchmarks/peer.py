@@ -1,4 +1,4 @@
-"""The peer's environment: LiberTEM and LiberTEM-live, apart from ours, made once and kept in the user's cache.
+"""The peer's environment: LiberTEM and LiberTEM-live, made once and kept in the user's cache.
 
 Benchmarks and the tests against the peer share it. The peer's programs run in processes of their own.
 """
