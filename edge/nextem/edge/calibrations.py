@@ -109,9 +109,9 @@ class CorrectionArrays:
     other arrays say of a bad pixel is never used: there, ``dark`` is 0 and ``gain`` is 1.
     """
 
-    dark: npt.NDArray[np.float32] | None  # counts; None: 0
-    gain: npt.NDArray[np.float32] | None  # None: 1
-    bad: npt.NDArray[np.bool_] | None  # None: every pixel is good
+    dark: npt.NDArray[np.float32] | None = None  # counts; None: 0
+    gain: npt.NDArray[np.float32] | None = None  # None: 1
+    bad: npt.NDArray[np.bool_] | None = None  # None: every pixel is good
 
     @classmethod
     def of(
@@ -132,6 +132,36 @@ class CorrectionArrays:
     def empty(self) -> bool:
         """Whether nothing is taken off."""
         return self.dark is None and self.gain is None and self.bad is None
+
+    def __bool__(self) -> bool:
+        return not self.empty
+
+    def apply(self, frames: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        """Corrected frames (..., y, x), in float64, without any trick."""
+        dark = 0.0 if self.dark is None else self.dark.astype(np.float64)
+        gain = 1.0 if self.gain is None else self.gain.astype(np.float64)
+        corrected: npt.NDArray[np.float64] = (frames.astype(np.float64) - dark) * gain
+        return self.repair(corrected)
+
+    def repair(self, images: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Images (..., y, x) with each bad pixel replaced."""
+        if self.bad is None:
+            return images
+        repaired = images.copy()
+        for y, x, neighbours in bad_neighbours(self.bad):
+            values = images.reshape(*images.shape[:-2], -1)[..., neighbours]
+            repaired[..., y, x] = values.mean(axis=-1) if neighbours.size else 0.0
+        return repaired
+
+
+def bad_neighbours(bad: npt.NDArray[np.bool_]) -> list[tuple[int, int, npt.NDArray[np.intp]]]:
+    """(y, x, flat indices of the good pixels among the eight round it) of each bad pixel."""
+    found = []
+    for y, x in np.argwhere(bad):
+        top, left = max(y - 1, 0), max(x - 1, 0)
+        good_y, good_x = np.nonzero(~bad[top : y + 2, left : x + 2])
+        found.append((int(y), int(x), (good_y + top) * bad.shape[1] + good_x + left))
+    return found
 
 
 def _usable(

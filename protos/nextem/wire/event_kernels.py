@@ -197,3 +197,52 @@ def is_valid_csr(
                 return False
             previous = np.int64(indices[event])
     return True
+
+
+@njit(cache=True, nogil=True)
+def put_frame(
+    event: int,
+    indices: npt.NDArray[np.uint32],
+    pixel_values: npt.NDArray[Any],
+    wide: tuple[int, int],
+    gaps: npt.NDArray[np.uint8],
+    values: npt.NDArray[np.uint8],
+    wide_gaps: npt.NDArray[np.uint32],
+    wide_values: npt.NDArray[Any],
+) -> tuple[int, int]:
+    """Appends all events of one frame, the first of which is number ``event``; returns as
+    :func:`put_event`, and needs the same room.
+
+    Narrow numbers are written by loops without jumps or carried state, which become vector instructions; wide
+    ones are rare and looked at only where there are any.
+    """
+    n_gaps, n_values = wide
+    count = indices.size
+    if count == 0:
+        return n_gaps, n_values
+    escape = np.uint32(ESCAPE)
+    gaps_here, values_here = gaps[event : event + count], values[event : event + count]
+    gaps_here[0] = min(indices[0], escape)
+    found = np.int64(indices[0] >= escape)
+    before, after, gaps_after = indices[: count - 1], indices[1:], gaps_here[1:]
+    for k in range(before.size):
+        gap = np.uint32(after[k] - before[k] - np.uint32(1))
+        gaps_after[k] = min(gap, escape)
+        found += gap >= escape
+    if found:
+        previous = np.int64(-1)
+        for k in range(count):
+            gap_wide = np.int64(indices[k]) - previous - 1
+            previous = np.int64(indices[k])
+            wide_gaps[n_gaps] = gap_wide
+            n_gaps += gap_wide >= ESCAPE
+    found = np.int64(0)
+    for k in range(pixel_values.size):
+        less_one = np.uint64(pixel_values[k]) - np.uint64(1)
+        values_here[k] = min(less_one, np.uint64(ESCAPE))
+        found += less_one >= np.uint64(ESCAPE)
+    if found:
+        for k in range(count):
+            wide_values[n_values] = pixel_values[k]
+            n_values += np.uint64(pixel_values[k]) > np.uint64(ESCAPE)
+    return n_gaps, n_values

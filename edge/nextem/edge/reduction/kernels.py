@@ -1,9 +1,12 @@
-"""The two fused passes over a block of frames; :mod:`nextem.edge.reduction.reducer` picks one for each block.
+"""The fused passes over a block of frames; :mod:`nextem.edge.reduction.reducer` picks one for each block.
 
-Both read the detector's bytes in place and add, per frame: the sum by region, the first moments and the
-number of non-zero pixels; both add the frames to the summed pattern. :func:`reduce_sparse` jumps over zeros
-and writes the event streams; :func:`reduce_dense` visits every pixel and writes native frames. All arithmetic
-is in uint64, modulo 2**64.
+All add, per frame: the sum by region, the first moments and the number of non-zero pixels; all add the frames
+to the maps. :func:`reduce_sparse` reads the detector's bytes in place, jumps over zeros and writes the event
+streams; :func:`reduce_list` does so from events; :func:`reduce_dense` visits every pixel and writes native
+frames. Integers are uint64, modulo 2**64.
+
+A frame becomes a short list of its pixels first, and every figure is then one loop over that list: loops
+without jumps, which the compiler turns into vector instructions.
 """
 
 from __future__ import annotations
@@ -14,45 +17,20 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit, types
 
-from nextem.wire.event_kernels import put_event
+from nextem.edge.reduction.correcting import correct_frame, correct_list
+from nextem.edge.reduction.map_kernels import tally_frame, tally_list
+from nextem.edge.reduction.maps import Tally
+from nextem.edge.reduction.tables import Figures, Scratch, Streams, Tables
+from nextem.wire.event_kernels import put_frame
 from nextem.wire.pixels import copy_pixels, load_pixel, scan_frame
 
-VERSION = 1
+VERSION = 2
 """Raised with every change of what a kernel computes; part of the reduction id."""
 
 MAX_PIXELS = 1 << 31
 
-_RECIPROCAL_BITS = 31
-
-
-def reciprocal(divisor: int) -> tuple[int, int]:
-    """``(factor, shift)`` such that ``i // divisor == i * factor >> shift`` for all ``0 <= i < 2**31``.
-
-    T. Granlund and P. L. Montgomery, Division by invariant integers using multiplication, PLDI (1994),
-    theorem 4.2; the product stays below 2**63.
-    """
-    shift = _RECIPROCAL_BITS + (divisor - 1).bit_length()
-    return -(-(1 << shift) // divisor), shift
-
-
-@njit(cache=True, nogil=True)
-def fold_regions(
-    region_sums: npt.NDArray[np.uint64],
-    mask_start: npt.NDArray[np.uint32],
-    masks: npt.NDArray[np.uint32],
-    frame: int,
-    mask_sums: npt.NDArray[np.uint64],
-) -> int:
-    """Adds the sums by region up to those by mask and to the total, which is returned; leaves the regions at
-    zero."""
-    total = np.uint64(0)
-    for region in range(region_sums.size):
-        value = region_sums[region]
-        region_sums[region] = 0
-        total += value
-        for k in range(np.int64(mask_start[region]), np.int64(mask_start[region + 1])):
-            mask_sums[masks[k], frame] += value
-    return total  # type: ignore[return-value]
+FEW_REGIONS = 12
+"""So many regions are summed one after the other, each in one loop over the list."""
 
 
 @njit(cache=True, nogil=True)
@@ -60,50 +38,58 @@ def reduce_sparse(
     address: int,
     stride: int,
     swap: bool,
-    width: int,
-    division: tuple[int, int],
-    labels: npt.NDArray[Any],
-    mask_start: npt.NDArray[np.uint32],
-    masks: npt.NDArray[np.uint32],
-    region_sums: npt.NDArray[np.uint64],
-    scratch: npt.NDArray[np.uint32],
-    sums: npt.NDArray[np.uint64],
-    moments: npt.NDArray[np.uint64],
-    mask_sums: npt.NDArray[np.uint64],
-    pattern: npt.NDArray[np.uint64],
-    counts: npt.NDArray[np.uint32],
-    gaps: npt.NDArray[np.uint8],
-    values: npt.NDArray[np.uint8],
-    wide_gaps: npt.NDArray[np.uint32],
-    wide_values: npt.NDArray[Any],
+    tables: Tables,
+    figures: Figures,
+    tally: Tally,
+    scratch: Scratch,
+    streams: Streams,
 ) -> tuple[int, int, int]:
-    """Reduces ``counts.size`` frames, ``stride`` bytes apart; returns events, wide gaps and wide values
+    """Reduces ``nonzero.size`` frames, ``stride`` bytes apart; returns events, wide gaps and wide values
     written."""
     event = 0
     wide = (0, 0)
-    factor, shift = np.uint64(division[0]), np.uint64(division[1])
-    itemsize = wide_values.itemsize
-    for frame in range(counts.size):
+    pixels = scratch.frame.size
+    for frame in range(figures.nonzero.size):
         start = address + frame * stride
-        found = scan_frame(start, labels.size, wide_values, scratch)
-        counts[frame] = found
-        moment_y, moment_x = np.uint64(0), np.uint64(0)
-        previous = np.int64(-1)
+        found = scan_frame(start, pixels, scratch.values, scratch.indices)
+        indices, values = scratch.indices[:found], scratch.values[:found]
         for k in range(found):
-            index = np.int64(scratch[k])
-            value = load_pixel(types.uintp(start + index * itemsize), swap, wide_values)
-            wide = put_event(event, index - previous - 1, value, wide, gaps, values, wide_gaps, wide_values)
-            event += 1
-            previous = index
-            intensity = np.uint64(value)
-            row = (np.uint64(index) * factor) >> shift
-            moment_y += row * intensity
-            moment_x += (np.uint64(index) - row * np.uint64(width)) * intensity
-            region_sums[labels[index]] += intensity
-            pattern[index] += intensity
-        moments[0, frame], moments[1, frame] = moment_y, moment_x
-        sums[frame] = fold_regions(region_sums, mask_start, masks, frame, mask_sums)
+            at = types.uintp(start + np.int64(indices[k]) * values.itemsize)
+            values[k] = load_pixel(at, swap, values)
+        _list_figures(frame, start, swap, indices, values, tables, figures, scratch)
+        tally_list(indices, values, pixels, tally)
+        wide = _put(event, indices, values, wide, streams)
+        event += found
     return event, wide[0], wide[1]
+
+
+@njit(cache=True, nogil=True)
+def reduce_list(
+    indptr: npt.NDArray[np.uint32],
+    all_indices: npt.NDArray[np.uint32],
+    all_values: npt.NDArray[Any],
+    tables: Tables,
+    figures: Figures,
+    tally: Tally,
+    scratch: Scratch,
+    streams: Streams,
+) -> tuple[int, int]:
+    """The same from CSR, checked before by the caller; returns wide gaps and wide values written."""
+    wide = (0, 0)
+    image = scratch.frame
+    for frame in range(figures.nonzero.size):
+        first, last = np.int64(indptr[frame]), np.int64(indptr[frame + 1])
+        indices, values = all_indices[first:last], all_values[first:last]
+        if tables.gain.size:
+            for k in range(indices.size):
+                image[indices[k]] = values[k]
+        _list_figures(frame, image.ctypes.data, False, indices, values, tables, figures, scratch)
+        if tables.gain.size:
+            for k in range(indices.size):
+                image[indices[k]] = 0
+        tally_list(indices, values, image.size, tally)
+        wide = _put(first, indices, values, wide, streams)
+    return wide
 
 
 @njit(cache=True, nogil=True)
@@ -111,50 +97,151 @@ def reduce_dense(
     address: int,
     stride: int,
     swap: bool,
-    width: int,
-    run_stop: npt.NDArray[np.uint32],
-    run_region: npt.NDArray[np.uint32],
-    mask_start: npt.NDArray[np.uint32],
-    masks: npt.NDArray[np.uint32],
-    region_sums: npt.NDArray[np.uint64],
-    sums: npt.NDArray[np.uint64],
-    moments: npt.NDArray[np.uint64],
-    mask_sums: npt.NDArray[np.uint64],
-    pattern: npt.NDArray[np.uint64],
-    counts: npt.NDArray[np.uint32],
+    tables: Tables,
+    figures: Figures,
+    tally: Tally,
+    scratch: Scratch,
     frames: npt.NDArray[Any],
 ) -> None:
-    """Reduces ``counts.size`` frames into ``frames`` (n, pixels), row by row and run by run.
-
-    A run is a stretch of one row in one region, so that the inner loop has no look-up. It runs over slices
-    from zero, because only then are no negative indices possible and vectors used (4 times faster).
-    """
-    for frame in range(counts.size):
+    """Reduces ``nonzero.size`` frames into ``frames`` (n, pixels)."""
+    for frame in range(figures.nonzero.size):
         native = frames[frame]
-        moment_y, moment_x = np.uint64(0), np.uint64(0)
-        run = 0
-        nonzero = 0
-        for row in range(native.size // width):
-            first = row * width
-            source = address + frame * stride + first * native.itemsize
-            nonzero += copy_pixels(source, swap, native[first : first + width])
-            row_sum = np.uint64(0)
-            begin = np.int64(first)
-            while begin < first + width:
-                end = np.int64(run_stop[run])
-                pixels, total = native[begin:end], pattern[begin:end]
-                run_sum, run_moment = np.uint64(0), np.uint64(0)
-                for k in range(pixels.size):
-                    intensity = np.uint64(pixels[k])
-                    run_sum += intensity
-                    run_moment += np.uint64(k) * intensity
-                    total[k] += intensity
-                region_sums[run_region[run]] += run_sum
-                moment_x += run_moment + np.uint64(begin - first) * run_sum
-                row_sum += run_sum
-                begin = end
-                run += 1
-            moment_y += np.uint64(row) * row_sum
-        counts[frame] = nonzero
-        moments[0, frame], moments[1, frame] = moment_y, moment_x
-        sums[frame] = fold_regions(region_sums, mask_start, masks, frame, mask_sums)
+        found = copy_pixels(address + frame * stride, swap, native)
+        figures.nonzero[frame] = found
+        if tables.gain.size == 0:
+            _frame_figures(frame, native, tables, figures, scratch.regions)
+        elif is_list(found, native.size):
+            found = scan_frame(native.ctypes.data, native.size, native, scratch.indices)
+            indices, values = scratch.indices[:found], scratch.values[:found]
+            for k in range(found):
+                values[k] = native[indices[k]]
+            correct_list(frame, native.ctypes.data, False, indices, values, tables, figures, scratch)
+        else:
+            correct_frame(frame, native, tables, figures, scratch)
+        tally_frame(native, found, tally)
+
+
+@njit(cache=True, nogil=True)
+def _put(
+    event: int,
+    indices: npt.NDArray[np.uint32],
+    values: npt.NDArray[Any],
+    wide: tuple[int, int],
+    streams: Streams,
+) -> tuple[int, int]:
+    gaps, narrow, wide_gaps, wide_values = streams
+    return put_frame(event, indices, values, wide, gaps, narrow, wide_gaps, wide_values)
+
+
+@njit(cache=True, nogil=True)
+def is_list(found: int, pixels: int) -> bool:
+    """Whether a corrected frame is summed over its non-zero pixels or over all.
+
+    Float sums depend on their order, so this is decided by nothing but the frame itself.
+    """
+    return 4 * found <= pixels
+
+
+@njit(cache=True, nogil=True)
+def _list_figures(
+    frame: int,
+    address: int,
+    swap: bool,
+    indices: npt.NDArray[np.uint32],
+    values: npt.NDArray[Any],
+    tables: Tables,
+    figures: Figures,
+    scratch: Scratch,
+) -> None:
+    """Figures of one frame from the list of its pixels; the frame itself is at ``address``."""
+    figures.nonzero[frame] = indices.size
+    if tables.gain.size == 0:
+        _exact_figures(frame, indices, values, tables, figures, scratch)
+    elif is_list(indices.size, scratch.frame.size):
+        correct_list(frame, address, swap, indices, values, tables, figures, scratch)
+    else:
+        copy_pixels(address, swap, scratch.frame)
+        correct_frame(frame, scratch.frame, tables, figures, scratch)
+        scratch.frame[:] = 0
+
+
+@njit(cache=True, nogil=True)
+def _exact_figures(
+    frame: int,
+    indices: npt.NDArray[np.uint32],
+    values: npt.NDArray[Any],
+    tables: Tables,
+    figures: Figures,
+    scratch: Scratch,
+) -> None:
+    factor, shift = np.uint64(tables.factor), np.uint64(tables.shift)
+    total, moment_y, moment = np.uint64(0), np.uint64(0), np.uint64(0)
+    for k in range(indices.size):
+        value, index = np.uint64(values[k]), np.uint64(indices[k])
+        total += value
+        moment_y += ((index * factor) >> shift) * value
+        moment += index * value
+    figures.sums[frame] = total
+    figures.moments[0, frame] = moment_y
+    figures.moments[1, frame] = moment - np.uint64(tables.width) * moment_y
+    regions = scratch.regions
+    if 1 < regions.size <= FEW_REGIONS:
+        labels = scratch.labels[: indices.size]
+        for k in range(indices.size):
+            labels[k] = tables.labels[indices[k]]
+        rest = total
+        for region in range(1, regions.size):
+            part = np.uint64(0)
+            for k in range(labels.size):
+                part += np.uint64(values[k]) if labels[k] == region else np.uint64(0)
+            regions[region] = part
+            rest -= part
+        regions[0] = rest
+    else:
+        for k in range(indices.size):
+            regions[tables.labels[indices[k]]] += np.uint64(values[k])
+    _fold(frame, regions, tables, figures)
+
+
+@njit(cache=True, nogil=True)
+def _frame_figures(
+    frame: int, native: npt.NDArray[Any], tables: Tables, figures: Figures, regions: npt.NDArray[np.uint64]
+) -> None:
+    """Row by row and run by run. A run is a stretch of one row in one region, so that the inner loop has no
+    look-up. It runs over slices from zero, because only then are no negative indices possible and vectors
+    used (4 times faster)."""
+    width = tables.width
+    total, moment_y, moment_x = np.uint64(0), np.uint64(0), np.uint64(0)
+    run = 0
+    for row in range(native.size // width):
+        first = row * width
+        row_sum = np.uint64(0)
+        begin = np.int64(first)
+        while begin < first + width:
+            end = np.int64(tables.run_stop[run])
+            pixels = native[begin:end]
+            run_sum, run_moment = np.uint64(0), np.uint64(0)
+            for k in range(pixels.size):
+                intensity = np.uint64(pixels[k])
+                run_sum += intensity
+                run_moment += np.uint64(k) * intensity
+            regions[tables.run_region[run]] += run_sum
+            moment_x += run_moment + np.uint64(begin - first) * run_sum
+            row_sum += run_sum
+            begin = end
+            run += 1
+        moment_y += np.uint64(row) * row_sum
+        total += row_sum
+    figures.sums[frame] = total
+    figures.moments[0, frame], figures.moments[1, frame] = moment_y, moment_x
+    _fold(frame, regions, tables, figures)
+
+
+@njit(cache=True, nogil=True)
+def _fold(frame: int, regions: npt.NDArray[np.uint64], tables: Tables, figures: Figures) -> None:
+    """Adds the sums by region up to those by member; leaves the regions at zero."""
+    for region in range(regions.size):
+        value = regions[region]
+        regions[region] = 0
+        for k in range(np.int64(tables.member_start[region]), np.int64(tables.member_start[region + 1])):
+            figures.members[tables.members[k], frame] += value

@@ -10,21 +10,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nextem.edge.reduction import kernels
+from nextem.edge.calibrations import Calibrations, CorrectionArrays
+from nextem.edge.reduction import kernels, tables
+from nextem.edge.reduction.corrections import load_corrections
+from nextem.edge.reduction.counting import Counter
+from nextem.edge.reduction.figures import ReducedBlock
 from nextem.edge.reduction.formats import InvalidReduction, PixelFormat
-from nextem.edge.reduction.masks import cut_into_regions
+from nextem.edge.reduction.maps import Maps
+from nextem.edge.reduction.masks import Regions, cut_into_regions, ring_of_pixels
 from nextem.v1 import plan_pb2
-from nextem.wire.event_kernels import ESCAPE
-from nextem.wire.events import EventStreams
+from nextem.wire.event_kernels import is_valid_csr
+from nextem.wire.events import Events, EventStreams
 from nextem.wire.packing import SPARSE_FRACTION, Pixels
-from nextem.wire.pixels import SCRATCH_EXTRA
 
 BUFFER_BYTES = 32 << 20
 """Pixel bytes of one block at most, which bounds the buffers of a reducer."""
 
 MAX_FRAMES = 256
-
-Counts = npt.NDArray[np.uint64]
 
 
 class InvalidFrames(ValueError):
@@ -32,63 +34,113 @@ class InvalidFrames(ValueError):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class ReducedBlock:
-    """What :meth:`Reducer.reduce` makes of n frames. All sums are exact integers, see :class:`Reducer`.
+class _Plan:
+    """What the twins of a reducer share."""
 
-    ``pixels`` lies in buffers of the reducer: use it before the next call of :meth:`Reducer.reduce`.
-    """
+    reduction: plan_pb2.Reduction
+    shape: tuple[int, int]
+    pixel: PixelFormat
+    max_frames: int
+    corrections: CorrectionArrays
+    regions: Regions
+    tables: tables.Tables
+    ring_pixels: npt.NDArray[np.intp]
+    dtype: np.dtype[Any]  # of a pixel of what is sent
+    reduction_id: str
 
-    sum: Counts  # (n,)
-    masks: Counts  # (masks, n)
-    moment_y: Counts  # (n,) sum of y * I
-    moment_x: Counts  # (n,) sum of x * I
-    nonzero: npt.NDArray[np.uint32]  # (n,) pixels that are not zero
-    pixels: Pixels
-    mask_names: tuple[str, ...]
-    center_of_mass: bool
-
-    def scalars(self) -> dict[str, npt.NDArray[Any]]:
-        """The columns of the block: "sum", "mask/<name>" and, if the plan asks, "com_y" and "com_x".
-
-        The centre of mass, in pixels, is the quotient of two exact integers in float64, NaN for an empty
-        frame.
-        """
-        columns: dict[str, npt.NDArray[Any]] = {"sum": self.sum}
-        columns |= {f"mask/{name}": sums for name, sums in zip(self.mask_names, self.masks, strict=True)}
-        if self.center_of_mass:
-            empty = np.where(self.sum == 0, np.nan, self.sum.astype(np.float64))
-            columns |= {"com_y": self.moment_y / empty, "com_x": self.moment_x / empty}
-        return columns
-
-
-class Reducer:
-    """Sums, masks, moments and pixels of frames of one shape and format, in one pass. One thread at a time.
-
-    Every figure is exact modulo 2**64. None wraps as long as no pixel is over ``max_exact_pixel`` in every
-    place of a frame; for 8 and 16 bits, and for 32 bits up to 1448x1448 pixels, no frame can be. The summed
-    pattern wraps only after 2**64 counts in one pixel.
-
-    ``pattern`` is the sum, uint64 (y, x), of all frames reduced so far.
-    """
-
-    def __init__(
-        self, reduction: plan_pb2.Reduction, shape: tuple[int, int], pixel: PixelFormat, max_frames: int
-    ) -> None:
+    @classmethod
+    def of(
+        cls,
+        reduction: plan_pb2.Reduction,
+        shape: tuple[int, int],
+        pixel: PixelFormat,
+        max_frames: int,
+        calibrations: Calibrations | None,
+    ) -> _Plan:
         y, x = shape
         if y < 1 or x < 1 or y * x > kernels.MAX_PIXELS:
             raise InvalidReduction(f"frames of {y}x{x} pixels; from 1 to {kernels.MAX_PIXELS} pixels can be")
-        self.shape, self.pixel, self.max_frames = shape, pixel, max_frames
-        self.frame_bytes = y * x * pixel.itemsize
-        self.pattern: Counts = np.zeros(shape, np.uint64)
-        self.reduction_id = reduction_id(reduction, shape, pixel)
-        self._mask_names = tuple(mask.name for mask in reduction.masks)
-        self._center_of_mass = reduction.center_of_mass
-        self._policy = reduction.representation
-        self._regions = cut_into_regions(reduction.masks, shape)
-        self._region_sums = np.zeros(self._regions.count, np.uint64)
-        self._division = kernels.reciprocal(x)
-        self._buffers = _Buffers.of(max_frames, y * x, pixel.native)
+        corrections = load_corrections(reduction.corrections, shape, calibrations)
+        counts = reduction.HasField("counting")
+        radial = reduction.maps.radial if reduction.maps.HasField("radial") else None
+        regions = cut_into_regions(reduction.masks, shape, radial)
+        ring_pixels = np.zeros(0, np.intp)
+        if radial is not None:
+            ring_pixels = np.bincount(ring_of_pixels(radial, shape).ravel(), minlength=radial.bins)
+        return cls(
+            reduction,
+            shape,
+            pixel,
+            max_frames,
+            corrections,
+            regions,
+            # Electrons are counted in corrected frames and need no correction any more.
+            tables.make_tables(regions, shape, CorrectionArrays() if counts else corrections),
+            ring_pixels[: radial.bins if radial is not None else 0],
+            np.dtype(np.uint8) if counts else pixel.native,
+            reduction_id(reduction, shape, pixel),
+        )
+
+
+class Reducer:
+    """Sums, masks, moments, maps and pixels of frames of one shape and format, in one pass. One thread at a
+    time; :meth:`twin` makes one for another thread.
+
+    Integers are exact modulo 2**64. None wraps as long as no pixel is over ``max_exact_pixel`` in every
+    place of a frame; for 8 and 16 bits, and for 32 bits up to 1448x1448 pixels, no frame can be. The maps
+    wrap only after 2**64 counts (squared counts) in one pixel. Corrected figures are float64; see
+    :mod:`nextem.edge.reduction.correcting` for their bound. No figure depends on the split into blocks or
+    on which twin reduced a frame, not in one bit.
+
+    ``maps`` are of all frames reduced so far by this twin, of raw counts or, with counting, of electrons.
+    """
+
+    def __init__(
+        self,
+        reduction: plan_pb2.Reduction,
+        shape: tuple[int, int],
+        pixel: PixelFormat,
+        max_frames: int,
+        calibrations: Calibrations | None = None,
+    ) -> None:
+        self._take(_Plan.of(reduction, shape, pixel, max_frames, calibrations))
+        if reduction.HasField("counting"):
+            corrections = self._plan.corrections or None
+            self._counter = Counter(reduction.counting, corrections, shape, pixel)
+
+    def _take(self, plan: _Plan) -> None:
+        """Own buffers and maps."""
+        self._plan = plan
+        self.shape, self.pixel, self.max_frames = plan.shape, plan.pixel, plan.max_frames
+        self.reduction_id, self.dtype, self.corrections = plan.reduction_id, plan.dtype, plan.corrections
+        pixels = self.shape[0] * self.shape[1]
+        self.frame_bytes = pixels * self.pixel.itemsize
+        self.maps = Maps.of(plan.reduction.maps, self.shape, self.dtype)
+        self._tally = self.maps.tally()
+        self._maximum_before = None if self.maps.maximum is None else self.maps.maximum.copy()
+        self._scratch = tables.make_scratch(plan.regions, self.dtype)
+        self._streams = tables.make_streams(self.max_frames, pixels, self.dtype)
+        self._frames = np.empty((self.max_frames, pixels), self.dtype)
+        self._counter: Counter | None = None
         self._last_was_sparse = True
+
+    def twin(self) -> Reducer:
+        """The same tables, and thresholds of counting; buffers and maps of its own."""
+        twin = object.__new__(type(self))
+        twin._take(self._plan)
+        if self._counter is not None:
+            twin._counter = self._counter.twin()
+        return twin
+
+    @property
+    def pattern(self) -> npt.NDArray[np.uint64]:
+        """The sum (y, x) of all frames reduced so far by this twin."""
+        return self.maps.sum
+
+    @property
+    def counted(self) -> bool:
+        """Whether pixels are electrons found by counting."""
+        return self._counter is not None
 
     @property
     def max_exact_pixel(self) -> int:
@@ -97,119 +149,172 @@ class Reducer:
         heaviest = max(y * x, x * (y * (y - 1) // 2), y * (x * (x - 1) // 2))
         return (2**64 - 1) // heaviest
 
-    def reduce(self, raw: npt.NDArray[np.uint8], offset: int = 0) -> ReducedBlock:
-        """Reduces n frames, 1 <= n <= ``max_frames``, and adds them to ``pattern``.
+    def reduce(self, words: npt.NDArray[np.uint8], offset: int = 0) -> ReducedBlock:
+        """Reduces n frames, 1 <= n <= ``max_frames``, and adds them to ``maps``.
 
-        ``raw`` is (n, bytes of a message), a view of the receiver's buffer; the pixels of each frame start at
-        byte ``offset`` of its row, aligned or not. Nothing is copied but what :class:`ReducedBlock` holds.
-        Raises :class:`InvalidFrames`.
+        ``words`` is (n, bytes of a message), a view of the receiver's buffer; the pixels of each frame start
+        at byte ``offset`` of its row, aligned or not. Nothing is copied but what :class:`ReducedBlock` holds.
+        Raises :class:`InvalidFrames`, and ``ThresholdsUnknown`` while ``wants_samples()``.
         """
-        self._check(raw, offset)
-        n = len(raw)
-        out = _Figures.of(n, len(self._mask_names))
-        where = (raw.ctypes.data + offset, raw.strides[0], self.pixel.swapped, self.shape[1])
-        pixels = self._sparse(where, out) if self._goes_sparse() else self._dense(where, out)
-        self._last_was_sparse = int(out.nonzero.sum()) <= SPARSE_FRACTION * n * self.pattern.size
-        y, x = out.moments
-        return ReducedBlock(
-            out.sums, out.masks, y, x, out.nonzero, pixels, self._mask_names, self._center_of_mass
-        )
+        self._check(words, offset)
+        if self._counter is not None:
+            return self._reduce_list(self._counter.count(words, offset))
+        figures = self._begin(len(words))
+        where = (words.ctypes.data + offset, words.strides[0], self.pixel.swapped)
+        pixels = self._sparse(where, figures) if self._goes_sparse() else self._dense(where, figures)
+        return self._end(figures, pixels)
+
+    def reduce_events(self, events: Events) -> ReducedBlock:
+        """The same for a detector that sends events; their values have the dtype of the pixels.
+
+        Raises :class:`InvalidFrames`, also for a reduction that counts electrons: events are none to count.
+        """
+        if self._counter is not None:
+            raise InvalidFrames("events of a detector cannot be counted again")
+        if events.values.dtype != self.dtype:
+            raise InvalidFrames(f"events of {events.values.dtype}; this reducer takes {self.dtype}")
+        if not 1 <= len(events) <= self.max_frames:
+            raise InvalidFrames(f"{len(events)} frames at once; from 1 to {self.max_frames} can be")
+        csr = tuple(np.ascontiguousarray(each) for each in (events.indptr, events.indices, events.values))
+        if not is_valid_csr(*csr, self.shape[0] * self.shape[1]):
+            raise InvalidFrames(f"events are not ascending, not zero and inside frames of {self.shape}")
+        return self._reduce_list(Events(*csr))
+
+    def wants_samples(self) -> int:
+        """How many more frames electron counting must :meth:`sample` before any can be reduced."""
+        return 0 if self._counter is None else self._counter.wants_samples()
+
+    def sample(self, words: npt.NDArray[np.uint8], offset: int = 0) -> None:
+        """Shows frames to the counting, which finds its thresholds; they are reduced afterwards."""
+        if self._counter is not None:
+            self._counter.sample(words, offset)
+
+    def end_sampling(self) -> None:
+        """No more frames come: the thresholds are found from those there are."""
+        if self._counter is not None:
+            self._counter.end_sampling()
 
     def forget(self, reduced: ReducedBlock, frames: Sequence[int]) -> None:
-        """Takes frames of the newest block, by their place in it, out of ``pattern`` again: they were
-        lost."""
-        for frame in frames:
-            self.pattern -= reduced.pixels.part(frame, frame + 1).frames[0]
+        """Takes frames of the newest block, by their place in it, out of the maps again: they were lost."""
+        gone = set(frames)
+        for frame in gone:
+            self.maps.take_out(reduced.pixels.part(frame, frame + 1).frames[0])
+        if self.maps.maximum is not None and self._maximum_before is not None and gone:
+            self.maps.maximum[...] = self._maximum_before
+            for frame in set(range(len(reduced.nonzero))) - gone:
+                image = reduced.pixels.part(frame, frame + 1).frames[0]
+                np.maximum(self.maps.maximum, image, out=self.maps.maximum)
 
     def reset(self) -> None:
-        """Sets ``pattern`` to zero, for the next acquisition."""
-        self.pattern[:] = 0
+        """Forgets everything, for the next acquisition."""
+        self.maps.clear()
         self._last_was_sparse = True
+        if self._counter is not None:
+            self._counter.reset()
 
     def warm_up(self) -> None:
         """Compiles all that the first frames would else wait for; reduces a blank frame to do so."""
-        blank = np.zeros((1, self.frame_bytes), np.uint8)
-        where = (blank.ctypes.data, blank.strides[0], self.pixel.swapped, self.shape[1])
-        out = _Figures.of(1, len(self._mask_names))
-        self._sparse(where, out)
-        self._dense(where, out).streams.part(0, 1).to_frames()
+        if self._counter is not None:
+            self._counter.warm_up()
+            one = Events(np.array([0, 1], np.uint32), np.zeros(1, np.uint32), np.ones(1, np.uint8))
+            self._reduce_list(one).pixels.streams.to_frames()
+        else:
+            blank = np.zeros((1, self.frame_bytes), np.uint8)
+            where = (blank.ctypes.data, blank.strides[0], self.pixel.swapped)
+            self._sparse(where, self._begin(1))
+            self._dense(where, self._begin(1)).streams.part(0, 1).to_frames()
+        self.maps.clear()
+
+    def _begin(self, n: int) -> tables.Figures:
+        if self._maximum_before is not None:
+            np.copyto(self._maximum_before, self.maps.maximum)  # type: ignore[arg-type]
+        members = len(self._plan.reduction.masks) + self._plan.ring_pixels.size
+        return tables.make_figures(n, members, self._plan.tables.gain.size > 0)
+
+    def _end(self, figures: tables.Figures, pixels: Pixels) -> ReducedBlock:
+        n, masks = figures.nonzero.size, len(self._plan.reduction.masks)
+        self._last_was_sparse = int(figures.nonzero.sum()) <= SPARSE_FRACTION * n * self.maps.sum.size
+        self.maps.frames += n
+        exact = self._plan.tables.gain.size == 0
+        sums = figures.sums if exact else figures.float_sums
+        moments = figures.moments if exact else figures.float_moments
+        members = figures.members if exact else figures.float_members
+        return ReducedBlock(
+            sums,
+            members[:masks],
+            *moments,
+            figures.nonzero,
+            pixels,
+            tuple(mask.name for mask in self._plan.reduction.masks),
+            self._plan.reduction.center_of_mass,
+            members[masks:],
+            self._plan.ring_pixels,
+            self.counted,
+        )
 
     def _goes_sparse(self) -> bool:
-        if self._policy == plan_pb2.REPRESENTATION_POLICY_SMALLEST:
+        policy = self._plan.reduction.representation
+        if policy == plan_pb2.REPRESENTATION_POLICY_SMALLEST:
             return self._last_was_sparse
-        return self._policy == plan_pb2.REPRESENTATION_POLICY_EVENTS
+        return policy != plan_pb2.REPRESENTATION_POLICY_DENSE
 
-    def _check(self, raw: npt.NDArray[np.uint8], offset: int) -> None:
-        if raw.dtype != np.uint8 or raw.ndim != 2 or (raw.shape[1] > 1 and raw.strides[1] != 1):
+    def _check(self, words: npt.NDArray[np.uint8], offset: int) -> None:
+        if words.dtype != np.uint8 or words.ndim != 2 or (words.shape[1] > 1 and words.strides[1] != 1):
             raise InvalidFrames(
-                f"raw must be bytes (frames, bytes of a message), not {raw.dtype} {raw.shape}"
+                f"words must be bytes (frames, bytes of a message), not {words.dtype} {words.shape}"
             )
-        if not 1 <= len(raw) <= self.max_frames:
-            raise InvalidFrames(f"{len(raw)} frames at once; from 1 to {self.max_frames} can be")
-        if offset < 0 or offset + self.frame_bytes > raw.shape[1]:
+        if not 1 <= len(words) <= self.max_frames:
+            raise InvalidFrames(f"{len(words)} frames at once; from 1 to {self.max_frames} can be")
+        if offset < 0 or offset + self.frame_bytes > words.shape[1]:
             rule = f"{self.frame_bytes} bytes of pixels from byte {offset}"
-            raise InvalidFrames(f"messages of {raw.shape[1]} bytes do not hold {rule}")
+            raise InvalidFrames(f"messages of {words.shape[1]} bytes do not hold {rule}")
 
-    def _sparse(self, where: tuple[int, int, bool, int], out: _Figures) -> Pixels:
-        regions, buffers = self._regions, self._buffers
-        events, wide_gaps, wide_values = kernels.reduce_sparse(
-            *where,
-            self._division,
-            regions.labels,
-            regions.mask_start,
-            regions.masks,
-            self._region_sums,
-            buffers.scratch,
-            out.sums,
-            out.moments,
-            out.masks,
-            self.pattern.reshape(-1),
-            out.nonzero,
-            buffers.gaps,
-            buffers.values,
-            buffers.wide_gaps,
-            buffers.wide_values,
-        )
-        streams = EventStreams(
-            out.nonzero,
-            buffers.gaps[:events],
-            buffers.values[:events],
-            buffers.wide_gaps[:wide_gaps],
-            buffers.wide_values[:wide_values],
+    def _sparse(self, where: tuple[int, int, bool], figures: tables.Figures) -> Pixels:
+        state = (self._plan.tables, figures, self._tally, self._scratch, self._streams)
+        events, *wide = kernels.reduce_sparse(*where, *state)
+        return self._written(figures, events, *wide)
+
+    def _reduce_list(self, events: Events) -> ReducedBlock:
+        figures = self._begin(len(events))
+        state = (self._plan.tables, figures, self._tally, self._scratch, self._streams)
+        wide = kernels.reduce_list(events.indptr, events.indices, events.values, *state)
+        return self._end(figures, self._written(figures, events.indices.size, *wide))
+
+    def _written(self, figures: tables.Figures, events: int, wide_gaps: int, wide_values: int) -> Pixels:
+        streams = self._streams
+        written = EventStreams(
+            figures.nonzero,
+            streams.gaps[:events],
+            streams.values[:events],
+            streams.wide_gaps[:wide_gaps],
+            streams.wide_values[:wide_values],
             self.shape,
         )
-        return Pixels(streams=streams)
+        return Pixels(streams=written)
 
-    def _dense(self, where: tuple[int, int, bool, int], out: _Figures) -> Pixels:
-        regions, n = self._regions, out.sums.size
-        kernels.reduce_dense(
-            *where,
-            regions.run_stop,
-            regions.run_region,
-            regions.mask_start,
-            regions.masks,
-            self._region_sums,
-            out.sums,
-            out.moments,
-            out.masks,
-            self.pattern.reshape(-1),
-            out.nonzero,
-            self._buffers.frames,
-        )
-        return Pixels(frames=self._buffers.frames[:n].reshape(n, *self.shape))
+    def _dense(self, where: tuple[int, int, bool], figures: tables.Figures) -> Pixels:
+        n = figures.nonzero.size
+        state = (self._plan.tables, figures, self._tally, self._scratch)
+        kernels.reduce_dense(*where, *state, self._frames)
+        return Pixels(frames=self._frames[:n].reshape(n, *self.shape))
 
 
 def compile_reduction(
-    reduction: plan_pb2.Reduction, shape: tuple[int, int], pixel: PixelFormat, max_frames: int | None = None
+    reduction: plan_pb2.Reduction,
+    shape: tuple[int, int],
+    pixel: PixelFormat,
+    max_frames: int | None = None,
+    calibrations: Calibrations | None = None,
 ) -> Reducer:
     """A reducer, ready: its kernels are compiled and its buffers, for ``max_frames`` frames, are reserved.
 
-    Raises :class:`InvalidReduction`.
+    ``calibrations`` is where the arrays of ``reduction.corrections`` are. Raises :class:`InvalidReduction`
+    and ``CalibrationError``.
     """
     if max_frames is None:
         frame_bytes = max(1, shape[0] * shape[1] * pixel.itemsize)
         max_frames = max(1, min(MAX_FRAMES, BUFFER_BYTES // frame_bytes))
-    reducer = Reducer(reduction, shape, pixel, max_frames)
+    reducer = Reducer(reduction, shape, pixel, max_frames, calibrations)
     reducer.warm_up()
     return reducer
 
@@ -219,46 +324,3 @@ def reduction_id(reduction: plan_pb2.Reduction, shape: tuple[int, int], pixel: P
     kernels."""
     what = f"{kernels.VERSION} {shape[0]}x{shape[1]} {pixel.wire.str} ".encode()
     return hashlib.sha256(what + reduction.SerializeToString(deterministic=True)).hexdigest()
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Figures:
-    """Where a kernel writes what it computes of n frames."""
-
-    sums: Counts
-    moments: Counts  # (2, n) y and x
-    masks: Counts
-    nonzero: npt.NDArray[np.uint32]
-
-    @classmethod
-    def of(cls, n: int, masks: int) -> _Figures:
-        return cls(
-            np.empty(n, np.uint64),
-            np.empty((2, n), np.uint64),
-            np.zeros((masks, n), np.uint64),
-            np.empty(n, np.uint32),
-        )
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Buffers:
-    """Room for the worst block. The system gives memory only to what is written, which in sparse data is
-    little."""
-
-    scratch: npt.NDArray[np.uint32]
-    gaps: npt.NDArray[np.uint8]
-    values: npt.NDArray[np.uint8]
-    wide_gaps: npt.NDArray[np.uint32]
-    wide_values: npt.NDArray[Any]
-    frames: npt.NDArray[Any]
-
-    @classmethod
-    def of(cls, n: int, pixels: int, dtype: np.dtype[Any]) -> _Buffers:
-        return cls(
-            np.empty(pixels + SCRATCH_EXTRA, np.uint32),
-            np.empty(n * pixels, np.uint8),
-            np.empty(n * pixels, np.uint8),
-            np.empty(n * (pixels // ESCAPE) + 1, np.uint32),
-            np.empty(n * pixels + 1, dtype),
-            np.empty((n, pixels), dtype),
-        )
