@@ -1,0 +1,363 @@
+"""Electron counting against plain numpy: the very same electrons for every format, shape, rule and split."""
+
+from __future__ import annotations
+
+import logging
+import math
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from nextem.edge.calibrations import CorrectionArrays
+from nextem.edge.reduction.counting import Counter, ThresholdsUnknown
+from nextem.edge.reduction.formats import InvalidReduction, PixelFormat
+from nextem.edge.reduction.thresholds import Thresholds, fit_background
+from nextem.v1 import plan_pb2
+from nextem.wire.events import Events
+
+Array = npt.NDArray[Any]
+
+FIRST, NONE = plan_pb2.EQUAL_NEIGHBOURS_FIRST, plan_pb2.EQUAL_NEIGHBOURS_NONE
+
+
+# --- the twin: plan.proto in plain numpy -------------------------------------------------------------------
+
+
+def corrected_by_numpy(frame: Array, by: CorrectionArrays | None) -> Array:
+    if by is None or by.empty:
+        return frame
+    values = frame.astype(np.float32)
+    values = values - (np.float32(0) if by.dark is None else by.dark)
+    values = values * (np.float32(1) if by.gain is None else by.gain)
+    if by.bad is None:
+        return values
+    repaired = values.copy()
+    for y, x in np.argwhere(by.bad):
+        around = slice(max(y - 1, 0), y + 2), slice(max(x - 1, 0), x + 2)
+        good = [float(value) for value in values[around][~by.bad[around]]]
+        repaired[y, x] = np.float32(sum(good) / len(good)) if good else 0
+    return repaired
+
+
+def electrons_by_numpy(frame: Array, limits: Thresholds, rule: int) -> list[int]:
+    """Regional maxima: connected sets of one value, all of whose other neighbours are lower."""
+    height, width = frame.shape
+    electrons = []
+    seen: set[tuple[int, int]] = set()
+    for y, x in np.ndindex(frame.shape):
+        value = frame[y, x].item()  # Python compares whole numbers and floats exactly
+        if (y, x) in seen or not limits.threshold < value < limits.xray_threshold:
+            continue
+        plateau, highest = [(y, x)], True
+        seen.add((y, x))
+        for i, j in plateau:
+            for down, right in np.ndindex(3, 3):
+                at = i + down - 1, j + right - 1
+                if not (0 <= at[0] < height and 0 <= at[1] < width):
+                    continue
+                highest = highest and frame[at] <= value
+                if frame[at] == value and at not in seen:
+                    seen.add(at)
+                    plateau.append(at)
+        if highest and (rule == FIRST or len(plateau) == 1):
+            electrons.append(y * width + x)
+    return sorted(electrons)
+
+
+def lists(events: Events) -> list[list[int]]:
+    assert events.values.dtype == np.uint8
+    assert (events.values == 1).all()
+    return [part.tolist() for part in np.split(events.indices, events.indptr[1:-1])]
+
+
+def words_of(frames: Array, offset: int, tail: int) -> npt.NDArray[np.uint8]:
+    """Frames as bytes of messages, with bytes of something else before and after."""
+    rows = frames.reshape(len(frames), -1).view(np.uint8)
+    words = np.full((len(frames), offset + rows.shape[1] + tail), 0xA5, np.uint8)
+    words[:, offset : offset + rows.shape[1]] = rows
+    return words
+
+
+# --- what is drawn -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Case:
+    frames: Array  # as on the wire
+    corrections: CorrectionArrays | None
+    counting: plan_pb2.Counting
+    offset: int
+    tail: int
+
+    @property
+    def counter(self) -> Counter:
+        shape = self.frames.shape[1], self.frames.shape[2]
+        return Counter(self.counting, self.corrections, shape, PixelFormat.of(self.frames.dtype))
+
+    @property
+    def words(self) -> npt.NDArray[np.uint8]:
+        return words_of(self.frames, self.offset, self.tail)
+
+    @property
+    def expected(self) -> list[list[int]]:
+        limits = Thresholds(self.counting.threshold, self.counting.xray_threshold)
+        native = self.frames.astype(self.frames.dtype.newbyteorder("="))
+        frames = [corrected_by_numpy(frame, self.corrections) for frame in native]
+        return [electrons_by_numpy(frame, limits, self.counting.equal) for frame in frames]
+
+
+@st.composite
+def corrections(draw: st.DrawFn, shape: tuple[int, int]) -> CorrectionArrays | None:
+    number = st.one_of(st.integers(-3, 3).map(float), st.floats(-100, 100, width=32))
+    dark, gain = (draw(st.none() | hnp.arrays(np.float32, shape, elements=number)) for _ in range(2))
+    bad = draw(st.none() | hnp.arrays(np.bool_, shape))
+    return draw(st.sampled_from([None, CorrectionArrays.of(shape, dark=dark, gain=gain, bad=bad)]))
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    dtype = np.dtype(draw(st.sampled_from(["u1", "<u2", ">u2", "<u4", ">u4", "<u8", ">u8"])))
+    shape = draw(st.tuples(st.integers(1, 12), st.integers(1, 150)).filter(lambda s: s[0] * s[1] <= 700))
+    n = draw(st.integers(1, 4))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    top = int(np.iinfo(dtype).max)
+    most = draw(st.sampled_from([1, 3, 200, top]))  # few different values make many equal neighbours
+    values = rng.integers(0, most, (n, *shape), np.uint64, endpoint=True)
+    made = draw(corrections(shape))
+    lowest = 0 if made is None or made.empty else -200
+    threshold = draw(st.one_of(st.integers(lowest, most), st.floats(float(lowest), float(most))).filter(bool))
+    xray = draw(st.one_of(st.just(math.inf), st.floats(threshold, 2.0 * top).filter(lambda v: v > threshold)))
+    counting = plan_pb2.Counting(
+        threshold=threshold, xray_threshold=xray or math.inf, equal=draw(st.sampled_from([FIRST, NONE]))
+    )
+    return Case(values.astype(dtype), made, counting, draw(st.integers(0, 9)), draw(st.integers(0, 3)))
+
+
+# --- the same electrons ------------------------------------------------------------------------------------
+
+
+@settings(max_examples=300, deadline=None)
+@given(case=cases(), data=st.data())
+def test_exactly_as_numpy_for_every_split(case: Case, data: st.DataObject) -> None:
+    counter, words, expected = case.counter, case.words, case.expected
+    assert lists(counter.count(words, case.offset)) == expected
+    cut = data.draw(st.integers(1, len(words)))
+    parts = [counter.twin().count(part, case.offset) for part in (words[:cut], words[cut:]) if len(part)]
+    assert [frame for part in parts for frame in lists(part)] == expected
+    every_other = lists(counter.count(words[::2], case.offset))
+    assert every_other == expected[::2]
+
+
+def counted(
+    frame: list[list[int]], rule: int, *, threshold: float = 0.5, xray: float = math.inf
+) -> list[int]:
+    pixels = np.array([frame], np.uint16)
+    counting = plan_pb2.Counting(threshold=threshold, xray_threshold=xray, equal=rule)
+    shape = pixels.shape[1], pixels.shape[2]
+    return lists(Counter(counting, None, shape, PixelFormat.of("<u2")).count(words_of(pixels, 0, 0)))[0]
+
+
+def test_equal_neighbours() -> None:
+    pair = [[0, 0, 0, 0], [0, 7, 7, 0], [0, 0, 0, 0]]
+    assert (counted(pair, FIRST), counted(pair, NONE)) == ([5], [])
+    shoulder = [[0, 0, 0, 0, 0], [0, 7, 7, 8, 0], [0, 0, 0, 0, 0]]
+    assert (counted(shoulder, FIRST), counted(shoulder, NONE)) == ([8], [8])
+    v_shape = [[7, 0, 7], [0, 7, 0], [0, 0, 0]]
+    assert (counted(v_shape, FIRST), counted(v_shape, NONE)) == ([0], [])
+    low_start = [[0, 7, 0, 7], [0, 0, 7, 0], [0, 7, 9, 0]]
+    assert (counted(low_start, FIRST), counted(low_start, NONE)) == ([10], [10])
+    flat = [[5] * 130] * 3
+    assert (counted(flat, FIRST), counted(flat, NONE)) == ([0], [])
+    assert (counted([[3]], FIRST), counted([[3]], NONE)) == ([0], [0])
+
+
+def test_borders_do_not_wrap_and_do_not_hide() -> None:
+    corners = [[9, 0, 8], [0, 0, 0], [7, 0, 6]]
+    assert counted(corners, NONE) == [0, 2, 6, 8]
+    assert counted([[9, 0, 0], [0, 0, 9]], NONE) == [0, 5]
+
+
+def test_thresholds_are_strict_and_an_xray_hides_its_neighbours() -> None:
+    row = [[4, 0, 5, 0, 6, 0, 7]]
+    assert counted(row, NONE, threshold=4, xray=7) == [2, 4]
+    assert counted(row, NONE, threshold=4.5, xray=6.5) == [2, 4]
+    assert counted([[0, 5, 900, 0]], NONE, threshold=4, xray=100) == []
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 999), threads=st.integers(2, 4))
+def test_threads_never_change_an_electron(seed: int, threads: int) -> None:
+    rng = np.random.default_rng(seed)
+    frames = rng.poisson(3, (24, 40, 70)).astype(">u2")
+    words = words_of(frames, 3, 1)
+    counter = Counter(plan_pb2.Counting(sample_frames=5), None, (40, 70), PixelFormat.of(">u2"))
+    counter.sample(words, 3)
+    twins = [counter.twin() for _ in range(threads)]
+    shares = np.array_split(words, threads)
+    with ThreadPoolExecutor(threads) as pool:
+        parts = list(pool.map(lambda twin, share: lists(twin.count(share, 3)), twins, shares))
+    assert [frame for part in parts for frame in part] == lists(counter.count(words, 3))
+
+
+def test_a_scratch_frame_holds_nothing_of_the_frame_before() -> None:
+    counting = plan_pb2.Counting(threshold=1, xray_threshold=math.inf)
+    frames = np.zeros((3, 5, 66), np.uint8)
+    frames[0] = 9
+    frames[2, 2, 3] = 2
+    counter = Counter(counting, None, (5, 66), PixelFormat.of("u1"))
+    assert lists(counter.count(words_of(frames, 0, 0))) == [[0], [], [2 * 66 + 3]]
+
+
+# --- thresholds --------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    mean=st.floats(0, 3000),
+    sigma=st.floats(0.5, 400),
+    electrons=st.floats(0, 0.15),
+    seed=st.integers(0, 9),
+)
+@example(mean=2748.0, sigma=0.5, electrons=0.15, seed=0)
+def test_the_fit_finds_the_background_under_electrons(
+    mean: float, sigma: float, electrons: float, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    values = rng.normal(mean, sigma, 200_000)
+    hit = rng.random(values.size) < electrons
+    values[hit] += 20 * sigma * rng.exponential(size=int(hit.sum())) + 6 * sigma
+    found = fit_background(np.rint(values).astype(np.float32), 1.0)
+    true_sigma = math.hypot(sigma, 1 / math.sqrt(12))
+    assert found.fitted
+    assert abs(found.mean - mean) < 0.03 * true_sigma
+    assert abs(found.sigma / true_sigma - 1) < 0.06
+
+
+@pytest.mark.parametrize("values", [[7.0], [0.0] * 50, [0.0] * 50 + [1.0], [1.0, 2.0], [0.0] * 9 + [1e9]])
+def test_a_background_without_noise_still_has_the_width_of_rounding(values: list[float]) -> None:
+    found = fit_background(np.array(values, np.float32), 1.0)
+    assert min(values) - 1 <= found.mean <= max(values) + 1
+    assert found.sigma >= 1 / math.sqrt(12)
+    assert math.isfinite(found.sigma)
+
+
+def test_thresholds_are_those_of_the_plan() -> None:
+    rng = np.random.default_rng(5)
+    frames = rng.normal(100, 4, (30, 64, 64))
+    frames[:, ::16, ::16] += 500
+    raw = np.rint(frames).astype(np.uint16)
+    counter = Counter(plan_pb2.Counting(), None, (64, 64), PixelFormat.of("<u2"))
+    counter.sample(words_of(raw, 0, 0))
+    found = counter.thresholds
+    assert found is not None
+    assert found.threshold == pytest.approx(100 + 4 * math.hypot(4, 1 / math.sqrt(12)), abs=0.15)
+    assert found.xray_threshold == pytest.approx(raw[:20].mean() + 10 * raw[:20].std())
+
+
+def test_a_given_threshold_stays_and_the_other_is_found() -> None:
+    frames = np.random.default_rng(5).poisson(100, (4, 8, 8)).astype(np.uint16)
+    given_low = Counter(plan_pb2.Counting(threshold=120), None, (8, 8), PixelFormat.of("<u2"))
+    given_low.sample(words_of(frames, 0, 0))
+    given_low.end_sampling()
+    limits = given_low.thresholds
+    assert limits is not None
+    assert limits == Thresholds(120, pytest.approx(frames.mean() + 10 * frames.std()))
+
+
+def test_the_thresholds_do_not_depend_on_how_samples_come() -> None:
+    frames = np.random.default_rng(6).poisson(30, (25, 33, 47)).astype(np.uint16)
+    plan = plan_pb2.Counting(sample_frames=21)
+    whole, split = (Counter(plan, None, (33, 47), PixelFormat.of("<u2")) for _ in range(2))
+    whole.sample(words_of(frames, 2, 0), 2)
+    wanted = [split.wants_samples()]
+    for start, stop in ((0, 1), (1, 8), (8, 25)):
+        split.sample(words_of(frames[start:stop], 5, 1), 5)
+        wanted.append(split.wants_samples())
+    assert wanted == [21, 20, 13, 0]
+    assert whole.thresholds == split.thresholds is not None
+
+
+def test_large_samples_are_thinned_evenly() -> None:
+    frames = np.random.default_rng(7).poisson(50, (20, 512, 512)).astype(np.uint16)
+    counter = Counter(plan_pb2.Counting(), None, (512, 512), PixelFormat.of("<u2"))
+    counter.sample(words_of(frames, 0, 0))
+    limits = counter.thresholds
+    assert limits is not None
+    assert limits.threshold == pytest.approx(50 + 4 * math.sqrt(50), rel=0.02)
+    assert limits.xray_threshold == pytest.approx(frames.mean() + 10 * frames.std(), rel=0.003)
+
+
+def test_an_acquisition_shorter_than_the_sample_ends_the_sampling() -> None:
+    frames = np.random.default_rng(6).poisson(30, (3, 9, 9)).astype(np.uint8)
+    counter = Counter(plan_pb2.Counting(), None, (9, 9), PixelFormat.of("u1"))
+    twin = counter.twin()
+    with pytest.raises(ThresholdsUnknown, match="20 sample frames"):
+        counter.count(words_of(frames, 0, 0))
+    with pytest.raises(ThresholdsUnknown, match="before the first frame"):
+        counter.end_sampling()
+    counter.sample(words_of(frames, 0, 0))
+    assert counter.thresholds is None
+    counter.end_sampling()
+    assert (counter.wants_samples(), twin.wants_samples()) == (0, 0)
+    assert lists(twin.count(words_of(frames, 0, 0))) == lists(counter.count(words_of(frames, 0, 0)))
+    counter.reset()
+    assert twin.wants_samples() == 20
+
+
+def test_without_noise_the_fit_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    counter = Counter(plan_pb2.Counting(sample_frames=1), None, (2, 2), PixelFormat.of("u1"))
+    with caplog.at_level(logging.WARNING):
+        counter.sample(np.array([[0, 0, 255, 255]], np.uint8))
+    assert counter.thresholds is not None
+    assert math.isfinite(counter.thresholds.threshold)
+
+
+def test_sampling_sees_corrected_values() -> None:
+    rng = np.random.default_rng(8)
+    dark = rng.uniform(50, 150, (64, 64)).astype(np.float32)
+    gain = np.full((64, 64), 0.01, np.float32)
+    raw = np.rint(rng.normal(dark, 5, (20, 64, 64))).astype(np.uint16)
+    arrays = CorrectionArrays.of((64, 64), dark=dark, gain=gain)
+    counter = Counter(plan_pb2.Counting(), arrays, (64, 64), PixelFormat.of("<u2"))
+    counter.sample(words_of(raw, 0, 0))
+    assert counter.thresholds is not None
+    assert counter.thresholds.threshold == pytest.approx(0.2, rel=0.02)
+
+
+# --- what is refused ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("counting", "message"),
+    [
+        ({"threshold": -1}, "threshold -1.0"),
+        ({"threshold": math.nan}, "threshold nan"),
+        ({"threshold": 9, "xray_threshold": 9}, "xray_threshold 9.0 is not above threshold 9.0"),
+        ({"xray_threshold": math.nan}, "xray_threshold nan"),
+        ({"background_sigmas": -4}, "background_sigmas -4.0"),
+        ({"xray_sigmas": math.inf}, "xray_sigmas inf"),
+        ({"equal": 7}, "equal 7"),
+    ],
+)
+def test_a_plan_that_cannot_be_is_refused(counting: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidReduction, match=message):
+        Counter(plan_pb2.Counting(**counting), None, (4, 4), PixelFormat(2))
+
+
+def test_frames_of_no_pixel_are_refused() -> None:
+    with pytest.raises(InvalidReduction, match="0x4"):
+        Counter(plan_pb2.Counting(), None, (0, 4), PixelFormat(2))
+
+
+def test_warm_up_leaves_no_trace() -> None:
+    counter = Counter(plan_pb2.Counting(), None, (4, 4), PixelFormat(2))
+    counter.warm_up()
+    assert counter.wants_samples() == 20
+    assert counter.thresholds is None
