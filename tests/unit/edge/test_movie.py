@@ -124,7 +124,7 @@ def test_drift_does_not_lock_to_whole_pixels() -> None:
     scene = MovieScene(MovieOptions(shape=(128, 128), drift_px_per_frame=(0.1, -0.1)), 12)
     tracker = DriftTracker((128, 128))
     found = np.array([tracker.follow(scene.expected(k)) for k in range(12)])
-    assert np.abs(found - scene.drift_px).max() < 0.04
+    assert np.abs(found - scene.drift_px).max() < 0.06
 
 
 def test_an_image_without_contrast_does_not_move() -> None:
