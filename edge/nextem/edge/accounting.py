@@ -23,6 +23,9 @@ MAX_PATTERN_BYTES = 700_000
 """A larger summed pattern (compressed) is left out of the accounting: the record must fit the log."""
 
 
+UNKNOWN_PATTERN: NDArray[np.uint64] = np.zeros((0, 0), dtype=np.uint64)
+
+
 class FramesLost(Exception):
     """Announced frames that were not stored, with the causes that were seen."""
 
@@ -37,7 +40,7 @@ class Account:
     """What one acquisition stored. One thread writes it.
 
     ``announced`` is 0 where the detector did not say; then it is the highest frame seen + 1 at the end.
-    ``pattern`` is the sum of all stored frames, uint64 (y, x).
+    ``pattern`` is the sum of all stored frames, uint64 (y, x), or ``UNKNOWN_PATTERN``.
     """
 
     def __init__(self, acquisition_id: str, announced: int, shape: tuple[int, int] = (0, 0)) -> None:
@@ -45,12 +48,14 @@ class Account:
         self.announced = announced
         self.stored = FrameSet()
         self.next_frame = 0  # after the last stored block
+        self.seen = 0  # after the last frame that came
         self.blocks = 0
         self.bytes_raw = 0
         self.bytes_encoded = 0
         self.causes: Counter[str] = Counter()  # of lost frames, as far as the edge itself lost them
         self.pattern: NDArray[np.uint64] = np.zeros(shape, dtype=np.uint64)
         self._representations: Counter[str] = Counter()
+        self._reasons: Counter[str] = Counter()  # of frames that are not whole
 
     def lost_before(self, first_frame: int) -> tuple[tuple[int, int], ...]:
         """Half-open ranges that are missing between the last stored block and ``first_frame``."""
@@ -63,6 +68,8 @@ class Account:
         self.blocks += 1
         self.bytes_encoded += encoded_bytes
         self._representations[representation_name(block.representation)] += 1
+        if not block.whole:
+            self._reasons[reason_name(block.reason)] += block.count
 
     def lose(self, frames: int, cause: str) -> None:
         """Notes why the edge lost frames. It is for people; the number lost does not depend on it."""
@@ -84,13 +91,16 @@ class Account:
         account.bytes_raw = checkpoint.bytes_raw
         account.bytes_encoded = checkpoint.bytes_encoded
         account._representations.update(checkpoint.blocks_by_representation)
+        account._reasons.update(checkpoint.frames_by_reason)
         if checkpoint.summed_pattern:
             account.pattern = unpack_pattern(checkpoint.summed_pattern, shape)
+        elif len(account.stored):
+            account.pattern = UNKNOWN_PATTERN
         return account
 
     def finish(self, ending: Ending, finished_ns: int) -> pb.AcquisitionFinished:
         """The final accounting."""
-        announced = self.announced or max(ending.highest_frame + 1, self.next_frame)
+        announced = self.announced or max(ending.highest_frame + 1, self.next_frame, self.seen)
         if ending.lost_ring:
             self.lose(ending.lost_ring, "the full ring")
         lost = self.stored.missing(0, announced)
@@ -113,6 +123,7 @@ class Account:
             bytes_raw=self.bytes_raw,
             bytes_encoded=self.bytes_encoded,
             blocks_by_representation=dict(self._representations),
+            frames_by_reason=dict(self._reasons),
             summed_pattern=pattern if len(pattern) <= MAX_PATTERN_BYTES else b"",
         )
 
@@ -142,7 +153,10 @@ def amend(finished: pb.AcquisitionFinished, refused: Iterable[Block], error: str
         lost.add(block.first_frame, block.first_frame + block.count)
         finished.blocks -= 1
         finished.blocks_by_representation[representation_name(block.representation)] -= 1
-        if finished.summed_pattern:
+        if not block.whole:
+            finished.frames_by_reason[reason_name(block.reason)] -= block.count
+            finished.summed_pattern, pattern = b"", None  # what is to be taken off is not known
+        elif finished.summed_pattern:
             if pattern is None:
                 pattern = unpack_pattern(finished.summed_pattern, block.shape)
             pattern -= block.frames().sum(axis=0, dtype=np.uint64)
@@ -161,6 +175,12 @@ def representation_name(representation: int) -> str:
     """As counted in ``blocks_by_representation``: "events", "dense"."""
     name: str = frames_pb2.Representation.Name(representation)
     return name.removeprefix("REPRESENTATION_").lower()
+
+
+def reason_name(reason: int) -> str:
+    """As counted in ``frames_by_reason``: "plan", "link", "spool", "size"."""
+    name: str = frames_pb2.RepresentationReason.Name(reason)
+    return name.removeprefix("REPRESENTATION_REASON_").lower()
 
 
 def pack_pattern(pattern: NDArray[np.uint64]) -> bytes:

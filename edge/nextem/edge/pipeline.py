@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -27,7 +28,9 @@ from nextem.edge.detectors.base import (
     Announcement,
     Claim,
     Detector,
+    DetectorFailed,
     Ending,
+    EndKind,
     FrameBatch,
     Sink,
 )
@@ -87,23 +90,27 @@ class EdgePipeline:
 
         Raises ``SpoolBusy``, ``BadAddress``, and what the detector's module raises.
         """
-        self._config, self._clock = config, clock
-        options = parse_address(
-            config.detector, ring_bytes=config.ring_bytes, idle_timeout_s=config.idle_timeout_s
+        make = make_detector or partial(
+            connect,
+            parse_address(
+                config.detector, ring_bytes=config.ring_bytes, idle_timeout_s=config.idle_timeout_s
+            ),
         )
+        self._config, self._clock = config, clock
+        self._detector = make(self, clock)
         self._spool = Spool(
             config.spool_dir, max_bytes=config.spool_bytes, segment_bytes=config.spool_segment_bytes
         )
         recover(self._spool)
         self._spool.prune()
-        self._publisher = Publisher(self._spool, to, clock)
+        self._publisher = Publisher(self._spool, to, clock, failed=lambda error: self._reducing.fail(error))
         self._live = Live()
         self._storing = Storing(config.instrument, self._spool, self._publisher, clock, self._live)
         self._reducing = Reducing(self._storing, clock, self._live, self._on_finished, config.workers)
-        self._detector = make_detector(self, clock) if make_detector else connect(options, self, clock)
         self._lock = Lock()
         self._expected: Acquisition | None = None
-        self._running: set[str] = set()
+        self._running: dict[str, Acquisition] = {}
+        self._failure: DetectorFailed | None = None
         self._frames_lost = self._acquisitions = 0
 
     def start(self) -> None:
@@ -130,15 +137,23 @@ class EdgePipeline:
     def expect(self, acquisition_id: str, plan: plan_pb2.Plan, command_id: str) -> Acquisition:
         """The detector's next header belongs to this acquisition. Call before the instrument starts.
 
-        Raises :class:`AcquisitionBusy` while another one is expected or runs.
+        Raises :class:`AcquisitionBusy` while another one is expected or runs, and
+        :class:`~nextem.edge.detectors.base.DetectorFailed` where nothing can be received any more.
         """
         acquisition = self._new(acquisition_id, plan, command_id)
         with self._lock:
+            if self._failure is not None:
+                raise self._failure
             if self._expected is not None or self._running:
                 other = self._expected.acquisition_id if self._expected else next(iter(self._running))
                 raise AcquisitionBusy(f"acquisition {other} is expected or runs, {acquisition_id} cannot be")
             self._expected = acquisition
         return acquisition
+
+    @property
+    def failure(self) -> DetectorFailed | None:
+        """Set once the detector's thread has died: this pipeline receives nothing any more."""
+        return self._failure
 
     def subscribe(self, capacity: int = CAPACITY) -> Subscription:
         """The figures of each block from now on, as soon as it is spooled. Close it when done."""
@@ -190,7 +205,7 @@ class EdgePipeline:
                     log.error("%s: %s (acquisition none)", type(error).__name__, error)
                     return None
                 acquisition = self._new(uuid7(), passive_plan(template, announcement), "")
-            self._running.add(acquisition.acquisition_id)
+            self._running[acquisition.acquisition_id] = acquisition
         scan = acquisition.plan.scan
         if announcement.frames and scan.size_y * scan.size_x != announcement.frames:
             planned, told = f"{scan.size_y} x {scan.size_x}", announcement.frames
@@ -209,6 +224,19 @@ class EdgePipeline:
         assert isinstance(claim, Acquisition)
         self._reducing.put(Closed(claim, ending))
 
+    def broken(self, error: Exception) -> None:
+        failure = DetectorFailed(f"{type(error).__name__}: {error}")
+        log.critical(
+            "%s: %s (the edge must be started anew)", type(failure).__name__, failure, exc_info=error
+        )
+        with self._lock:
+            self._failure = failure
+            running, expected = list(self._running.values()), self._expected
+        for acquisition in running:
+            self.close_claim(acquisition, Ending(EndKind.FAILED, -1, failure))
+        if expected is not None:
+            self._cancel(expected)
+
     # ---- inside -------------------------------------------------------------------------------
 
     def _new(self, acquisition_id: str, plan: plan_pb2.Plan, command_id: str) -> Acquisition:
@@ -220,18 +248,19 @@ class EdgePipeline:
             if self._expected is not acquisition:
                 return
             self._expected = None
+        reason = self._failure or acquisition.stop_reason()
         acquisition.resolve(
             pb.AcquisitionFinished(
                 acquisition_id=acquisition.acquisition_id,
                 reason=pb.FINISH_REASON_STOPPED,
-                error=f"NoHeader: stopped before the detector began ({acquisition.stop_reason()})",
+                error=f"NoHeader: stopped before the detector began ({reason})",
                 finished_ns=self._clock.now_ns(),
             )
         )
 
     def _on_finished(self, acquisition: Acquisition, finished: pb.AcquisitionFinished) -> None:
         with self._lock:
-            self._running.discard(acquisition.acquisition_id)
+            self._running.pop(acquisition.acquisition_id, None)
             self._acquisitions += 1
             self._frames_lost += finished.frames_lost
         level = logging.INFO if finished.reason == pb.FINISH_REASON_COMPLETE else logging.ERROR

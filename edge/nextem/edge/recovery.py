@@ -7,7 +7,7 @@ import struct
 
 import numpy as np
 
-from nextem.edge.accounting import Account
+from nextem.edge.accounting import UNKNOWN_PATTERN, Account
 from nextem.edge.detectors.base import DetectorError, Ending, EndKind
 from nextem.edge.uplink.spool import Entry, Kind, Spool
 from nextem.v1 import acquisition_pb2 as pb
@@ -74,6 +74,7 @@ def _account(
 ) -> tuple[Account, int]:
     account = Account(acquisition_id, started.frames_announced, (started.shape_y, started.shape_x))
     last_byte_ns = started.started_ns
+    itemsize = np.dtype(started.dtype or "u1").itemsize
     for _, entry in spool.read(offset, spool.end):
         if entry is None or entry.acquisition_id != acquisition_id:
             continue
@@ -83,13 +84,16 @@ def _account(
             last_byte_ns = entry.last_byte_ns
             try:
                 block = decode_block(entry.value)
-                frames = block.frames()
+                total = block.frames().sum(axis=0, dtype=np.uint64) if block.whole else None
             except BlockError as error:
                 log.error("%s: %s (acquisition %s)", type(error).__name__, error, acquisition_id)
                 continue
-            if not account.pattern.size:
-                account.pattern = np.zeros(block.shape, dtype=np.uint64)
-            account.pattern += frames.sum(axis=0, dtype=np.uint64)
-            account.bytes_raw += frames.nbytes
+            if total is None:
+                account.pattern = UNKNOWN_PATTERN
+            elif not account.blocks:
+                account.pattern = total
+            elif account.pattern.size:
+                account.pattern += total
+            account.bytes_raw += block.count * block.shape[0] * block.shape[1] * itemsize
             account.store(block, len(entry.value))
     return account, last_byte_ns

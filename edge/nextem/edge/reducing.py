@@ -204,8 +204,7 @@ class Reducing:
             batch.release()
             self._wait_more(-1)
             self._turns.wait(task.turn)
-            raw_bytes = sum(run.count for run in batch.runs) * batch.format.pixel_bytes
-            self._storing.receive(work, raw_bytes)
+            self._storing.receive(work, batch)
             self._turns.end()
 
     def _reduce(self, task: _Task, reducer: Reducer, run: FrameRun) -> None:

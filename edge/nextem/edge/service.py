@@ -18,6 +18,8 @@ from nextem.wire.threads import short_turns
 
 logger = logging.getLogger(__name__)
 
+_LOOK_S = 0.5
+
 
 @dataclass(frozen=True, slots=True)
 class EdgeOptions:
@@ -45,7 +47,9 @@ class EdgeOptions:
 def run_edge(options: EdgeOptions, stop: Event, ready: Callable[[], None] | None = None) -> None:
     """Runs until ``stop`` is set, then closes everything in order; calls ``ready`` once it listens.
 
-    The agent goes first, so that nothing can be commanded while the data path drains.
+    The agent goes first, so that nothing can be commanded while the data path drains. Raises
+    ``DetectorFailed``, after the same closing, when the detector's thread has died: whoever supervises the
+    process starts it anew.
     """
     clock = MonotonicClock()
     with ExitStack() as stack:
@@ -73,7 +77,9 @@ def run_edge(options: EdgeOptions, stop: Event, ready: Callable[[], None] | None
         logger.info("the edge of %s runs, boot %s", options.instrument, clock.boot_id)
         if ready is not None:
             ready()
-        stop.wait()
+        while not stop.wait(_LOOK_S):
+            if pipeline.failure is not None:
+                raise pipeline.failure
 
 
 def _start_agent(

@@ -8,7 +8,7 @@ from threading import Event
 
 import numpy as np
 
-from nextem.edge.detectors.base import CorruptFrame, Ending, EndKind, FrameFormat
+from nextem.edge.detectors.base import CorruptFrame, Ending, EndKind, FrameBatch, FrameFormat
 from nextem.edge.live import Live
 from nextem.edge.numbering import number
 from nextem.edge.recovery import pack_checkpoint
@@ -37,10 +37,13 @@ class Storing:
         names = ("frames_stored", "frames_lost_spool", "frames_lost_corrupt", "blocks")
         self.totals = dict.fromkeys((*names, "bytes_raw", "bytes_encoded"), 0)
 
-    def receive(self, work: Work, raw_bytes: int) -> None:
+    def receive(self, work: Work, batch: FrameBatch) -> None:
         """Notes what came, whatever becomes of it."""
+        raw_bytes = sum(run.count for run in batch.runs) * batch.format.pixel_bytes
         work.account.bytes_raw += raw_bytes
         self.totals["bytes_raw"] += raw_bytes
+        for run in batch.runs:
+            work.account.seen = max(work.account.seen, run.first_frame + run.count)
 
     # ---- blocks -----------------------------------------------------------------------------
 

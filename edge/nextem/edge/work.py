@@ -91,7 +91,10 @@ class Work:
 
     def summed(self) -> NDArray[np.uint64]:
         """Exact sum of the frames stored so far, (y, x). Only while nobody reduces."""
-        return np.sum([reducer.pattern for reducer in self.reducers], axis=0, dtype=np.uint64)
+        total = self.reducers[0].pattern.copy()
+        for reducer in self.reducers[1:]:
+            total += reducer.pattern
+        return total
 
     def fail(self, error: Exception) -> None:
         """Ends the acquisition: nothing more is stored of it. Only the first reason counts; any thread."""

@@ -128,7 +128,7 @@ def test_a_format_that_cannot_be_decoded_fails_the_acquisition(rig: Rig, kit: Ki
     finished = run(rig, kit, 3, kit.message(head.ljust(768) + bytes(64)) * 3)
     rig.stop()
     assert finished.reason == pb.FINISH_REASON_FAILED
-    assert finished.error.startswith("UnsupportedFormat: raw pixels of 1, 6 or 12 bit")
+    assert finished.error.startswith("UnsupportedFormat: raw pixels of 24 bit")
     assert (finished.frames_announced, finished.frames_lost) == (3, 3)
     logged = rig.logged()["scan"]
     assert logged.started.frames_announced == 3

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from threading import Thread
 from typing import Any, Protocol
 
 import numpy as np
@@ -56,6 +57,10 @@ class RingFull(DetectorError):
 
 class CorruptFrame(DetectorError):
     """One frame's bytes are not what its header says. The frame is lost and counted so."""
+
+
+class DetectorFailed(DetectorError):
+    """The thread that receives met an error that nobody foresaw; nothing can be received any more."""
 
 
 class IdleTimeout(DetectorError):
@@ -229,6 +234,10 @@ class Sink(Protocol):
 
     def close_claim(self, claim: Claim, ending: Ending) -> None: ...
 
+    def broken(self, error: Exception) -> None:
+        """Nothing will come any more: every open claim is closed. See :func:`receiving_thread`."""
+        ...
+
 
 class Detector(Protocol):
     """One detector of one instrument."""
@@ -242,3 +251,15 @@ class Detector(Protocol):
     def counters(self) -> Mapping[str, int]:
         """Frames and bytes received, frames lost by cause, garbage bytes, busy time in ns."""
         ...
+
+
+def receiving_thread(run: Callable[[], None], sink: Sink, name: str) -> Thread:
+    """The thread of a detector, not started. An error that leaves ``run`` is told to the sink."""
+
+    def watched() -> None:
+        try:
+            run()
+        except Exception as error:  # noqa: BLE001  a thread that dies in silence would leave claims open for ever
+            sink.broken(error)
+
+    return Thread(target=watched, name=name, daemon=True)

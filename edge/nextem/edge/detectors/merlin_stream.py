@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from threading import Event, Thread
+from threading import Event
 
 from nextem.edge.detectors.base import (
     Announcement,
@@ -22,6 +22,7 @@ from nextem.edge.detectors.base import (
     GarbageSkipped,
     HeaderError,
     Sink,
+    receiving_thread,
 )
 from nextem.edge.detectors.counters import Counters
 from nextem.edge.detectors.merlin import (
@@ -73,7 +74,7 @@ class MerlinStream:
         self._ring = Ring(options.ring_bytes)
         self._counters = Counters()
         self._closing = Event()
-        self._thread = Thread(target=self._run, name="merlin", daemon=True)
+        self._thread = receiving_thread(self._run, sink, "merlin")
 
     def start(self) -> None:
         warm_up()

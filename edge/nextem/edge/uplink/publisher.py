@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from threading import Condition, Event, Lock, Thread
@@ -20,6 +20,7 @@ from zlib import crc32
 import numpy as np
 
 from nextem.edge.accounting import amend
+from nextem.edge.detectors.base import DetectorError
 from nextem.edge.detectors.stream_socket import Backoff
 from nextem.edge.uplink.spool import Entry, Kind, Spool
 from nextem.v1 import acquisition_pb2 as pb
@@ -40,6 +41,10 @@ class BlockRefused(Exception):
     """The log will never take a block. Its frames are lost, and the accounting is corrected."""
 
 
+class PublishingFailed(DetectorError):
+    """Publishing met an error that nobody foresaw; what runs is ended. The spool keeps what was stored."""
+
+
 @dataclass(frozen=True, slots=True)
 class _InFlight:
     offset: int
@@ -49,9 +54,21 @@ class _InFlight:
 
 
 class Publisher:
-    """One thread. ``offer`` hands it entries while they are in memory; the rest it reads from the spool."""
+    """One thread. ``offer`` hands it entries while they are in memory; the rest it reads from the spool.
 
-    def __init__(self, spool: Spool, to: Log, clock: Clock, *, window_bytes: int = WINDOW_BYTES) -> None:
+    ``failed`` is called from it with an error that is not the log's. It then tries again, as after an outage.
+    """
+
+    def __init__(
+        self,
+        spool: Spool,
+        to: Log,
+        clock: Clock,
+        *,
+        window_bytes: int = WINDOW_BYTES,
+        failed: Callable[[PublishingFailed], None] = lambda error: None,
+    ) -> None:
+        self._failed = failed
         self._spool, self._log, self._clock, self._window_bytes = spool, to, clock, window_bytes
         self._cursor = spool.committed
         self._end = spool.end  # entries that were told of
@@ -108,7 +125,7 @@ class Publisher:
 
     def _run(self) -> None:
         backoff = Backoff()
-        with suppress(LogError):
+        with suppress(Exception):
             # Dials a broker before the first block would have to wait for it; a failure shows again then.
             self._log.partitions(FRAMES)
         while not self._giving_up.is_set():
@@ -128,6 +145,9 @@ class Publisher:
                     backoff.reset()
             except LogError as error:
                 self._fall_back(error)
+                backoff.wait(self._giving_up)
+            except Exception as error:  # noqa: BLE001  a dead thread would let the spool fill in silence
+                self._break(error)
                 backoff.wait(self._giving_up)
 
     def _wait(self) -> None:
@@ -250,7 +270,14 @@ class Publisher:
             if entry is not None:
                 self._memory_bytes -= len(entry.value)
 
-    def _fall_back(self, error: LogError) -> None:
+    def _break(self, error: Exception) -> None:
+        failure = PublishingFailed(f"{type(error).__name__}: {error}")
+        if not self._away:
+            log.error("entry %d cannot be published", self._cursor, exc_info=error)
+        self._fall_back(failure)
+        self._failed(failure)
+
+    def _fall_back(self, error: Exception) -> None:
         """Starts again at the first entry that is not acknowledged; the log may then see some twice."""
         if not self._away:
             log.error("%s: %s; spooling goes on", type(error).__name__, error)
