@@ -7,7 +7,7 @@ ARGS ?=
 NEXTEM_TEST_DATA ?= $(abspath $(wildcard ../shared/data))
 export NEXTEM_TEST_DATA
 
-.PHONY: demo test lint bench clean install
+.PHONY: demo test lint bench fuzz clean install
 
 demo: $(VENV)/.installed
 	$(BIN)/nextem demo $(ARGS)
@@ -23,6 +23,10 @@ lint: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/run_all.py $(ARGS)
+
+# A million mutated messages for each receiver; make test sends ten thousand.
+fuzz: $(VENV)/.installed-dev
+	NEXTEM_FUZZ_MESSAGES=$${NEXTEM_FUZZ_MESSAGES:-1000000} $(BIN)/python -m pytest --timeout 7200 tests/fuzz $(ARGS)
 
 install: $(VENV)/.installed
 
