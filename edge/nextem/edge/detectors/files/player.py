@@ -1,0 +1,204 @@
+"""Plays a recording as a detector would send it, except that it waits: no frame is lost for want of memory.
+
+Frames are handed over where they lie. At most ``ring_bytes`` of them are out at once; then the player waits
+until the reduction has given some back.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from threading import Condition, Event, Thread
+
+import numpy as np
+
+from nextem.edge.detectors.base import (
+    Announcement,
+    Claim,
+    DetectorError,
+    Ending,
+    EndKind,
+    FrameBatch,
+    FrameRun,
+    SequenceError,
+    Sink,
+    Slab,
+    TruncatedStream,
+)
+from nextem.edge.detectors.counters import Counters
+from nextem.edge.detectors.files.source import Piece, Recording, UnreadableFile
+from nextem.wire.clock import Clock
+
+log = logging.getLogger(__name__)
+
+_FIRST_FRAMES = 16  # in a batch while nobody knows how well they compress
+_FRAME_COST = 64  # bytes that an empty frame takes on its way
+_QUIET_S = 0.05  # how long to wait before looking at a stop again
+
+
+@dataclass(frozen=True, slots=True)
+class Playback:
+    """``rate_fps`` at most, None: as fast as frames are taken; ``loops`` times over as one acquisition."""
+
+    rate_fps: float | None = None
+    loops: int = 1
+    ring_bytes: int = 256 << 20
+
+
+class Allowance:
+    """Bytes that may be out at once. One piece is always let out, however large."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._out = most, 0
+        self._changed = Condition()
+
+    def take(self, size: int, wait_s: float) -> bool:
+        """Waits for room at most so long; says whether there was."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: not self._out or self._out + size <= self._most, wait_s):
+                return False
+            self._out += size
+            return True
+
+    def give(self, size: int) -> None:
+        with self._changed:
+            self._out -= size
+            self._changed.notify()
+
+
+class _Stopped(Exception):
+    """Somebody asked to stop."""
+
+
+class FilePlayer:
+    """A :class:`~nextem.edge.detectors.base.Detector` that plays one recording, once, from its start on."""
+
+    def __init__(self, recording: Recording, playback: Playback, sink: Sink, clock: Clock) -> None:
+        self._recording, self._playback, self._sink, self._clock = recording, playback, sink, clock
+        self._allowance = Allowance(playback.ring_bytes)
+        self._counters = Counters()
+        self._closing = Event()
+        self._next = 0  # the frame that comes next where none is missing
+        self._first_ns = self._last_ns = 0
+        self._started_ns = 0
+        self._thread = Thread(target=self._run, name="file", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        self._closing.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def counters(self) -> Mapping[str, int]:
+        return asdict(self._counters)
+
+    def _announcement(self) -> Announcement:
+        recording, loops = self._recording, self._playback.loops
+        scan = recording.scan and (recording.scan[0] * loops, recording.scan[1])
+        return Announcement(recording.text, recording.frames * loops, scan, self._clock.now_ns())
+
+    def _run(self) -> None:
+        announcement = self._announcement()
+        claim = self._sink.open(announcement)
+        if claim is None:
+            log.error("nobody wants the file's %d frames", announcement.frames)
+            self._counters.frames_unclaimed += announcement.frames
+            return
+        self._counters.acquisitions += 1
+        kind, error = EndKind.ALL_FRAMES, None
+        try:
+            self._play(claim)
+            if self._next != announcement.frames:
+                kind = EndKind.SENDING_ENDED
+        except _Stopped:
+            kind = EndKind.STOPPED
+        except DetectorError as found:
+            kind = EndKind.SENDING_ENDED if isinstance(found, TruncatedStream) else EndKind.FAILED
+            error = found
+        except Exception as found:
+            # Whatever a reader does wrong, the acquisition ends with exact accounting.
+            kind, error = EndKind.FAILED, UnreadableFile(f"{type(found).__name__}: {found}")
+            log.exception("reading the file failed (acquisition %s)", claim.acquisition_id)
+        if error is not None:
+            log.error("%s: %s (acquisition %s)", type(error).__name__, error, claim.acquisition_id)
+        ending = Ending(kind, self._next - 1, error, self._first_ns, self._last_ns)
+        self._sink.close_claim(claim, ending)
+
+    def _play(self, claim: Claim) -> None:
+        self._started_ns = self._clock.now_ns()
+        for piece in self._pieces():
+            slab = Slab(0)
+            slab.data, slab.view = piece.data, piece.data.data
+            at = 0
+            while at < piece.count:
+                count = self._due(claim, piece.first_frame + at, piece.count - at)
+                self._hand_over(claim, slab, piece.part(at, count))
+                at += count
+            self._counters.busy_ns = time.thread_time_ns()
+
+    def _pieces(self) -> Iterator[Piece]:
+        frames = self._recording.frames
+        for loop in range(self._playback.loops):
+            for piece in self._recording.pieces():
+                first, last = piece.first_frame, piece.first_frame + piece.count - 1
+                if first + loop * frames < self._next:
+                    raise SequenceError(f"frame {first} comes after frame {self._next - 1}")
+                within = min(piece.count, frames - first) if frames else piece.count
+                if within > 0:
+                    yield piece.part(0, within).moved(loop * frames)
+                if within < piece.count:
+                    raise SequenceError(f"frames up to {last} come, {frames} are announced")
+
+    def _due(self, claim: Claim, frame: int, left: int) -> int:
+        """How many of the next frames may go now; waits where it is too early. Raises ``_Stopped``."""
+        limits, rate = claim.limits, self._playback.rate_fps
+        encoded = limits.encoded_frame_bytes()
+        wanted = max(1, round(limits.block_bytes / encoded)) if encoded else _FIRST_FRAMES
+        wanted = min(wanted, limits.max_frames, left)
+        self._look(claim)
+        if rate is None:
+            return wanted
+        wanted = min(wanted, max(1, math.ceil(rate * limits.age_ns / 1e9)))
+        due_ns = self._started_ns + int((frame + wanted) / rate * 1e9)
+        while (early_ns := due_ns - self._clock.now_ns()) > 0:
+            self._closing.wait(min(early_ns / 1e9, _QUIET_S))
+            self._look(claim)
+        return wanted
+
+    def _look(self, claim: Claim) -> None:
+        if self._closing.is_set() or claim.stop_reason() is not None:
+            raise _Stopped
+
+    def _hand_over(self, claim: Claim, slab: Slab, piece: Piece) -> None:
+        pixels = self._recording.format
+        size = piece.count * pixels.pixel_bytes if piece.sizes is None else int(piece.sizes.sum())
+        cost = size + _FRAME_COST * piece.count
+        while not self._allowance.take(cost, _QUIET_S):
+            self._look(claim)
+        now = self._clock.now_ns()
+        self._first_ns = self._first_ns or now
+        self._last_ns = now
+        run = FrameRun(
+            first_frame=piece.first_frame,
+            count=piece.count,
+            start=piece.start,
+            stride=piece.stride,
+            pixel_offset=piece.pixel_offset,
+            last_byte_ns=np.full(piece.count, now, dtype=np.int64),
+            epoch=piece.epoch,
+            offsets=piece.offsets,
+            sizes=piece.sizes,
+        )
+        self._next = piece.first_frame + piece.count
+        counters = self._counters
+        counters.batches += 1
+        counters.frames_received += piece.count
+        counters.bytes_received += size
+        release = partial(self._allowance.give, cost)
+        self._sink.frames(claim, FrameBatch(slab, (run,), pixels, release))
