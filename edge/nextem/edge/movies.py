@@ -9,8 +9,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from nextem.edge.calibrations import Calibrations
 from nextem.edge.reduction import ReducedBlock
-from nextem.edge.reduction.corrections import LoadsArrays, load_corrections
+from nextem.edge.reduction.corrections import load_corrections
 from nextem.edge.reduction.movie import MovieBlock, MovieReducer
 from nextem.v1 import frames_pb2, plan_pb2
 from nextem.wire.blocks import Block
@@ -25,7 +26,7 @@ class MovieStage:
         reduction: plan_pb2.Reduction,
         shape: tuple[int, int],
         dtype: np.dtype[np.unsignedinteger],
-        calibrations: LoadsArrays | None,
+        calibrations: Calibrations | None,
     ) -> None:
         """Raises :class:`~nextem.edge.reduction.InvalidReduction`."""
         corrections = load_corrections(reduction.corrections, shape, calibrations)
