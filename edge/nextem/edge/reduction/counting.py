@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nextem.edge.calibrations import CorrectionArrays
+from nextem.edge.calibrations import CorrectionArrays, bad_neighbours
 from nextem.edge.reduction import counting_kernels as kernels
 from nextem.edge.reduction.formats import InvalidReduction, PixelFormat
 from nextem.edge.reduction.thresholds import Thresholds, find_thresholds
@@ -264,18 +264,11 @@ class _Tables:
 def _repairs(bad: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.uint32], ...]:
     """Padded entries of the bad pixels, and in CSR form those of the good neighbours of each."""
     y, x = bad.shape
-    repair, start, good = [], [0], []
-    for row, column in np.argwhere(bad):
-        rows = range(max(row - 1, 0), min(row + 2, y))
-        columns = range(max(column - 1, 0), min(column + 2, x))
-        good += [_entry(r, c, x) for r in rows for c in columns if not bad[r, c]]
-        start.append(len(good))
-        repair.append(_entry(row, column, x))
-    return tuple(np.array(numbers, np.uint32) for numbers in (repair, start, good))
-
-
-def _entry(row: int, column: int, width: int) -> int:
-    return int(kernels.first(width)) + row * (width + 1) + column
+    entries = np.arange(y * x).reshape(y, x) + np.arange(y)[:, None] + kernels.first(x)
+    neighbours = [entries.ravel()[good] for _, _, good in bad_neighbours(bad)]
+    start = np.cumsum([0, *(each.size for each in neighbours)])
+    good = np.concatenate(neighbours) if neighbours else start[:0]
+    return entries[bad].astype(np.uint32), start.astype(np.uint32), good.astype(np.uint32)
 
 
 class _Buffers:

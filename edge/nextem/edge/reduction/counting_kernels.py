@@ -193,7 +193,8 @@ def find_maxima(
     """Appends to ``indices``, from ``found`` on, the flat indices of the maxima in ``padded``, ascending.
 
     A maximum is above ``level`` and not above ``ceiling``, and above its eight neighbours. With
-    ``one_of_equals``, connected entries of one value are one maximum, in the first of them. Returns the new ``found``.
+    ``one_of_equals``, connected entries of one value are one maximum, in the first of them.
+    Returns the new ``found``.
     """
     stride = width + 1
     row, row_end = 0, stride
