@@ -28,6 +28,7 @@ from nextem.wire.events import (
     frames_to_events,
     unpack_streams,
 )
+from nextem.wire.pattern_code import decode_pattern
 
 Array = npt.NDArray[Any]
 
@@ -133,7 +134,7 @@ class Block:
         if self.representation != EVENTS:
             return frames_to_events(self._decoded(self.representation))
         try:
-            return self._streams().to_events()
+            return self._pattern() if self.codec == pb.CODEC_PATTERN else self._streams().to_events()
         except CorruptEvents as error:
             raise CorruptBlock(f"{self._name()}: {error}") from error
 
@@ -144,7 +145,7 @@ class Block:
         """
         if self.representation != BINNED:
             raise NotWhole(f"{self._name()} has no binned images: representation {self.representation}")
-        return self._decoded(EVENTS if self.codec == pb.CODEC_ZSTD else DENSE)
+        return self._decoded(EVENTS if self.codec in (pb.CODEC_ZSTD, pb.CODEC_PATTERN) else DENSE)
 
     def _check_whole(self) -> None:
         if not self.whole:
@@ -155,9 +156,16 @@ class Block:
 
     def _decoded(self, representation: int) -> Array:
         try:
-            return self._streams().to_frames() if representation == EVENTS else self._dense(representation)
+            if representation != EVENTS:
+                return self._dense(representation)
+            if self.codec == pb.CODEC_PATTERN:
+                return self._pattern().to_frames(self.images[1:])
+            return self._streams().to_frames()
         except (CorruptEvents, dense.CorruptDense) as error:
             raise CorruptBlock(f"{self._name()}: {error}") from error
+
+    def _pattern(self) -> Events:
+        return decode_pattern(self.payload, self.images[0], self.images[1:], self.image_dtype)
 
     def _streams(self) -> EventStreams:
         if self.codec == pb.CODEC_ZSTD:

@@ -9,6 +9,10 @@
   on bright frames they take six times the processor time to write and eight times to read (measured by
   ``benchmarks/kernels.py``), and an edge that falls behind loses frames.
 
+With the policy "compact": the smaller of events and the pattern code, which takes about 0.8 of events and
+seven to ten times their processor time (``benchmarks/volume.py``). It is for links that are slower than the
+detector.
+
 ``tests/unit/wire/test_packing.py`` holds the choice to within 10 % of the smaller one on sparse blocks and
 within half on the others, over drawn doses and patterns. A policy that names a representation is followed,
 but a single frame too large for a record is tried in every other way, at higher compression too. Where it
@@ -32,6 +36,7 @@ from nextem.wire import dense
 from nextem.wire.binning import InvalidBinning, bin_pixels
 from nextem.wire.blocks import BINNED, DENSE, EVENTS, SCALARS, Block, BlockError, encode_block
 from nextem.wire.events import EventStreams, encode_events, frames_to_streams
+from nextem.wire.pattern_code import encode_pattern
 
 Array = npt.NDArray[Any]
 
@@ -149,6 +154,14 @@ def fill(block: Block, pixels: Pixels | Array, representation: int) -> Block:
     return _fill_binned(block, Pixels(frames=pixels.binned(block.bin_px, block.bin_frames)))
 
 
+def fill_compact(block: Block, pixels: Pixels) -> Block:
+    """As :func:`fill` for whole frames, in the smaller code of events."""
+    plain = fill(block, pixels, EVENTS)
+    events, (y, x) = pixels.streams.to_events(), pixels.shape
+    payload = encode_pattern(events, (y, x), max(len(plain.payload) - 1, 0))
+    return plain if payload is None else replace(plain, codec=pb.CODEC_PATTERN, payload=payload)
+
+
 def _fill_binned(block: Block, images: Pixels) -> Block:
     codec, pack = _WAYS[choose_representation(images, plan_pb2.REPRESENTATION_POLICY_SMALLEST)][0]
     return replace(block, representation=BINNED, codec=codec, payload=pack(images))
@@ -238,7 +251,10 @@ class _Run:
 
     def add(self, head: Block, pixels: Pixels) -> None:
         """Frames with every pixel."""
-        size = self._try(fill(head, pixels, choose_representation(pixels, self.policy)))
+        if self.policy == plan_pb2.REPRESENTATION_POLICY_COMPACT:
+            size = self._try(fill_compact(head, pixels))
+        else:
+            size = self._try(fill(head, pixels, choose_representation(pixels, self.policy)))
         if size <= self.max_bytes:
             return
         if head.count == 1:
@@ -298,6 +314,8 @@ class _Run:
                 block = replace(head, representation=representation, codec=codec, payload=pack(pixels))
                 if self._try(block) <= self.max_bytes:
                     return
+        if self._try(fill_compact(head, pixels)) <= self.max_bytes:
+            return
         self.bin(replace(head, reason=pb.REPRESENTATION_REASON_SIZE), pixels)
 
 

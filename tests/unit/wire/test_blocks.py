@@ -29,7 +29,8 @@ from nextem.wire.blocks import (
     encode_block,
 )
 from nextem.wire.events import frames_to_events, frames_to_streams
-from nextem.wire.packing import fill
+from nextem.wire.packing import Pixels, fill, fill_compact
+from nextem.wire.pattern_code import encode_pattern
 
 Array = npt.NDArray[Any]
 
@@ -81,6 +82,21 @@ def test_there_and_back_is_the_same(pixels: Array, representation: int) -> None:
     assert np.array_equal(events.indices, expected.indices)
     assert np.array_equal(events.values, expected.values)
     assert events.values.dtype == pixels.dtype
+
+
+@settings(deadline=None)
+@given(frames())
+def test_the_pattern_code_there_and_back_is_the_same(pixels: Array) -> None:
+    code = encode_pattern(frames_to_events(pixels), pixels.shape[1:], 1 << 22)
+    assert code is not None
+    block = replace(head(pixels), representation=EVENTS, codec=pb.CODEC_PATTERN, payload=code)
+    decoded = decode_block(encode_block(block))
+    assert_same(decoded, block)
+    assert np.array_equal(decoded.frames(), pixels)
+    assert np.array_equal(decoded.events().indices, frames_to_events(pixels).indices)
+    smaller = fill_compact(head(pixels), Pixels(frames=pixels))
+    assert np.array_equal(smaller.frames(), pixels)
+    assert len(smaller.payload) <= len(code)
 
 
 @settings(deadline=None, max_examples=60)
@@ -196,7 +212,7 @@ def test_damage_behind_a_right_checksum_is_a_typed_error_or_other_pixels(
 
 
 @settings(deadline=None, max_examples=200)
-@given(st.binary(max_size=100), st.sampled_from([0, 1, 2, 3]), st.sampled_from([0, 1, 2, 3, 4]))
+@given(st.binary(max_size=100), st.sampled_from([0, 1, 2, 3]), st.sampled_from(range(6)))
 def test_random_payloads_are_typed_errors(noise: bytes, representation: int, codec: int) -> None:
     block = Block("a", 0, 0, 2, (3, 50), np.dtype("u2"), representation, codec, payload=noise)
     if representation == BINNED:

@@ -98,6 +98,7 @@ POLICIES = [
     ONLY_DENSE,
     plan_pb2.REPRESENTATION_POLICY_BINNED,
     plan_pb2.REPRESENTATION_POLICY_SCALARS,
+    plan_pb2.REPRESENTATION_POLICY_COMPACT,
 ]
 
 
@@ -152,6 +153,20 @@ def test_a_run_is_one_block_where_it_fits() -> None:
     assert not run.too_large
     assert not run.trailing_lost
     assert MAX_BLOCK_BYTES < MAX_RECORD_BYTES
+
+
+def test_compact_is_whole_and_the_smallest() -> None:
+    y, x = np.mgrid[:96, :96]
+    for dose in (0.05, 0.5, 5.0):
+        expected = dose * np.exp(-np.hypot(y - 40, x - 50) / 20)
+        pixels = np.random.default_rng(0).poisson(expected, (40, 96, 96)).astype(np.uint16)
+        policy = plan_pb2.REPRESENTATION_POLICY_COMPACT
+        (encoded,) = encode_run(head(pixels), Pixels(frames=pixels), policy).blocks
+        block = decode_block(encoded.data)
+        assert (block.representation, block.whole) == (EVENTS, True)
+        assert np.array_equal(block.frames(), pixels)
+        assert len(block.payload) <= min(len(encode_events(pixels)), len(dense.pack_lz4(pixels)))
+        assert (block.codec == pb.CODEC_PATTERN) == (dose > 0.1)  # below there is too little to learn from
 
 
 def test_bright_frames_are_split_and_nothing_is_lost() -> None:
@@ -225,7 +240,7 @@ def test_sums_that_no_number_holds_leave_the_columns() -> None:
 
 def test_scalars_count_too() -> None:
     pixels = np.zeros((2, 8, 8), np.uint8)
-    many = {f"mask/{number}": np.zeros(2, np.uint64) for number in range(40_000)}
+    many = {f"mask/{number}": np.zeros(2, np.uint64) for number in range(5_000)}
     block = Block("acq", 7, 100, 2, (8, 8), pixels.dtype, scalars=many)
     run = encode_run(block, Pixels(frames=pixels), max_bytes=100_000)
     assert [error.frame for error in run.too_large] == [100, 101]
