@@ -23,6 +23,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from nextem.edge.acquisition import Acquisition, AcquisitionBusy, new_acquisition, passive_plan
+from nextem.edge.calibrations import Calibrations
 from nextem.edge.detectors.base import (
     AcquisitionRefused,
     Announcement,
@@ -62,9 +63,9 @@ class PipelineConfig:
     """Where frames come from and where they wait.
 
     ``detector`` is an address of :mod:`nextem.edge.detectors.registry`; ``workers`` threads reduce, 0: as
-    many as there are processors, at most four. ``idle_timeout_s`` without a byte ends an acquisition that has
-    begun to send. Without ``passive_plan`` an acquisition that nobody expected is refused. ``on_finished``
-    is called from a reducing thread.
+    many as there are processors, at most four; ``calibrations`` is the folder of dark, gain and bad pixels.
+    ``idle_timeout_s`` without a byte ends an acquisition that has begun to send. Without ``passive_plan`` an
+    acquisition that nobody expected is refused. ``on_finished`` is called from a reducing thread.
     """
 
     instrument: str
@@ -78,6 +79,7 @@ class PipelineConfig:
     spool_segment_bytes: int = spooling.SEGMENT_BYTES
     close_timeout_s: float = CLOSE_TIMEOUT_S
     workers: int = 0
+    calibrations: Path | None = None
 
 
 class EdgePipeline:
@@ -106,7 +108,14 @@ class EdgePipeline:
         self._publisher = Publisher(self._spool, to, clock, failed=lambda error: self._reducing.fail(error))
         self._live = Live()
         self._storing = Storing(config.instrument, self._spool, self._publisher, clock, self._live)
-        self._reducing = Reducing(self._storing, clock, self._live, self._on_finished, config.workers)
+        self._reducing = Reducing(
+            self._storing,
+            clock,
+            self._on_finished,
+            workers=config.workers,
+            calibrations=Calibrations(config.calibrations) if config.calibrations else None,
+            hold_bytes=config.ring_bytes // 4,
+        )
         self._lock = Lock()
         self._expected: Acquisition | None = None
         self._running: dict[str, Acquisition] = {}

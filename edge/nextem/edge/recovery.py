@@ -74,7 +74,6 @@ def _account(
 ) -> tuple[Account, int]:
     account = Account(acquisition_id, started.frames_announced, (started.shape_y, started.shape_x))
     last_byte_ns = started.started_ns
-    itemsize = np.dtype(started.dtype or "u1").itemsize
     for _, entry in spool.read(offset, spool.end):
         if entry is None or entry.acquisition_id != acquisition_id:
             continue
@@ -94,6 +93,7 @@ def _account(
                 account.pattern = total
             elif account.pattern.size:
                 account.pattern += total
-            account.bytes_raw += block.count * block.shape[0] * block.shape[1] * itemsize
+            dtype = np.dtype(started.dtype) if started.dtype else block.dtype
+            account.bytes_raw += block.count * block.shape[0] * block.shape[1] * dtype.itemsize
             account.store(block, len(entry.value))
     return account, last_byte_ns

@@ -15,7 +15,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Lock, Thread
@@ -24,9 +24,10 @@ import numpy as np
 
 from nextem.edge.accounting import Account
 from nextem.edge.acquisition import Acquisition
-from nextem.edge.detectors.base import CorruptFrame, FrameBatch, FrameFormat, FrameRun
-from nextem.edge.live import Live
-from nextem.edge.reduction import PixelFormat, ReducedBlock, Reducer, compile_reduction
+from nextem.edge.calibrations import Calibrations
+from nextem.edge.detectors.base import CorruptFrame, FrameBatch, FrameRun
+from nextem.edge.reducers import Holding, ReducerPool
+from nextem.edge.reduction import ReducedBlock, Reducer
 from nextem.edge.storing import Storing
 from nextem.edge.turns import Turns
 from nextem.edge.work import Closed, Frames, MapsWanted, Opened, StageTimes, Work, part_of
@@ -38,8 +39,6 @@ from nextem.wire.packing import EncodedRun, encode_run
 log = logging.getLogger(__name__)
 
 MAX_WORKERS = 4
-_KEPT = 2  # plans whose reducers are kept: they are large, and the next scan is often like the last
-
 Item = Opened | Frames | Closed | MapsWanted
 
 
@@ -64,15 +63,20 @@ class Reducing:
         self,
         storing: Storing,
         clock: Clock,
-        live: Live,
         finished: Callable[[Acquisition, pb.AcquisitionFinished], None],
+        *,
         workers: int = 0,
+        calibrations: Calibrations | None = None,
+        hold_bytes: int = 64 << 20,
     ) -> None:
-        """``workers`` threads, 0: :func:`default_workers`. Raises ValueError for less."""
+        """``workers`` threads, 0: :func:`default_workers`; raises ValueError for less.
+
+        At most ``hold_bytes`` of frames wait for the thresholds of electron counting.
+        """
         if workers < 0:
             raise ValueError(f"{workers} threads cannot reduce")
         self.workers = workers or default_workers()
-        self._storing, self._clock, self._live, self._finished = storing, clock, live, finished
+        self._storing, self._clock, self._finished = storing, clock, finished
         self._queue: SimpleQueue[Item | None] = SimpleQueue()
         self._ahead: deque[Item] = deque()  # what comes before the queue
         self._taking = Lock()
@@ -80,7 +84,8 @@ class Reducing:
         self._waiting = 0
         self._waiting_lock = Lock()
         self._work: dict[str, Work] = {}
-        self._kept: dict[tuple[bytes, tuple[int, int], int, bool], Sequence[Reducer]] = {}
+        self._pool = ReducerPool(self.workers, calibrations)
+        self._hold_bytes = hold_bytes
         self.times = StageTimes()
         self._threads = [
             Thread(target=self._run, args=(place,), name=f"reducing-{place}", daemon=True)
@@ -134,19 +139,28 @@ class Reducing:
                 if isinstance(item, Frames):
                     work = self._work[item.acquisition.acquisition_id]
                     self._prepare(work, item.batch)
-                    return _Task(self._turns.issue(), work, item.batch)
-                self._handle(item)
+                    if work.holding is None:
+                        return _Task(self._turns.issue(), work, item.batch)
+                    self._hold(work, work.holding, item)
+                else:
+                    self._handle(item)
 
     def _handle(self, item: Opened | Closed | MapsWanted) -> None:
         if isinstance(item, Opened):
             account = Account(item.acquisition.acquisition_id, item.announcement.frames)
             self._work[account.acquisition_id] = Work(item.acquisition, item.announcement, account)
             return
+        if isinstance(item, Closed):
+            work = self._work[item.acquisition.acquisition_id]
+            if work.holding is not None:
+                self._ahead.appendleft(item)
+                self._let_go(work, work.holding)
+                return
         self._turns.wait_for_all()
         if isinstance(item, MapsWanted):
             self._answer(item)
             return
-        work = self._work.pop(item.acquisition.acquisition_id)
+        del self._work[work.acquisition_id]
         finished = self._storing.close(work, item.ending)
         try:
             self._finished(work.acquisition, finished)
@@ -161,34 +175,46 @@ class Reducing:
             if work.started is None:
                 self._turns.wait_for_all()
                 self._storing.start(work, batch.format)
-                work.reducers = self._reducers(work, batch.format)
+                work.reducers = self._pool.get(work.acquisition.plan.reduction, batch.format)
+                if work.reducers[0].wants_samples():
+                    work.holding = Holding(work.reducers[0], self._hold_bytes)
             elif self._storing.wants_checkpoint(work):
                 self._turns.wait_for_all()
                 self._storing.checkpoint(work)
         except Exception as error:  # noqa: BLE001  whatever it is ends the acquisition and not the thread
             work.fail(error)
 
-    def _reducers(self, work: Work, pixels: FrameFormat) -> Sequence[Reducer]:
-        """One for each thread, from an earlier acquisition with the same plan where there was one."""
-        reduction = work.acquisition.plan.reduction
-        itemsize = pixels.dtype.itemsize
-        key = (
-            reduction.SerializeToString(deterministic=True), pixels.shape, itemsize, pixels.big_endian
-        )  # fmt: skip
-        reducers = self._kept.pop(key, ())
-        if not reducers:
-            form = PixelFormat(itemsize, pixels.big_endian)
-            reducers = [compile_reduction(reduction, pixels.shape, form) for _ in range(self.workers)]
-            while len(self._kept) >= _KEPT:
-                del self._kept[next(iter(self._kept))]
-        self._kept[key] = reducers
-        for reducer in reducers:
-            reducer.reset()
-        return reducers
+    def _let_go(self, work: Work, holding: Holding) -> None:
+        """What was held is reduced before anything else."""
+        work.holding = None
+        try:
+            if work.failed is None:
+                holding.reducer.end_sampling()
+                self._pool.complete(work.reducers)
+        except Exception as error:  # noqa: BLE001  as in _prepare
+            work.fail(error)
+        self._ahead.extendleft(reversed(holding.frames))
+        self._wait_more(len(holding.frames))
+
+    def _hold(self, work: Work, holding: Holding, item: Frames) -> None:
+        self._wait_more(-1)
+        try:
+            holding.add(item)
+        except Exception as error:  # noqa: BLE001  as in _prepare
+            work.fail(error)
+        if holding.enough or work.failed is not None:
+            self._let_go(work, holding)
 
     def _answer(self, wanted: MapsWanted) -> None:
         work = self._work.get(wanted.acquisition_id)
-        wanted.answer.set_result({"sum": work.summed()} if work is not None and work.reducers else None)
+        try:
+            maps = None if work is None else work.maps()
+            if work is None or maps is None:
+                wanted.answer.set_result(None)
+            else:
+                wanted.answer.set_result(work.finished_maps(maps) | {"sum": maps.sum})
+        except Exception as error:  # noqa: BLE001  it is the asker's to hear
+            wanted.answer.set_exception(error)
 
     # ---- reducing: all threads at once --------------------------------------------------------
 
@@ -209,6 +235,10 @@ class Reducing:
 
     def _reduce(self, task: _Task, reducer: Reducer, run: FrameRun) -> None:
         """Reduces, encodes and spools one run; of one that cannot be decoded, the frames that can."""
+        if run.count > reducer.max_frames:
+            self._reduce(task, reducer, part_of(run, 0, reducer.max_frames))
+            self._reduce(task, reducer, part_of(run, reducer.max_frames, run.count))
+            return
         t0 = time.thread_time_ns()
         try:
             read = task.batch.read(run)
@@ -243,8 +273,9 @@ class Reducing:
             first_frame=run.first_frame,
             count=run.count,
             shape=form.shape,
-            dtype=form.dtype,
+            dtype=reduced.pixels.dtype,
             scalars=scalars,
+            counted=reducer.counted,
             reduction_id=reducer.reduction_id,
             edge_boot_id=self._clock.boot_id,
             last_byte_ns=int(run.last_byte_ns[-1]),

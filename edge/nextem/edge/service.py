@@ -41,6 +41,7 @@ class EdgeOptions:
     passive_plan: plan_pb2.Plan | None = None
     ring_bytes: int = 256 << 20
     idle_timeout_s: float = 5.0
+    calibrations: Path | None = None  # folder
     workers: int = 0  # threads that reduce; 0: by the number of processors
 
 
@@ -65,6 +66,7 @@ def run_edge(options: EdgeOptions, stop: Event, ready: Callable[[], None] | None
                 idle_timeout_s=options.idle_timeout_s,
                 passive_plan=options.passive_plan,
                 workers=options.workers,
+                calibrations=options.calibrations,
                 on_finished=lambda _: logger.info("stats %s", json.dumps(pipeline.stats())),
             ),
             to,

@@ -10,6 +10,7 @@ import numpy as np
 
 from nextem.edge.detectors.base import CorruptFrame, Ending, EndKind, FrameBatch, FrameFormat
 from nextem.edge.live import Live
+from nextem.edge.map_parts import map_parts
 from nextem.edge.numbering import number
 from nextem.edge.recovery import pack_checkpoint
 from nextem.edge.reduction import ReducedBlock, Reducer
@@ -39,9 +40,8 @@ class Storing:
 
     def receive(self, work: Work, batch: FrameBatch) -> None:
         """Notes what came, whatever becomes of it."""
-        raw_bytes = sum(run.count for run in batch.runs) * batch.format.pixel_bytes
-        work.account.bytes_raw += raw_bytes
-        self.totals["bytes_raw"] += raw_bytes
+        work.account.bytes_raw += batch.raw_bytes
+        self.totals["bytes_raw"] += batch.raw_bytes
         for run in batch.runs:
             work.account.seen = max(work.account.seen, run.first_frame + run.count)
 
@@ -175,6 +175,7 @@ class Storing:
         try:
             if work.started is None:
                 self.start(work, None)
+            self._send_maps(work)
             self._event(Kind.FINISHED, work.acquisition_id, finished.SerializeToString())
             self._spool.need_from(None)
         except Exception as error:
@@ -185,9 +186,24 @@ class Storing:
         self._live.tell(finished)
         return finished
 
+    def _send_maps(self, work: Work) -> None:
+        """Nothing where the summed pattern says it all. Maps are no frames: they give way to a full spool."""
+        reduction = work.acquisition.plan.reduction
+        asked = reduction.HasField("maps") or reduction.HasField("corrections")
+        maps = work.maps()
+        if maps is None or not maps.frames or not asked:
+            return
+        try:
+            for part in map_parts(work.acquisition_id, work.finished_maps(maps), maps.frames):
+                entry = Entry(Kind.MAP, work.acquisition_id, part.SerializeToString())
+                self._publisher.offer(self._spool.append(entry), entry)
+        except SpoolFull as error:
+            log.error("SpoolFull: maps are left out: %s (acquisition %s)", error, work.acquisition_id)
+
     def _sum_up(self, work: Work) -> None:
-        if work.reducers:
-            work.account.pattern = work.summed()
+        maps = work.maps()
+        if maps is not None:
+            work.account.pattern = maps.sum
 
     def _event(self, kind: Kind, acquisition_id: str, value: bytes) -> int:
         """Spools an event; a spool that is full is tried again, since an event cannot be counted as lost."""

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from nextem.edge.accounting import Account
 from nextem.edge.acquisition import Acquisition
 from nextem.edge.detectors.base import Announcement, DetectorError, Ending, FrameBatch, FrameRun
 from nextem.edge.reduction import Reducer
+from nextem.edge.reduction.maps import Maps
 from nextem.v1 import acquisition_pb2 as pb
+
+if TYPE_CHECKING:
+    from nextem.edge.reducers import Holding
 
 log = logging.getLogger(__name__)
 
@@ -70,15 +73,15 @@ class StageTimes:
 class Work:
     """One acquisition in progress. ``segment`` is the spool's that holds its newest checkpoint.
 
-    ``reducers`` are twins, one for each thread; ``held`` the batches that wait for the thresholds of electron
-    counting.
+    ``reducers`` are twins, one for each thread; ``holding`` has the frames that wait for the thresholds of
+    electron counting.
     """
 
     acquisition: Acquisition
     announcement: Announcement
     account: Account
-    reducers: Sequence[Reducer] = ()
-    held: list[Frames] = field(default_factory=list)
+    reducers: list[Reducer] = field(default_factory=list)
+    holding: Holding | None = None
     started: pb.AcquisitionStarted | None = None
     failed: DetectorError | None = None
     segment: int = 0
@@ -89,12 +92,20 @@ class Work:
     def acquisition_id(self) -> str:
         return self.acquisition.acquisition_id
 
-    def summed(self) -> NDArray[np.uint64]:
-        """Exact sum of the frames stored so far, (y, x). Only while nobody reduces."""
-        total = self.reducers[0].pattern.copy()
+    def maps(self) -> Maps | None:
+        """Of the frames stored so far, of all threads. Only while nobody reduces; None before the first."""
+        if not self.reducers:
+            return None
+        merged = self.reducers[0].maps.copy()
         for reducer in self.reducers[1:]:
-            total += reducer.pattern
-        return total
+            merged.add(reducer.maps)
+        return merged
+
+    def finished_maps(self, maps: Maps) -> dict[str, NDArray[Any]]:
+        """``maps`` as people want them, corrected: what the plan asks for, and always "mean"."""
+        reducer = self.reducers[0]
+        # Electrons were counted in corrected frames.
+        return maps.finish(None if reducer.counted else reducer.corrections)
 
     def fail(self, error: Exception) -> None:
         """Ends the acquisition: nothing more is stored of it. Only the first reason counts; any thread."""

@@ -142,6 +142,11 @@ def simulate(
     type=click.IntRange(0),
     help="Threads that reduce frames.  [default: one a processor, at most 4]",
 )
+@click.option(
+    "--calibrations",
+    type=click.Path(path_type=Path),
+    help="Folder of dark, gain and bad pixels, named by their hash.  [default: HOME/calibrations]",
+)
 @common
 def edge(
     log_address: str | None,
@@ -153,6 +158,7 @@ def edge(
     passive_plan: Path | None,
     ring_mib: int,
     workers: int,
+    calibrations: Path | None,
     home: Path | None,
     verbose: bool,
     ready_file: Path | None,
@@ -193,6 +199,7 @@ def edge(
             passive_plan=plan,
             ring_bytes=ring_mib << 20,
             workers=workers,
+            calibrations=calibrations or place.folder / "calibrations",
         ),
         stop,
         lambda: tell_ready(ready_file, {"instrument": name}),

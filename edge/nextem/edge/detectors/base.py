@@ -165,6 +165,11 @@ class FrameBatch:
     format: FrameFormat
     release: Callable[[], None] = field(repr=False)
 
+    @property
+    def raw_bytes(self) -> int:
+        """What its frames count for as raw."""
+        return sum(run.count for run in self.runs) * self.format.pixel_bytes
+
     def read(self, run: FrameRun) -> NDArray[np.uint8] | Events:
         """Words ``(count, y * x * itemsize)``, perhaps strided along axis 0, or events."""
         if self.format.unpack is not None:

@@ -2,8 +2,9 @@
 
 The publisher has one cursor into the spool. Blocks are appended one after the other without waiting; the
 position is committed when the log has acknowledged everything before it. ``AcquisitionStarted`` is waited for
-before the first block goes out, ``AcquisitionFinished`` goes out when every block is acknowledged. Where the
-log cannot be reached the cursor goes back to the first entry that is not acknowledged, and tries again.
+before the first block goes out; maps, then ``AcquisitionFinished``, go out when every block is acknowledged.
+Where the log cannot be reached the cursor goes back to the first entry that is not acknowledged, and tries
+again.
 """
 
 from __future__ import annotations
@@ -201,6 +202,8 @@ class Publisher:
         event = pb.AcquisitionEvent()
         if entry.kind is Kind.STARTED:
             event.started.ParseFromString(bytes(entry.value))
+        elif entry.kind is Kind.MAP:
+            event.map.ParseFromString(bytes(entry.value))
         else:
             event.finished.ParseFromString(bytes(entry.value))
             refused = self._refused.get(entry.acquisition_id, [])

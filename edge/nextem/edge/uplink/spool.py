@@ -53,6 +53,7 @@ class Kind(IntEnum):
     BLOCK = 2  # FrameBlock
     FINISHED = 3  # AcquisitionFinished
     CHECKPOINT = 4  # AcquisitionFinished so far: where a recovery starts; never published
+    MAP = 5  # MapPart
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +117,7 @@ class Spool:
 
     def append(self, entry: Entry) -> int:
         """Adds an entry and returns its offset. Raises :class:`SpoolFull`."""
-        room = self._max_bytes - (RESERVE_BYTES if entry.kind is Kind.BLOCK else 0)
+        room = self._max_bytes - (RESERVE_BYTES if entry.kind in (Kind.BLOCK, Kind.MAP) else 0)
         needed = len(entry.value) + _OVERHEAD_BYTES
         with self._lock:
             if sum(self._sizes.values()) + needed > room:
