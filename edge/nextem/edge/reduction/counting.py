@@ -25,8 +25,8 @@ SAMPLE_FRAMES = 20
 BACKGROUND_SIGMAS = 4.0
 XRAY_SIGMAS = 10.0
 
-MAX_SAMPLE_PIXELS = 1 << 20
-"""Of larger samples every k-th pixel is taken, k odd: sigma is then known to 0.1 %."""
+MAX_SAMPLE_PIXELS = 1 << 18
+"""Of larger samples every k-th pixel is taken, k odd. The width of the background is then known to 0.2 %."""
 
 MAX_PIXELS = 1 << 30
 """Of a frame: entries of padded memory are numbered in 32 bits."""

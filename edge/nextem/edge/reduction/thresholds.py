@@ -52,18 +52,18 @@ def find_thresholds(
     ``xray_sigmas`` standard deviations of all values above their mean. ``spacing`` is the distance of
     neighbouring values: 1 for whole counts.
     """
-    background = fit_background(values, spacing)
+    wide = values.astype(np.float64)
+    background = fit_background(wide, spacing)
     if not background.fitted:
         log.warning("no normal peak fits the %d sample pixels: %s", values.size, background)
-    wide = values.astype(np.float64)
     return Thresholds(
         background.mean + background_sigmas * background.sigma, float(wide.mean() + xray_sigmas * wide.std())
     )
 
 
-def fit_background(values: npt.NDArray[np.float32], spacing: float) -> Background:
+def fit_background(values: Array, spacing: float) -> Background:
     """The normal peak of ``values``; its sigma is at least that of rounding, ``spacing`` / sqrt(12)."""
-    low, median, high = (float(q) for q in np.quantile(values.astype(np.float64), (0.25, 0.5, 0.75)))
+    low, median, high = (float(q) for q in np.quantile(values, (0.25, 0.5, 0.75)))
     least = spacing / np.sqrt(12)
     sigma = max((high - low) / (2 * QUARTILE), least)
     centres, counts = _histogram(values, median, sigma, spacing)
@@ -74,15 +74,13 @@ def fit_background(values: npt.NDArray[np.float32], spacing: float) -> Backgroun
     return Background(float(found[1]), max(abs(float(found[2])), least), True)
 
 
-def _histogram(
-    values: npt.NDArray[np.float32], median: float, sigma: float, spacing: float
-) -> tuple[Array, Array]:
+def _histogram(values: Array, median: float, sigma: float, spacing: float) -> tuple[Array, Array]:
     """Bin centres and counts round the median. Each bin spans a whole number of spacings, so that none holds
     more possible values than another."""
     width = spacing * max(1.0, np.rint(sigma / BINS_PER_SIGMA / spacing))
     start = spacing * np.floor((median - FIT_SIGMAS * sigma) / spacing) - spacing / 2
     bins = int(np.ceil(2 * FIT_SIGMAS * sigma / width)) + 1
-    counts, edges = np.histogram(values.astype(np.float64), bins, (start, start + bins * width))
+    counts, edges = np.histogram(values, bins, (start, start + bins * width))
     return (edges[:-1] + edges[1:]) / 2, counts.astype(np.float64)
 
 
