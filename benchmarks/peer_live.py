@@ -1,6 +1,6 @@
 """Run by the peer's python: LiberTEM-live receives an acquisition and computes the same set as we do.
 
-Reads one line for each run, ``merlin PORT`` or ``dectris PORT API_PORT``, and answers with one line of JSON:
+Reads one line for each run, ``merlin`` or ``dectris`` and its data and control port; answers with one of JSON:
 seconds from the acquisition's header to the merged result, and the total that it summed.
 """
 
@@ -41,15 +41,7 @@ def run(context: Any, kind: str, ports: list[int], shape: tuple[int, int]) -> di
         CoMUDF.with_params(cy=shape[0] / 2, cx=shape[1] / 2),
         SumSigUDF(),
     ]
-    if kind == "merlin":
-        where: dict[str, Any] = {"data_host": "127.0.0.1", "data_port": ports[0], "api_port": ports[0]}
-    else:
-        where = {
-            "api_host": "127.0.0.1",
-            "api_port": ports[1],
-            "data_host": "127.0.0.1",
-            "data_port": ports[0],
-        }
+    where = {"data_host": "127.0.0.1", "data_port": ports[0], "api_host": "127.0.0.1", "api_port": ports[1]}
     with context.make_connection(kind).open(**where) as connection:
         if kind == "dectris":
             arm(ports[1])

@@ -115,7 +115,7 @@ def merlin_camera(file: Path) -> Iterator[Camera]:
     command += ["--data-port", str(data), "--control-port", str(control), "--trigger-port", str(trigger)]
     command += ["--nav-shape", str(side), str(side), str(file)]
     with running(command, file.with_suffix(".log"), (data, control)):
-        yield Camera(data, f"merlin://127.0.0.1:{data}", f"merlin {data}")
+        yield Camera(data, f"merlin://127.0.0.1:{data}", f"merlin {data} {control}")
 
 
 def acquisition_frames(file: Path) -> str:

@@ -2,8 +2,9 @@
 
 Source: the MQ1 and HDR headers of Quantum Detectors' Merlin as its MIB files and TCP stream carry them.
 A message is ``MPX,`` + ten digits + ``,`` and then its payload; the digits count the payload and the comma.
-After the ``MQ1A`` section every frame header carries one of ours, inside the padding that readers skip:
-``NXTM,<command epoch>,<instrument monotonic ns>,``, so that a frame says which commands were in force.
+Before the ``MQ1A`` section every frame header carries one of ours, so that a frame says which commands were in
+force: ``NXTM,<command epoch>,<instrument monotonic ns>,``. Readers search for ``MQ1A`` or take the header's last
+field, the counter depth, so that none of them meets ours.
 """
 
 from __future__ import annotations
@@ -317,11 +318,11 @@ def _make_template(mode: FrameFormat, exposure_s: float, digits: int) -> _Templa
     local_date = len(text)
     text += f"0000-00-00 00:00:00.000000,{exposure_s:.6f},0,0,0,{_THRESHOLDS},"
     text += f"3RX,{_DACS}," * mode.chips
-    iso_date = len(text) + len("MQ1A,")
-    text += f"MQ1A,0000-00-00T00:00:00.000000000Z,{round(exposure_s * 1e9)}ns,{mode.depth_bits},"
     epoch = len(text) + len("NXTM,")
     monotonic = epoch + EPOCH_DIGITS + 1
     text += f"NXTM,{0:0{EPOCH_DIGITS}d},{0:0{MONOTONIC_DIGITS}d},"
+    iso_date = len(text) + len("MQ1A,")
+    text += f"MQ1A,0000-00-00T00:00:00.000000000Z,{round(exposure_s * 1e9)}ns,{mode.depth_bits},"
     limit = mode.pixels_at
     if len(text) > limit:
         needed = len(text) - PREFIX_BYTES

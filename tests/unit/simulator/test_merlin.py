@@ -46,7 +46,7 @@ def test_a_frame_header_is_byte_for_byte_as_the_protocol_has_it() -> None:
         b"0,0,0,4.000000E+1,5.110000E+2"
         b",0.000000E+0,0.000000E+0,0.000000E+0,0.000000E+0,0.000000E+0,0.000000E+0,"
         b"3RX,068,511,000,000,000,000,000,000,100,255,100,125,100,100,080,100,090,030,128,004,255,126,128,174,"
-        b"172,511,511,MQ1A,2020-05-18T17:00:00.971626178Z,555000ns,6,NXTM,0000000007,000000000123456789,"
+        b"172,511,511,NXTM,0000000007,000000000123456789,MQ1A,2020-05-18T17:00:00.971626178Z,555000ns,6,"
     )
     head = rows[0, : PREFIX_BYTES + HEADER_BYTES].tobytes()
     assert head == expected.ljust(399, b"\0")
@@ -77,7 +77,7 @@ def test_sequence_numbers_grow_wider_in_the_middle_of_a_batch() -> None:
     heads = [row[15:399].tobytes() for row in rows]
     assert [head.split(b",")[1] for head in heads] == [b"999998", b"999999", b"1000000", b"1000001"]
     assert {head.split(b",")[2] for head in heads} == {b"00384"}
-    assert {head[head.find(b"NXTM") :].rstrip(b"\0") for head in heads} == {
+    assert {head[head.find(b"NXTM") : head.find(b"MQ1A")] for head in heads} == {
         b"NXTM,0000000003,000000000000000005,"
     }
 
@@ -119,12 +119,12 @@ def test_what_is_written_reads_back(
     for i, row in enumerate(rows):
         head = row[15:].tobytes()
         assert int(head.split(b",")[1]) == first + i
-        found = re.search(rb"MQ1A,(.{19})\.(\d{9})Z,(\d+)ns,12,NXTM,(\d+),(\d+),\0*$", head)
+        found = re.search(rb",NXTM,(\d+),(\d+),MQ1A,(.{19})\.(\d{9})Z,(\d+)ns,12,\0*$", head)
         assert found is not None
         at_ns = wall_ns + i * step_ns
-        assert found[1].decode() == time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(at_ns // 10**9))
-        assert int(found[2]) == at_ns % 10**9
-        assert [int(found[k]) for k in (3, 4, 5)] == [exposure_ns, epoch, monotonic_ns]
+        assert found[3].decode() == time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(at_ns // 10**9))
+        assert int(found[4]) == at_ns % 10**9
+        assert [int(found[k]) for k in (5, 1, 2)] == [exposure_ns, epoch, monotonic_ns]
 
 
 def test_the_acquisition_header_has_the_keys_that_readers_need() -> None:
