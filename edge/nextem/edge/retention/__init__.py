@@ -1,0 +1,1 @@
+"""What the edge keeps and what it sends: the ring of raw frames, and the representation."""
