@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from math import erf
 
 import numpy as np
@@ -207,7 +208,9 @@ def _chunks(all_words: words.Words, read_out: Numbers, chips: Numbers, chunk_tic
     spans = read_out // chunk_ticks
     order = np.lexsort((read_out, chips, spans))
     group = spans[order] * 256 + chips[order]
-    starts = np.flatnonzero(np.diff(group, prepend=group[:1] - 1)) if group.size else []
-    for start, stop in zip(starts, [*starts[1:], len(order)], strict=True):
+    borders = [0, *(np.flatnonzero(np.diff(group)) + 1), len(order)]
+    for start, stop in pairwise(borders):
+        if start == stop:
+            continue
         part = order[start:stop]
         yield words.chunk(all_words[part], int(chips[part[0]]))

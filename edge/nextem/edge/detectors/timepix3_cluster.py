@@ -1,13 +1,16 @@
 """From hits to electrons: sort by time, join hits of one electron, one event for each.
 
 A cluster begins with its earliest hit and takes every hit that comes at most ``duration`` later and touches
-one of its hits, with corners, at a pixel whose newest hit is the cluster's. So no cluster lasts longer than
-``duration``, and what hits make which clusters depends on times and places only, not on the order of words.
+one of its hits, corners too; a hit that touches several joins them. So no cluster lasts longer than
+``duration``, and which hits make which clusters depends on times and places only, not on the order of words.
+
 The event stands at the ToT-weighted centroid, rounded half up to a pixel (a ToT of 0 weighs 1), at the time
 of the earliest hit.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -132,6 +135,13 @@ def single_hits(count: int, labels: Labels) -> None:
 
 
 @njit(cache=True, nogil=True)
+def _half_up(weighted: Any, weight: Any) -> Any:
+    """The quotient of two numbers that are not negative, rounded; unsigned division is the faster one."""
+    twice = np.uint64(2 * weight)
+    return np.int64((np.uint64(2 * weighted) + np.uint64(weight)) // twice)
+
+
+@njit(cache=True, nogil=True)
 def gather(
     hits: Words,
     count: int,
@@ -154,7 +164,8 @@ def gather(
     limit = np.uint64(max(closed_before, 0)) << np.uint64(TIME_SHIFT)
     for i in range(count):
         hit = hits[i]
-        weight = max(np.int64(hit & _FIELD), 1)
+        tot = np.int64(hit & _FIELD)
+        weight = tot if tot > 0 else np.int64(1)
         x = np.int64((hit >> np.uint64(X_SHIFT)) & _FIELD)
         y = np.int64((hit >> np.uint64(Y_SHIFT)) & _FIELD)
         first = labels[i]
@@ -169,10 +180,9 @@ def gather(
             waiting[waits] = hits[i]
             waits += 1
         elif labels[i] == i:
-            weight = np.uint64(sums[i, 0])
-            x = (np.uint64(2 * sums[i, 1]) + weight) // (2 * weight)
-            y = (np.uint64(2 * sums[i, 2]) + weight) // (2 * weight)
+            total = sums[i, 0]
             ticks[events] = base + np.int64(hits[i] >> np.uint64(TIME_SHIFT))
-            pixels[events] = np.int64(y) * width + np.int64(x)
+            row, column = _half_up(sums[i, 2], total), _half_up(sums[i, 1], total)
+            pixels[events] = row * width + column
             events += 1
     return events, waits

@@ -8,10 +8,7 @@ constant; what it makes of a stream does not depend on how the stream was cut.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from enum import Enum
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +16,7 @@ import numpy.typing as npt
 from nextem.edge.detectors import timepix3_cluster as clustering
 from nextem.edge.detectors import timepix3_positions as positions
 from nextem.edge.detectors import timepix3_words as words
-from nextem.edge.detectors.registry import BadAddress
+from nextem.edge.detectors.timepix3_options import Sync, Timepix3Options
 
 Numbers = npt.NDArray[np.int64]
 Records = npt.NDArray[np.uint64]
@@ -34,98 +31,6 @@ _FRAMES = 1 << 16  # taken at once
 _HEADER = re.compile(rb"TPX3..[" + b"".join(re.escape(bytes([k])) for k in range(0, 256, 8)) + rb"].", re.S)
 
 
-class Sync(Enum):
-    """What TDC edges mean."""
-
-    LINE = "line"  # each starts a scan line
-    PIXEL = "pixel"  # each starts a position
-    START = "start"  # one starts the scan, then positions follow by dwell time
-    NONE = "none"  # there are none, the first hit starts the scan
-
-
-@dataclass(frozen=True, slots=True)
-class Timepix3Options:
-    """How a Timepix3 is scanned. ``scan`` (y, x); ``edge`` one of ``EDGE_KINDS``.
-
-    ``dwell_ps`` 0: a position lasts until the next edge (PIXEL only). ``window_ns``: how far behind the
-    newest hit another may come. ``cluster_ns``: longest duration of a cluster, 0 counts single hits.
-    """
-
-    scan: tuple[int, int]
-    sync: Sync = Sync.LINE
-    edge: str = "tdc1r"
-    dwell_ps: int = 0
-    chips: int = 1
-    gap_px: int = 4
-    window_ns: float = 500_000.0
-    cluster_ns: float = 150.0
-
-    def __post_init__(self) -> None:
-        """Raises :class:`BadAddress`."""
-        rules = {
-            f"scan {self.scan[0]}x{self.scan[1]} is not from 1 to 2**28 positions": (
-                min(self.scan) >= 1 and self.scan[0] * self.scan[1] <= 1 << 28
-            ),
-            f"edge {self.edge!r} is none of {', '.join(words.EDGE_KINDS)}": self.edge in words.EDGE_KINDS,
-            f"sync={self.sync.value} needs a dwell_ns": self.dwell_ps > 0 or self.sync is Sync.PIXEL,
-            f"a dwell time of {self.dwell_ps} ps is not 0, or from 50 ns to 1 h": (
-                self.dwell_ps == 0 or 50_000 <= self.dwell_ps <= 3_600 * 10**12
-            ),
-            f"{self.chips} chips are neither 1 nor 4": self.chips in (1, 4),
-            f"a gap of {self.gap_px} pixels is not from 0 to 64": 0 <= self.gap_px <= 64,
-            f"a window of {self.window_ns} ns is not from 0 to 50 ms": 0 <= self.window_ns <= 50e6,
-            f"clusters of {self.cluster_ns} ns are not from 0 to 100 us": 0 <= self.cluster_ns <= 1e5,
-        }
-        for rule, holds in rules.items():
-            if not holds:
-                raise BadAddress(rule)
-
-    @property
-    def positions(self) -> int:
-        return self.scan[0] * self.scan[1]
-
-    @property
-    def segments(self) -> int:
-        """Edges of one scan."""
-        per_scan = {Sync.LINE: self.scan[0], Sync.PIXEL: self.positions}
-        return per_scan.get(self.sync, 1)
-
-    @property
-    def value_dtype(self) -> np.dtype[Any]:
-        """Holds more electrons than nine pixels can count in a position, at 475 ns dead time each."""
-        most = 9 * self.dwell_ps / 475e3
-        return np.dtype(np.uint16 if 0 < most < 65536 else np.uint32)
-
-
-def parse_options(parameters: Mapping[str, str]) -> Timepix3Options:
-    """From the part of an address behind the question mark. Raises :class:`BadAddress`."""
-    try:
-        scan_y, scan_x = (int(part) for part in parameters["scan"].lower().split("x"))
-    except (KeyError, ValueError) as error:
-        raise BadAddress(f"a Timepix3 needs scan=YxX, not {parameters.get('scan')!r}") from error
-    readers: dict[str, tuple[str, Callable[[str], Any]]] = {
-        "sync": ("sync", Sync),
-        "edge": ("edge", str),
-        "dwell_ns": ("dwell_ps", lambda text: round(float(text) * 1000)),
-        "chips": ("chips", int),
-        "gap_px": ("gap_px", int),
-        "window_ns": ("window_ns", float),
-        "cluster_ns": ("cluster_ns", float),
-    }
-    chosen: dict[str, Any] = {}
-    for name, text in parameters.items():
-        if name == "scan":
-            continue
-        if name not in readers:
-            raise BadAddress(f"a Timepix3 has no {name!r}; known are scan, {', '.join(readers)}")
-        field, read = readers[name]
-        try:
-            chosen[field] = read(text)
-        except (ValueError, OverflowError) as error:
-            raise BadAddress(f"{name}={text!r}: {error}") from error
-    return Timepix3Options((scan_y, scan_x), **chosen)
-
-
 class Reach(Enum):
     """How far :meth:`Decoder.work_off` goes."""
 
@@ -135,10 +40,9 @@ class Reach(Enum):
 
 
 class Decoder:
-    """One stream. Use: :meth:`read` bytes, :meth:`work_off`, then :meth:`take` frames up to ``complete``.
+    """One stream. Use: :meth:`read` bytes, :meth:`work_off`, then :meth:`next_run` up to ``complete``.
 
-    ``complete`` and :attr:`frame` count positions since the stream began; ``skipped`` are ranges of positions
-    whose edge was lost, to be removed by whoever has passed them.
+    ``complete`` and :attr:`frame` count positions since the stream began.
     """
 
     def __init__(self, options: Timepix3Options) -> None:
@@ -147,10 +51,11 @@ class Decoder:
         self.complete = 0
         self.garbage_bytes = 0
         self.cut_pixels = 0
-        self.skipped: list[tuple[int, int]] = []
+        self._skipped: list[tuple[int, int]] = []
         self._window = round(options.window_ns / words.TICK_NS)
         self._duration = round(options.cluster_ns / words.TICK_NS)
         self._width = options.positions // options.segments
+        self._most = int(np.iinfo(options.value_dtype).max)
         self._state, self._clock = words.new_state(), positions.new_clock()
         self._hits = np.empty(_WAITING_HITS, np.uint64)
         self._edges = np.empty(_EDGES, np.int64)
@@ -203,7 +108,7 @@ class Decoder:
         }
 
     def read(self, data: npt.NDArray[np.uint8]) -> tuple[int, bool]:
-        """Decodes from the front of ``data``, which lies at a multiple of 8; returns the bytes it took.
+        """Decodes from the front of ``data``, aligned to 8 bytes and writable; returns the bytes it took.
 
         True: a new measurement began there, and the old one is to be worked off to its ``END`` and
         :meth:`restart` called. The bytes left are for the next call, with what comes after them.
@@ -258,7 +163,7 @@ class Decoder:
             complete = (int(clock[positions.SEGMENT]) + 1) * self._width
         self.complete = max(self.complete, int(complete))
         for row in self._skips[: clock[positions.SKIPPED]]:
-            self.skipped.append((int(row[0]), int(row[1])))
+            self._skipped.append((int(row[0]), int(row[1])))
         clock[positions.SKIPPED] = 0
 
     def _place(self, before: int, closed: int) -> None:
@@ -317,17 +222,32 @@ class Decoder:
             self._keys[: self._keys_used].sort()
             self._keys_sorted = self._keys_used
 
-    def take(self, stop: int) -> tuple[Numbers, Records]:
-        """Records of each frame, and all records, of frames from :attr:`frame` to ``stop`` at most.
+    def next_run(self, stop: int) -> tuple[int, Numbers, Records] | None:
+        """(first frame, records of each frame, all records) of frames from :attr:`frame` on, below ``stop``.
 
-        ``stop`` is at most ``complete``; fewer frames come where they are many. The arrays are the caller's.
+        ``stop`` is at most ``complete``; fewer frames come where they are many, and none of a segment whose
+        edge was lost: they are passed over. The arrays are the caller's. None: there are no more.
         """
-        frames = min(stop - self.frame, _FRAMES)
+        while self.frame < stop:
+            first, end = self.frame, min(stop, self.frame + _FRAMES)
+            if self._skipped and first >= self._skipped[0][0]:
+                self._take(min(max(self._skipped[0][1], first), end) - first)
+                if self.frame >= self._skipped[0][1]:
+                    self._skipped.pop(0)
+                continue
+            if self._skipped:
+                end = min(end, self._skipped[0][0])
+            counts, records = self._take(end - first)
+            return first, counts, records
+        return None
+
+    def _take(self, frames: int) -> tuple[Numbers, Records]:
         self._sort_keys()
         counts = np.empty(frames, np.int64)
         records = np.empty(self._keys_used, np.uint64)
-        most = np.iinfo(self.options.value_dtype).max
-        made, left, cut = positions.count_frames(self._keys, self._keys_used, frames, most, counts, records)
+        made, left, cut = positions.count_frames(
+            self._keys, self._keys_used, frames, self._most, counts, records
+        )
         self._keys_used = self._keys_sorted = left
         self._clock[positions.FRAME] += frames
         self.cut_pixels += cut
@@ -343,7 +263,7 @@ class Decoder:
         clock[kept] = self._clock[kept]
         self._state, self._clock = state, clock
         self.complete = self._keys_used = self._keys_sorted = 0
-        self.skipped.clear()
+        self._skipped.clear()
         self._begun = False
 
     def _make_room(self, hits: int) -> None:

@@ -1,8 +1,8 @@
 """From electrons to scan positions: TDC edges cut time into segments of positions that count events.
 
 Segment k starts at edge k and has ``width`` positions of ``dwell_ps`` each, or, without a dwell time, one
-that lasts until the next edge. Position ``k * width + (t - edge) // dwell`` counts on through all the scans of
-a stream; what comes before the first edge or after a segment's last position (flyback) is outside, and
+that lasts until the next edge. Position ``k * width + (t - edge) // dwell`` counts on through all the scans
+of a stream. What comes before the first edge or after a segment's last position (flyback) is outside, and
 counted.
 
 An edge whose trigger count is not one more than that of the edge before it tells of edges that were lost: the
@@ -10,6 +10,8 @@ positions of their segments are skipped, for nobody knows where their events are
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -37,7 +39,7 @@ def new_clock() -> Numbers:
 
 
 @njit(cache=True, nogil=True)
-def positions_after(units: int, dwell_ps: int) -> int:
+def positions_after(units: Any, dwell_ps: Any) -> Any:
     """Whole dwell times in so many units, exactly."""
     return units * PS_PER_UNIT[0] // (PS_PER_UNIT[1] * dwell_ps)
 
@@ -110,7 +112,7 @@ def place(
 
 
 @njit(cache=True, nogil=True)
-def complete_before(units: int, width: int, dwell_ps: int, clock: Numbers) -> int:
+def complete_before(units: int, width: int, dwell_ps: int, clock: Numbers) -> Any:
     """The first frame that may still get events where all before ``units`` are placed."""
     if clock[SEGMENT] < 0:
         return 0
@@ -118,6 +120,16 @@ def complete_before(units: int, width: int, dwell_ps: int, clock: Numbers) -> in
     if dwell_ps > 0:
         frames += min(width, max(positions_after(units - clock[EDGE], dwell_ps), 0))
     return max(frames, clock[FRAME])
+
+
+@njit(cache=True, nogil=True)
+def _add_equal(keys: Words, at: int, used: int) -> tuple[np.int64, int]:
+    """Events of the keys from ``at`` on that have its frame and pixel, and the first key after them."""
+    total, place_key = np.int64(0), keys[at] >> np.uint64(PIXEL_SHIFT)
+    while at < used and keys[at] >> np.uint64(PIXEL_SHIFT) == place_key:
+        total += np.int64(keys[at] & np.uint64(_MOST))
+        at += 1
+    return total, at
 
 
 @njit(cache=True, nogil=True)
@@ -136,25 +148,19 @@ def count_frames(
     pixel_mask = np.uint64((1 << PIXEL_BITS) - 1)
     while at < used and keys[at] < limit:
         place_key = keys[at] >> np.uint64(PIXEL_SHIFT)
-        total = np.int64(0)
-        while at < used and keys[at] >> np.uint64(PIXEL_SHIFT) == place_key:
-            total += np.int64(keys[at] & np.uint64(_MOST))
-            at += 1
+        total, at = _add_equal(keys, at, used)
         if total > most:
-            total, cut = most, cut + 1
+            total, cut = np.int64(most), cut + 1
         counts[np.int64(place_key >> np.uint64(PIXEL_BITS))] += 1
         records[made] = (place_key & pixel_mask) | np.uint64(total) << np.uint64(32)
         made += 1
     left = 0
     while at < used:
         first = keys[at] >> np.uint64(PIXEL_SHIFT)
-        total = np.int64(0)
-        while at < used and keys[at] >> np.uint64(PIXEL_SHIFT) == first:
-            total += np.int64(keys[at] & np.uint64(_MOST))
-            at += 1
+        total, at = _add_equal(keys, at, used)
         shifted = (first << np.uint64(PIXEL_SHIFT)) - limit
         while total > 0:
-            keys[left] = shifted | np.uint64(min(total, _MOST))
+            keys[left] = shifted | np.uint64(total if total < _MOST else _MOST)
             left += 1
             total -= _MOST
     return made, left, cut

@@ -25,6 +25,8 @@ counted and dropped. This depends on the order of words only, never on how the s
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 from numba import njit
@@ -62,7 +64,8 @@ ALL_READ, BAD_HEADER, FULL, REOPENED = range(4)
 """Why :func:`decode` stopped."""
 
 Words = npt.NDArray[np.uint64]
-Numbers = npt.NDArray[np.int64]
+Numbers = npt.NDArray[Any]
+"""Of int64; kernels take and give elements as any integer."""
 
 
 def chip_layout(chips: int, gap_px: int) -> tuple[tuple[int, int], Numbers]:
@@ -87,7 +90,7 @@ def new_state() -> Numbers:
 
 
 @njit(cache=True, nogil=True)
-def hit_tick(word: np.uint64) -> int:
+def hit_tick(word: np.uint64) -> np.int64:
     """Time of a hit word in ticks, 0 .. 2**34 - 1."""
     toa = np.int64(word >> np.uint64(30)) & 0x3FFF
     coarse = (np.int64(word) & 0xFFFF) << 14 | toa
@@ -95,7 +98,7 @@ def hit_tick(word: np.uint64) -> int:
 
 
 @njit(cache=True, nogil=True)
-def hit_place(word: np.uint64) -> tuple[int, int, int]:
+def hit_place(word: np.uint64) -> tuple[np.int64, np.int64, np.int64]:
     """(x, y, ToT) of a hit word on its chip."""
     address = np.int64(word >> np.uint64(44))
     x = 2 * (address >> 9 & 0x7F) + (address >> 2 & 1)
@@ -104,27 +107,28 @@ def hit_place(word: np.uint64) -> tuple[int, int, int]:
 
 
 @njit(cache=True, nogil=True)
-def edge_units(word: np.uint64) -> int:
+def edge_units(word: np.uint64) -> np.int64:
     """Time of a TDC word in units, 0 .. 12 * 2**35 - 1. A fine time of 0 means that there is none."""
     fine = np.int64(word >> np.uint64(5)) & 0xF
-    return 12 * (np.int64(word >> np.uint64(9)) & ((1 << 35) - 1)) + max(fine - 1, 0)
+    coarse = np.int64(word >> np.uint64(9)) & ((1 << 35) - 1)
+    return 12 * coarse + (fine - 1 if fine > 0 else 0)
 
 
 @njit(cache=True, nogil=True)
-def edge_count(word: np.uint64) -> int:
+def edge_count(word: np.uint64) -> np.int64:
     """Trigger count of a TDC word."""
     return np.int64(word >> np.uint64(44)) & 0xFFF
 
 
 @njit(cache=True, nogil=True)
-def _unwrap(tick: int, newest: int) -> int:
+def _unwrap(tick: Any, newest: Any) -> Any:
     if newest == NO_TIME:
         return tick
     return newest + ((tick - newest + (WRAP_TICKS >> 1)) & (WRAP_TICKS - 1)) - (WRAP_TICKS >> 1)
 
 
 @njit(cache=True, nogil=True)
-def _word_tick(word: np.uint64) -> int:
+def _word_tick(word: np.uint64) -> np.int64:
     top = word >> np.uint64(60)
     if top == np.uint64(HIT):
         return hit_tick(word)
@@ -186,21 +190,56 @@ def _timed(
 
 
 @njit(cache=True, nogil=True)
+def _hits(words: Words, start: int, window: int, state: Numbers, layout: Numbers, hits: Words) -> int:
+    """Takes hits of the present chunk from word ``start`` on while they are as usual.
+
+    Returns the first word that it did not take; :func:`_one` takes that.
+    """
+    chip, newest, base, n = state[CHIP], state[NEWEST], state[BASE], state[HITS]
+    if newest == NO_TIME or state[HELD] != 0 or chip >= layout.shape[0]:
+        return start
+    x0, step_x, y0, step_y = layout[chip, 0], layout[chip, 1], layout[chip, 2], layout[chip, 3]
+    floor, late = state[FLOOR], 0
+    stop = min(start + min(state[LEFT], hits.size - 2 - n), words.size)
+    furthest = min(newest + JUMP_TICKS, base + MAX_SPAN_TICKS - 1)
+    i = start
+    while i < stop:
+        word = words[i]
+        if word >> np.uint64(60) != np.uint64(HIT):
+            break
+        tick = _unwrap(hit_tick(word), newest)
+        if tick > furthest:
+            break
+        if tick > newest:
+            newest = tick
+            floor = max(floor, newest - window)
+            furthest = min(newest + JUMP_TICKS, base + MAX_SPAN_TICKS - 1)
+        x, y, tot = hit_place(word)
+        x, y = x0 + step_x * x, y0 + step_y * y
+        # Always written, and kept where it is not late: a jump that depends on data costs more.
+        hits[n] = np.uint64((tick - base) << TIME_SHIFT | y << Y_SHIFT | x << X_SHIFT | tot)
+        in_time = tick >= floor
+        n += in_time
+        late += not in_time
+        i += 1
+    state[NEWEST], state[FLOOR], state[HITS] = newest, floor, n
+    state[LATE_HITS] += late
+    state[SEEN] += i - start
+    state[LEFT] -= i - start
+    return i
+
+
+@njit(cache=True, nogil=True)
 def decode(
-    words: Words,
-    edge_kind: int,
-    window: int,
-    state: Numbers,
-    layout: Numbers,
-    hits: Words,
-    edges: Numbers,
+    words: Words, edge_kind: int, window: int, state: Numbers, layout: Numbers, hits: Words, edges: Numbers
 ) -> tuple[int, int]:
     """Appends the hits and the edges of one kind to those that wait; returns words read and why it stopped.
 
     ``window`` in ticks. FULL: what waits must be worked off, then the next word is read again.
     BAD_HEADER: the next word should be a header and is none. REOPENED: a measurement ended before this word.
     """
-    for i in range(words.size):
+    i = 0
+    while i < words.size:
         word = words[i]
         if state[LEFT] == 0:
             size = np.int64(word >> np.uint64(48))
@@ -208,54 +247,25 @@ def decode(
                 return i, BAD_HEADER
             state[LEFT] = size >> 3
             state[CHIP] = np.int64(word >> np.uint64(32)) & 0xFF
+            i += 1
             continue
         if state[HITS] + 2 > hits.size or state[EDGES] + 2 > edges.size:
             return i, FULL
-        top = word >> np.uint64(60)
-        if top == np.uint64(HIT):
-            if state[CHIP] >= layout.shape[0]:
-                state[STRANGE_CHIP] += 1
-            elif not _hit(word, window, state, layout, hits) and not _timed(
-                word, window, state, layout, hits, edges
-            ):
-                return i, FULL
-            else:
-                state[SEEN] += 1
-        elif not _other(word, edge_kind, window, state, layout, hits, edges):
+        took = _hits(words, i, window, state, layout, hits)
+        if took > i:
+            i = took
+            continue
+        if not _one(word, edge_kind, window, state, layout, hits, edges):
             return i, FULL
         state[LEFT] -= 1
+        i += 1
         if np.int64(word >> np.uint64(56)) == SHUTTER_OPEN and state[ENDED] != 0:
-            return i + 1, REOPENED
-    return words.size, ALL_READ
+            return i, REOPENED
+    return i, ALL_READ
 
 
 @njit(cache=True, nogil=True)
-def _hit(word: np.uint64, window: int, state: Numbers, layout: Numbers, hits: Words) -> bool:
-    """The usual case of :func:`_timed`; False where it is not."""
-    newest = state[NEWEST]
-    tick = _unwrap(hit_tick(word), newest)
-    far = tick - newest > JUMP_TICKS or tick - state[BASE] >= MAX_SPAN_TICKS
-    if newest == NO_TIME or state[HELD] != 0 or far:
-        return False
-    newest = max(newest, tick)
-    state[NEWEST] = newest
-    floor = max(state[FLOOR], newest - window)
-    state[FLOOR] = floor
-    if tick < floor:
-        state[LATE_HITS] += 1
-        return True
-    x, y, tot = hit_place(word)
-    chip = state[CHIP]
-    x = layout[chip, 0] + layout[chip, 1] * x
-    y = layout[chip, 2] + layout[chip, 3] * y
-    n = state[HITS]
-    hits[n] = np.uint64((tick - state[BASE]) << TIME_SHIFT | y << Y_SHIFT | x << X_SHIFT | tot)
-    state[HITS] = n + 1
-    return True
-
-
-@njit(cache=True, nogil=True)
-def _other(
+def _one(
     word: np.uint64,
     edge_kind: int,
     window: int,
@@ -264,13 +274,20 @@ def _other(
     hits: Words,
     edges: Numbers,
 ) -> bool:
-    """Takes what is no hit; False as :func:`_timed`."""
+    """Takes a word of any kind; False as :func:`_timed`."""
     top, kind = np.int64(word >> np.uint64(60)), np.int64(word >> np.uint64(56))
-    if top == TDC:
+    if top == HIT:
+        if state[CHIP] >= layout.shape[0]:
+            state[STRANGE_CHIP] += 1
+            return True
+        if not _timed(word, window, state, layout, hits, edges):
+            return False
+        state[SEEN] += 1
+    elif top == TDC:
         return kind & 0xF != edge_kind or _timed(word, window, state, layout, hits, edges)
-    if kind == GLOBAL_LOW:
+    elif kind == GLOBAL_LOW:
         return _timed(word, window, state, layout, hits, edges)
-    if top == INTEGRATED:
+    elif top == INTEGRATED:
         state[NO_TIME_HITS] += 1
     elif kind == CONTROL:
         if np.int64(word >> np.uint64(48)) & 0xFF in END_OF_READOUT:

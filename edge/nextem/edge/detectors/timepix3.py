@@ -1,0 +1,267 @@
+"""The Timepix3 receiver: a TCP client of a raw stream, ``tpx3://host:port?scan=YxX&dwell_ns=...``.
+
+Parameters: ``scan`` (y x x), ``sync`` (line, pixel, start, none), ``edge`` (tdc1r, tdc1f, tdc2r, tdc2f),
+``dwell_ns``, ``chips`` (1, 4), ``gap_px``, ``window_ns``, ``cluster_ns``; see
+:class:`~nextem.edge.detectors.timepix3_decoder.Timepix3Options`.
+
+The stream has no header: an acquisition begins with the first edge (sync=none: the first hit) and ends with
+the last position of the raster; the next edge begins the next. One thread reads, decodes, sorts, clusters and
+places (measured: 25 million hits a second), and hands over frames of electrons. Where nothing comes for
+``SETTLE_NS``, what waits in the sorting window is worked off; only a told end of readout makes positions
+complete that end after the newest time, for else nobody knows whether the detector still lives.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from threading import Event
+
+import numpy as np
+import numpy.typing as npt
+
+from nextem.edge.detectors.base import (
+    Announcement,
+    DetectorAway,
+    DetectorError,
+    EndKind,
+    IdleTimeout,
+    Sink,
+    TruncatedStream,
+    receiving_thread,
+)
+from nextem.edge.detectors.counters import Counters
+from nextem.edge.detectors.registry import DetectorOptions
+from nextem.edge.detectors.ring import Ring
+from nextem.edge.detectors.stream_socket import Backoff, ConnectionEnded, StreamSocket, dial
+from nextem.edge.detectors.timepix3_decoder import WORK_HITS, Decoder, Reach
+from nextem.edge.detectors.timepix3_options import Timepix3Options, parse_options
+from nextem.edge.detectors.timepix3_records import event_format
+from nextem.edge.detectors.timepix3_scan import Scan
+from nextem.wire.clock import Clock
+
+log = logging.getLogger(__name__)
+
+DATA_PORT = 8085
+SETTLE_NS = 500_000_000
+MAX_GARBAGE_BYTES = 64 << 20
+"""More than this without a chunk in it, and the connection is given up and dialled again."""
+
+_READ_BYTES = 1 << 20
+_QUIET_NS = 50_000_000  # how long a read waits at most before stop and idle time are looked at
+_WORK_AGE_NS = 5_000_000  # hits are worked off at this age, or sooner where they are many
+_STOP_LIMIT_NS = 2_000_000_000
+
+
+def connect(options: DetectorOptions, sink: Sink, clock: Clock) -> Timepix3:
+    """``tpx3://host:port?...``; the port is 8085 unless named. Raises ``BadAddress``."""
+    return Timepix3(options, parse_options(options.parameters), sink, clock)
+
+
+class Timepix3:
+    """A :class:`~nextem.edge.detectors.base.Detector`."""
+
+    def __init__(self, options: DetectorOptions, tpx3: Timepix3Options, sink: Sink, clock: Clock) -> None:
+        self._options, self._tpx3, self._sink, self._clock = options, tpx3, sink, clock
+        self._ring = Ring(options.ring_bytes)
+        self._counters = Counters()
+        self._totals = Decoder(tpx3).counters()
+        self._closing = Event()
+        self._thread = receiving_thread(self._run, sink, "timepix3")
+
+    def start(self) -> None:
+        warm_up(self._tpx3)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._closing.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def counters(self) -> Mapping[str, int]:
+        return asdict(self._counters) | self._totals
+
+    def _run(self) -> None:
+        backoff, away = Backoff(), False
+        host, port = self._options.host, self._options.port or DATA_PORT
+        while not self._closing.is_set():
+            try:
+                source = dial(host, port, self._clock)
+            except OSError as error:
+                if not away:
+                    tell(DetectorAway(f"no Timepix3 at {host}:{port} ({error}); trying again"))
+                away = True
+                backoff.wait(self._closing)
+                continue
+            log.info("connected to the Timepix3 at %s:%d", host, port)
+            away = False
+            self._counters.connections += 1
+            before = dict(self._totals)
+            session = _Session(self, source)
+            try:
+                session.run()
+            except ConnectionEnded as error:
+                log.info("connection to the Timepix3 at %s:%d ended: %s", host, port, error)
+            finally:
+                source.close()
+                self._totals = {name: before[name] + n for name, n in session.decoder.counters().items()}
+            if session.decoder.counters()["hits"]:
+                backoff.reset()
+            backoff.wait(self._closing)
+
+    # ---- for the session ------------------------------------------------------------------------
+
+    @property
+    def tpx3(self) -> Timepix3Options:
+        return self._tpx3
+
+    @property
+    def closing(self) -> Event:
+        return self._closing
+
+    @property
+    def idle_ns(self) -> int:
+        return int(self._options.idle_timeout_s * 1e9)
+
+    def account(self, source: StreamSocket, garbage_bytes: int) -> None:
+        """Adds what the socket counted."""
+        self._counters.bytes_received += source.bytes_received
+        self._counters.reads += source.calls
+        self._counters.garbage_bytes += garbage_bytes
+        source.bytes_received = source.calls = 0
+        self._counters.busy_ns = time.thread_time_ns()
+
+    def open_scan(self, decoder: Decoder, received_ns: int) -> Scan:
+        """The acquisition that begins; nobody may want it."""
+        tpx3 = self._tpx3
+        text = f"TPX3 {tpx3.chips} chips, sync {tpx3.sync.value}, dwell {tpx3.dwell_ps} ps"
+        claim = self._sink.open(Announcement(text, tpx3.positions, tpx3.scan, received_ns))
+        if claim is not None:
+            self._counters.acquisitions += 1
+        frames = event_format(decoder.shape, tpx3.value_dtype)
+        return Scan(claim, tpx3.positions, frames, decoder, self._sink, self._ring, self._counters)
+
+
+def warm_up(options: Timepix3Options) -> None:
+    """Compiles all that the first hits would else wait for."""
+    decoder = Decoder(options)
+    chunk = np.array([0x0010_0000_3358_5054, 0x6F00_0000_0000_0220, 0xB << 60], np.uint64)
+    decoder.read(chunk.view(np.uint8))
+    decoder.work_off(Reach.END)
+    while decoder.next_run(min(decoder.complete, 2)) is not None:
+        pass
+
+
+def tell(error: DetectorError, acquisition_id: str = "none") -> None:
+    """Logs an error that ends nothing."""
+    log.error("%s: %s (acquisition %s)", type(error).__name__, error, acquisition_id)
+
+
+class _Session:
+    """One connection: reads, works off, hands over, and watches for silence."""
+
+    def __init__(self, owner: Timepix3, source: StreamSocket) -> None:
+        self.decoder = Decoder(owner.tpx3)
+        self._owner, self._source = owner, source
+        self._buffer: npt.NDArray[np.uint8] = np.empty(_READ_BYTES // 8, np.uint64).view(np.uint8)
+        self._filled = 0
+        self._scan: Scan | None = None
+        self._settled = True
+        self._heard_ns = self._worked_ns = source.now_ns()
+        self._first_byte_ns = self._stop_since_ns = 0
+        self._garbage = self._garbage_run = 0
+
+    def run(self) -> None:
+        """Reads until closing. Raises ``ConnectionEnded``."""
+        try:
+            while not self._owner.closing.is_set():
+                self._step()
+        except ConnectionEnded as error:
+            text = f"the connection ended before the scan did ({error})"
+            self._end(EndKind.SENDING_ENDED, TruncatedStream(text))
+            raise
+        finally:
+            self._end(EndKind.STOPPED, None)
+            self._owner.account(self._source, 0)
+
+    def _step(self) -> None:
+        now_ns = self._source.now_ns()
+        wait_ns = _QUIET_NS
+        if self.decoder.waiting:
+            wait_ns = max(min(self._worked_ns + _WORK_AGE_NS - now_ns, _QUIET_NS), 0)
+        count = self._source.read(self._buffer[self._filled :].data, wait_ns)
+        now_ns = self._source.now_ns()
+        if count:
+            self._filled += count
+            self._heard_ns, self._settled = self._source.received_ns, False
+            self._first_byte_ns = self._first_byte_ns or self._heard_ns
+            self._decode()
+        if self.decoder.waiting > WORK_HITS or now_ns - self._worked_ns >= _WORK_AGE_NS:
+            self._work_off(Reach.WINDOW)
+        if not self._settled and now_ns - self._heard_ns >= SETTLE_NS:
+            self._settle()
+        self._supervise(now_ns)
+
+    def _decode(self) -> None:
+        """Decodes what was read; bytes that are no whole word yet stay at the front of the buffer."""
+        while self._filled >= 8:
+            used, restarts = self.decoder.read(self._buffer[: self._filled])
+            if not used:
+                break
+            self._filled -= used
+            self._buffer[: self._filled] = self._buffer[used : used + self._filled].copy()
+            if restarts:
+                self._end(EndKind.SENDING_ENDED, TruncatedStream("another measurement began"))
+        garbage = self.decoder.garbage_bytes - self._garbage
+        self._garbage += garbage
+        self._garbage_run = self._garbage_run + garbage if garbage else 0
+        self._owner.account(self._source, garbage)
+        if self._garbage_run > MAX_GARBAGE_BYTES:
+            raise ConnectionEnded(f"more than {MAX_GARBAGE_BYTES} bytes without a chunk")
+
+    def _work_off(self, reach: Reach) -> None:
+        self.decoder.work_off(reach)
+        self._worked_ns = self._source.now_ns()
+        decoder, positions = self.decoder, self._owner.tpx3.positions
+        while True:
+            begin = decoder.frame // positions * positions
+            if self._scan is None:
+                if decoder.started < begin:
+                    return
+                self._scan = self._owner.open_scan(decoder, self._heard_ns)
+                self._scan.first_byte_ns, self._first_byte_ns = self._first_byte_ns, 0
+            self._scan.pass_on(begin, self._heard_ns)
+            if decoder.frame < begin + positions:
+                return
+            self._scan.finish(EndKind.ALL_FRAMES, None)
+            self._scan = None
+
+    def _settle(self) -> None:
+        """Nothing is on its way any more: the sorting window need not be waited for."""
+        self._settled = True
+        if self.decoder.ended:
+            self._end(EndKind.SENDING_ENDED, TruncatedStream("the readout ended before the scan did"))
+        else:
+            self._work_off(Reach.ALL)
+
+    def _supervise(self, now_ns: int) -> None:
+        if self._scan is None:
+            return
+        if self._scan.stop_reason() is not None:
+            self._stop_since_ns = self._stop_since_ns or now_ns
+            if self._settled or now_ns - self._stop_since_ns > _STOP_LIMIT_NS:
+                self._end(EndKind.STOPPED, None)
+        elif now_ns - self._heard_ns > self._owner.idle_ns:
+            text = f"nothing came for {(now_ns - self._heard_ns) / 1e9:.1f} s inside a scan"
+            self._end(EndKind.SENDING_ENDED, IdleTimeout(text))
+
+    def _end(self, kind: EndKind, error: DetectorError | None) -> None:
+        """Works off everything, ends the running acquisition and starts anew with what comes next."""
+        self._work_off(Reach.END if self.decoder.ended else Reach.ALL)
+        if self._scan is not None:
+            self._scan.finish(kind, error)
+            self._scan = None
+        self._stop_since_ns = 0
+        self.decoder.restart()
