@@ -235,7 +235,7 @@ def put_frame(
             gap_wide = np.int64(indices[k]) - previous - 1
             previous = np.int64(indices[k])
             wide_gaps[n_gaps] = gap_wide
-            n_gaps += gap_wide >= ESCAPE
+            n_gaps += int(gap_wide >= ESCAPE)
     found = np.int64(0)
     for k in range(pixel_values.size):
         less_one = np.uint64(pixel_values[k]) - np.uint64(1)
@@ -244,5 +244,5 @@ def put_frame(
     if found:
         for k in range(count):
             wide_values[n_values] = pixel_values[k]
-            n_values += np.uint64(pixel_values[k]) > np.uint64(ESCAPE)
+            n_values += int(np.uint64(pixel_values[k]) > np.uint64(ESCAPE))
     return n_gaps, n_values

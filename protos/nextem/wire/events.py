@@ -31,7 +31,7 @@ import numpy.typing as npt
 
 from nextem.wire import event_kernels as kernels
 from nextem.wire.pixels import SCRATCH_EXTRA, count_nonzero
-from nextem.wire.zstd import CorruptZstd, pack_zstd, unpack_zstd
+from nextem.wire.zstd import LITERALS, CorruptZstd, pack_zstd, unpack_zstd
 
 Array = npt.NDArray[Any]
 
@@ -194,7 +194,7 @@ def encode_events(pixels: Array | Events | EventStreams, shape: tuple[int, int] 
         pixels = events_to_streams(pixels, shape)
     elif isinstance(pixels, np.ndarray):
         pixels = frames_to_streams(pixels)
-    return pack_zstd(pixels.pack())
+    return pack_zstd(pixels.pack(), LITERALS)
 
 
 def decode_events(payload: bytes | memoryview) -> EventStreams:

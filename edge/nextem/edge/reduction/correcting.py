@@ -32,15 +32,15 @@ def correct_list(
     figures: Figures,
     scratch: Scratch,
 ) -> None:
-    """From the list of non-zero pixels; the frame itself is at ``address``."""
+    """From the list of non-zero pixels, their labels in ``scratch``; the frame itself is at ``address``."""
     factor, shift, width = np.uint64(tables.factor), np.uint64(tables.shift), np.uint64(tables.width)
-    regions = scratch.float_regions
+    regions, labels = scratch.float_regions, scratch.labels
     total, moment_y, moment_x = 0.0, 0.0, 0.0
     for k in range(indices.size):
         index = np.uint64(indices[k])
         row = (index * factor) >> shift
         value = np.float64(tables.gain[index]) * np.float64(values[k])
-        regions[tables.labels[index]] += value
+        regions[labels[k]] += value
         total += value
         moment_y += np.float64(row) * value
         moment_x += np.float64(index - row * width) * value

@@ -54,8 +54,11 @@ def reduce_sparse(
         found = scan_frame(start, pixels, scratch.values, scratch.indices)
         indices, values = scratch.indices[:found], scratch.values[:found]
         for k in range(found):
-            at = types.uintp(start + np.int64(indices[k]) * values.itemsize)
-            values[k] = load_pixel(at, swap, values)
+            index = np.int64(indices[k])
+            value = load_pixel(types.uintp(start + index * values.itemsize), swap, values)
+            values[k] = value
+            scratch.labels[k] = tables.labels[index]
+            tally.sum[index] += np.uint64(value)
         _list_figures(frame, start, swap, indices, values, tables, figures, scratch)
         tally_list(indices, values, pixels, tally)
         wide = _put(event, indices, values, wide, streams)
@@ -80,6 +83,10 @@ def reduce_list(
     for frame in range(figures.nonzero.size):
         first, last = np.int64(indptr[frame]), np.int64(indptr[frame + 1])
         indices, values = all_indices[first:last], all_values[first:last]
+        for k in range(indices.size):
+            index = np.int64(indices[k])
+            scratch.labels[k] = tables.labels[index]
+            tally.sum[index] += np.uint64(values[k])
         if tables.gain.size:
             for k in range(indices.size):
                 image[indices[k]] = values[k]
@@ -88,7 +95,7 @@ def reduce_list(
             for k in range(indices.size):
                 image[indices[k]] = 0
         tally_list(indices, values, image.size, tally)
-        wide = _put(first, indices, values, wide, streams)
+        wide = _put(int(first), indices, values, wide, streams)
     return wide
 
 
@@ -115,6 +122,7 @@ def reduce_dense(
             indices, values = scratch.indices[:found], scratch.values[:found]
             for k in range(found):
                 values[k] = native[indices[k]]
+                scratch.labels[k] = tables.labels[indices[k]]
             correct_list(frame, native.ctypes.data, False, indices, values, tables, figures, scratch)
         else:
             correct_frame(frame, native, tables, figures, scratch)
@@ -153,7 +161,8 @@ def _list_figures(
     figures: Figures,
     scratch: Scratch,
 ) -> None:
-    """Figures of one frame from the list of its pixels; the frame itself is at ``address``."""
+    """Figures of one frame from the list of its pixels, whose labels are in ``scratch``; the frame itself is
+    at ``address``."""
     figures.nonzero[frame] = indices.size
     if tables.gain.size == 0:
         _exact_figures(frame, indices, values, tables, figures, scratch)
@@ -184,11 +193,8 @@ def _exact_figures(
     figures.sums[frame] = total
     figures.moments[0, frame] = moment_y
     figures.moments[1, frame] = moment - np.uint64(tables.width) * moment_y
-    regions = scratch.regions
-    if 1 < regions.size <= FEW_REGIONS:
-        labels = scratch.labels[: indices.size]
-        for k in range(indices.size):
-            labels[k] = tables.labels[indices[k]]
+    regions, labels = scratch.regions, scratch.labels[: indices.size]
+    if regions.size <= FEW_REGIONS:
         rest = total
         for region in range(1, regions.size):
             part = np.uint64(0)
@@ -198,8 +204,8 @@ def _exact_figures(
             rest -= part
         regions[0] = rest
     else:
-        for k in range(indices.size):
-            regions[tables.labels[indices[k]]] += np.uint64(values[k])
+        for k in range(labels.size):
+            regions[labels[k]] += np.uint64(values[k])
     _fold(frame, regions, tables, figures)
 
 

@@ -13,9 +13,8 @@ from nextem.edge.reduction.maps import Tally
 
 @njit(cache=True, nogil=True)
 def tally_list(indices: npt.NDArray[np.uint32], values: npt.NDArray[Any], pixels: int, tally: Tally) -> None:
-    """From the list of the non-zero pixels of a frame of ``pixels``."""
-    for k in range(indices.size):
-        tally.sum[indices[k]] += np.uint64(values[k])
+    """All but the sum, which is added where the list is made; from the list of the non-zero pixels of a frame
+    of ``pixels``."""
     if tally.squares.size:
         for k in range(indices.size):
             value = np.uint64(values[k])

@@ -71,8 +71,13 @@ class Maps:
 
     def copy(self) -> Maps:
         """Independent of the frames that come after."""
-        arrays = (self.squares, self.maximum, self.histogram)
-        return Maps(self.sum.copy(), *(None if each is None else each.copy() for each in arrays), self.frames)
+        return Maps(
+            self.sum.copy(),
+            None if self.squares is None else self.squares.copy(),
+            None if self.maximum is None else self.maximum.copy(),
+            None if self.histogram is None else self.histogram.copy(),
+            self.frames,
+        )
 
     def clear(self) -> None:
         """Forgets all frames; the arrays stay the same ones."""

@@ -103,10 +103,10 @@ class Reducer:
         max_frames: int,
         calibrations: Calibrations | None = None,
     ) -> None:
+        self._counter: Counter | None = None
         self._take(_Plan.of(reduction, shape, pixel, max_frames, calibrations))
         if reduction.HasField("counting"):
-            corrections = self._plan.corrections or None
-            self._counter = Counter(reduction.counting, corrections, shape, pixel)
+            self._counter = Counter(reduction.counting, self.corrections or None, shape, pixel)
 
     def _take(self, plan: _Plan) -> None:
         """Own buffers and maps."""
@@ -121,15 +121,13 @@ class Reducer:
         self._scratch = tables.make_scratch(plan.regions, self.dtype)
         self._streams = tables.make_streams(self.max_frames, pixels, self.dtype)
         self._frames = np.empty((self.max_frames, pixels), self.dtype)
-        self._counter: Counter | None = None
         self._last_was_sparse = True
 
     def twin(self) -> Reducer:
         """The same tables, and thresholds of counting; buffers and maps of its own."""
         twin = object.__new__(type(self))
+        twin._counter = None if self._counter is None else self._counter.twin()
         twin._take(self._plan)
-        if self._counter is not None:
-            twin._counter = self._counter.twin()
         return twin
 
     @property
@@ -175,10 +173,11 @@ class Reducer:
             raise InvalidFrames(f"events of {events.values.dtype}; this reducer takes {self.dtype}")
         if not 1 <= len(events) <= self.max_frames:
             raise InvalidFrames(f"{len(events)} frames at once; from 1 to {self.max_frames} can be")
-        csr = tuple(np.ascontiguousarray(each) for each in (events.indptr, events.indices, events.values))
-        if not is_valid_csr(*csr, self.shape[0] * self.shape[1]):
+        indptr, indices = np.ascontiguousarray(events.indptr), np.ascontiguousarray(events.indices)
+        values = np.ascontiguousarray(events.values)
+        if not is_valid_csr(indptr, indices, values, self.shape[0] * self.shape[1]):
             raise InvalidFrames(f"events are not ascending, not zero and inside frames of {self.shape}")
-        return self._reduce_list(Events(*csr))
+        return self._reduce_list(Events(indptr, indices, values))
 
     def wants_samples(self) -> int:
         """How many more frames electron counting must :meth:`sample` before any can be reduced."""
@@ -242,7 +241,8 @@ class Reducer:
         return ReducedBlock(
             sums,
             members[:masks],
-            *moments,
+            moments[0],
+            moments[1],
             figures.nonzero,
             pixels,
             tuple(mask.name for mask in self._plan.reduction.masks),
@@ -270,14 +270,17 @@ class Reducer:
             raise InvalidFrames(f"messages of {words.shape[1]} bytes do not hold {rule}")
 
     def _sparse(self, where: tuple[int, int, bool], figures: tables.Figures) -> Pixels:
-        state = (self._plan.tables, figures, self._tally, self._scratch, self._streams)
-        events, *wide = kernels.reduce_sparse(*where, *state)
-        return self._written(figures, events, *wide)
+        events, wide_gaps, wide_values = kernels.reduce_sparse(
+            *where, self._plan.tables, figures, self._tally, self._scratch, self._streams
+        )
+        return self._written(figures, events, wide_gaps, wide_values)
 
     def _reduce_list(self, events: Events) -> ReducedBlock:
         figures = self._begin(len(events))
-        state = (self._plan.tables, figures, self._tally, self._scratch, self._streams)
-        wide = kernels.reduce_list(events.indptr, events.indices, events.values, *state)
+        csr = (events.indptr, events.indices, events.values)
+        wide = kernels.reduce_list(
+            *csr, self._plan.tables, figures, self._tally, self._scratch, self._streams
+        )
         return self._end(figures, self._written(figures, events.indices.size, *wide))
 
     def _written(self, figures: tables.Figures, events: int, wide_gaps: int, wide_values: int) -> Pixels:
@@ -294,8 +297,7 @@ class Reducer:
 
     def _dense(self, where: tuple[int, int, bool], figures: tables.Figures) -> Pixels:
         n = figures.nonzero.size
-        state = (self._plan.tables, figures, self._tally, self._scratch)
-        kernels.reduce_dense(*where, *state, self._frames)
+        kernels.reduce_dense(*where, self._plan.tables, figures, self._tally, self._scratch, self._frames)
         return Pixels(frames=self._frames[:n].reshape(n, *self.shape))
 
 

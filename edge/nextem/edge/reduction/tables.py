@@ -68,7 +68,7 @@ class Scratch(NamedTuple):
 
     indices: npt.NDArray[np.uint32]  # (pixels + SCRATCH_EXTRA,)
     values: npt.NDArray[Any]  # (pixels,) of the pixels at indices
-    labels: npt.NDArray[Any]  # (pixels,) likewise
+    labels: npt.NDArray[Any]  # (pixels,) their regions
     frame: npt.NDArray[Any]  # (pixels,) zero between frames
     regions: U64  # zero between frames
     float_regions: F64
