@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -15,14 +16,28 @@ import pytest
 from numpy.typing import NDArray
 
 from nextem.edge.accounting import unpack_pattern
-from nextem.edge.pipeline import EdgePipeline, PipelineConfig
+from nextem.edge.detectors.base import (
+    Announcement,
+    Claim,
+    Detector,
+    Ending,
+    EndKind,
+    FrameBatch,
+    FrameFormat,
+    FrameRun,
+    Sink,
+    Slab,
+    receiving_thread,
+)
+from nextem.edge.pipeline import EdgePipeline, MakeDetector, PipelineConfig
 from nextem.v1 import acquisition_pb2 as pb
 from nextem.v1 import plan_pb2
 from nextem.wire.blocks import Block, decode_block
-from nextem.wire.clock import MonotonicClock
+from nextem.wire.clock import Clock, MonotonicClock
 from nextem.wire.coverage import FrameSet
 from nextem.wire.local_log import LocalLog
 from nextem.wire.log import ACQUISITIONS, FRAMES, Appended, FatalLogError, LogUnavailable
+from nextem.wire.zstd import unpack_zstd
 
 Frames = NDArray[Any]
 WAIT_S = 20.0
@@ -138,6 +153,17 @@ class Logged:
     started: pb.AcquisitionStarted = field(default_factory=pb.AcquisitionStarted)
     finished: pb.AcquisitionFinished = field(default_factory=pb.AcquisitionFinished)
     blocks: list[Block] = field(default_factory=list)
+    records: list[bytes] = field(default_factory=list)  # of the blocks
+    map_parts: list[pb.MapPart] = field(default_factory=list)
+
+    def maps(self) -> dict[str, Frames]:
+        """The maps, put together from their pieces."""
+        found: dict[str, Frames] = {}
+        for part in self.map_parts:
+            whole = found.setdefault(part.name, np.zeros(tuple(part.shape), part.dtype))
+            values = np.frombuffer(unpack_zstd(part.values, 1 << 24), np.dtype(part.dtype).newbyteorder("<"))
+            whole.reshape(-1)[part.first : part.first + values.size] = values
+        return found
 
     def frames(self) -> Mapping[int, Frames]:
         """Frames by index; a frame that came twice must be the same twice."""
@@ -178,6 +204,68 @@ class Logged:
         assert told == FrameSet((a, min(b, inner)) for a, b in lost if a < inner)
 
 
+class Scripted:
+    """A detector that hands over what the test says, from a thread of its own."""
+
+    def __init__(self) -> None:
+        self._script: SimpleQueue[Callable[[Sink], None] | None] = SimpleQueue()
+        self.claim: Claim | None = None
+        self.released = 0
+
+    def __call__(self, sink: Sink, clock: Clock) -> Detector:
+        self._sink, self._clock = sink, clock
+        self._thread = receiving_thread(self._run, sink, "scripted")
+        return self
+
+    def _run(self) -> None:
+        while (step := self._script.get()) is not None:
+            step(self._sink)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        self._script.put(None)
+        self._thread.join()
+
+    def counters(self) -> Mapping[str, int]:
+        return {"frames_received": 0, "busy_ns": 0}
+
+    def do(self, step: Callable[[Sink], None]) -> None:
+        self._script.put(step)
+
+    def open(self, frames: int) -> None:
+        def step(sink: Sink) -> None:
+            self.claim = sink.open(Announcement("", frames, None, 1))
+
+        self.do(step)
+
+    def end(self, kind: EndKind = EndKind.ALL_FRAMES, highest: int = -1) -> None:
+        self.do(lambda sink: sink.close_claim(self.claim, Ending(kind, highest)))
+
+    def send(self, slab: Slab, form: FrameFormat, *runs: FrameRun) -> None:
+        batch = FrameBatch(slab, runs, form, self._release)
+        self.do(lambda sink: sink.frames(self.claim, batch))
+
+    def _release(self) -> None:
+        self.released += 1
+
+    def frames(self, images: Frames, first: int = 0, each: int = 7, **form: Any) -> None:
+        """``images`` (n, y, x), little-endian, in batches of ``each``."""
+        made = FrameFormat(images.shape[1:], images.dtype, images[0].nbytes, big_endian=False, **form)
+        for start in range(0, len(images), each):
+            part = np.ascontiguousarray(images[start : start + each])
+            slab = Slab(part.nbytes)
+            slab.data[:] = part.reshape(-1).view(np.uint8)
+            self.send(slab, made, frame_run(first + start, len(part), images[0].nbytes))
+
+
+def frame_run(first: int, count: int, stride: int, **more: Any) -> FrameRun:
+    """Frames one behind the other from the start of a slab; the last byte of frame i at i + 1 ns."""
+    times = np.arange(first + 1, first + count + 1, dtype=np.int64)
+    return FrameRun(first, count, 0, stride, 0, times, **more)
+
+
 class Rig:
     """A camera, a log and a pipeline that can die and start again on the same spool."""
 
@@ -187,7 +275,7 @@ class Rig:
         self.log = FlakyLog(folder / "log")
         self.pipeline: EdgePipeline | None = None
 
-    def start(self, **config: Any) -> EdgePipeline:
+    def start(self, make_detector: MakeDetector | None = None, **config: Any) -> EdgePipeline:
         defaults: dict[str, Any] = {
             "instrument": "rig",
             "detector": f"127.0.0.1:{self.camera.port}",
@@ -196,7 +284,9 @@ class Rig:
             "idle_timeout_s": 1.0,
             "close_timeout_s": WAIT_S,
         }
-        self.pipeline = EdgePipeline(PipelineConfig(**(defaults | config)), self.log, MonotonicClock())
+        self.pipeline = EdgePipeline(
+            PipelineConfig(**(defaults | config)), self.log, MonotonicClock(), make_detector=make_detector
+        )
         self.pipeline.start()
         return self.pipeline
 
@@ -224,10 +314,14 @@ class Rig:
             for record in records:
                 if record.position.topic == FRAMES:
                     block = decode_block(record.value)
-                    found.setdefault(block.acquisition_id, Logged()).blocks.append(block)
+                    logged = found.setdefault(block.acquisition_id, Logged())
+                    logged.blocks.append(block)
+                    logged.records.append(bytes(record.value))
                     continue
                 event = pb.AcquisitionEvent.FromString(bytes(record.value))
-                if event.HasField("started"):
+                if event.HasField("map"):
+                    found.setdefault(event.map.acquisition_id, Logged()).map_parts.append(event.map)
+                elif event.HasField("started"):
                     found.setdefault(event.started.acquisition_id, Logged()).started = event.started
                 else:
                     found.setdefault(event.finished.acquisition_id, Logged()).finished = event.finished
@@ -266,6 +360,8 @@ class Kit:
     stream: Callable[..., bytes] = stream
     sparse_frames: Callable[..., Frames] = sparse_frames
     plan: Callable[..., plan_pb2.Plan] = plan
+    scripted: Callable[[], Scripted] = Scripted
+    frame_run: Callable[..., FrameRun] = frame_run
     wait_s: float = WAIT_S
 
 

@@ -1,0 +1,418 @@
+"""Several threads reduce at once: the same results as one, in order, and no error of theirs is silent."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nextem.edge import reducing
+from nextem.edge.calibrations import Calibrations
+from nextem.edge.detectors.base import CorruptFrame, DetectorFailed, FrameFormat, FrameRun, Slab
+from nextem.edge.live import LiveBlock
+from nextem.v1 import acquisition_pb2 as pb
+from nextem.v1 import frames_pb2, plan_pb2
+from nextem.wire.events import Events, frames_to_events
+
+Rig = Any
+Kit = Any
+
+ALL_MAPS = plan_pb2.Maps(variance=True, maximum=True, histogram=True)
+
+
+def acquire(
+    rig: Rig, kit: Kit, images: Any, *, workers: int = 2, name: str = "scan", **reduction: Any
+) -> Any:
+    """One acquisition of ``images`` by a scripted detector; returns its accounting."""
+    detector = kit.scripted()
+    pipeline = rig.start(detector, workers=workers)
+    handle = pipeline.expect(name, kit.plan(len(images), **reduction), "")
+    detector.open(len(images))
+    detector.frames(images)
+    detector.end()
+    finished = handle.wait(kit.wait_s)
+    assert finished is not None
+    rig.stop()
+    return finished
+
+
+def lost(finished: pb.AcquisitionFinished) -> list[tuple[int, int]]:
+    return [(r.first, r.first + r.count) for r in finished.lost]
+
+
+# ---- the same whatever the number of threads -------------------------------------------------------
+
+
+def test_no_bit_depends_on_the_number_of_threads(rig: Rig, kit: Kit) -> None:
+    images = kit.sparse_frames(300)
+    images[100:130] += 300  # dense in between
+    images[7] = 0
+    results = []
+    for workers in (1, 2, 4):
+        name = f"scan-by-{workers}"
+        finished = acquire(rig, kit, images, workers=workers, name=name, maps=ALL_MAPS)
+        logged = rig.logged()[name]
+        logged.check(dict(enumerate(images)))
+        boot = logged.started.edge_boot_id
+        records = sorted(
+            (block.block_number, record.replace(boot.encode(), b"boot").replace(name.encode(), b"name"))
+            for block, record in zip(logged.blocks, logged.records, strict=True)
+        )
+        maps = {key: values.tobytes() for key, values in logged.maps().items()}
+        results.append((records, maps, finished.summed_pattern, finished.bytes_raw, finished.blocks))
+    assert len(results[0][0]) == 43
+    assert results[0] == results[1] == results[2]
+
+
+def test_gaps_are_told_by_the_block_after_them(rig: Rig, kit: Kit) -> None:
+    images = kit.sparse_frames(90)
+    detector = kit.scripted()
+    pipeline = rig.start(detector, workers=4)
+    handle = pipeline.expect("scan", kit.plan(90), "")
+    detector.open(90)
+    for first in range(0, 90, 6):
+        detector.frames(images[first : first + 4], first, each=2)
+    detector.end()
+    finished = handle.wait(kit.wait_s)
+    rig.stop()
+    assert lost(finished) == [(first, first + 2) for first in range(4, 90, 6)]
+    rig.logged()["scan"].check(dict(enumerate(images)))
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_maps_are_those_of_the_stored_frames(rig: Rig, kit: Kit, workers: int) -> None:
+    images = kit.sparse_frames(64)
+    acquire(rig, kit, images, workers=workers, maps=ALL_MAPS)
+    logged = rig.logged()["scan"]
+    maps, wide = logged.maps(), images.astype(np.float64)
+    assert {part.frames for part in logged.map_parts} == {64}
+    assert np.array_equal(maps["mean"], wide.mean(axis=0))
+    assert np.allclose(maps["variance"], wide.var(axis=0), rtol=1e-12, atol=1e-15)
+    assert np.array_equal(maps["maximum"], wide.max(axis=0))
+    assert maps["histogram"].sum() == images.size
+    assert maps["histogram"][0] == np.count_nonzero(images == 0)
+
+
+def test_corrections_come_from_the_edges_folder(rig: Rig, kit: Kit, tmp_path: Path) -> None:
+    images = kit.sparse_frames(20)
+    dark = np.full(images.shape[1:], 0.25, np.float32)
+    calibrations = Calibrations(tmp_path / "calibrations")
+    corrections = plan_pb2.Corrections(dark_sha256=calibrations.add(dark))
+    detector = kit.scripted()
+    pipeline = rig.start(detector, calibrations=tmp_path / "calibrations")
+    handle = pipeline.expect("scan", kit.plan(20, corrections=corrections), "")
+    detector.open(20)
+    detector.frames(images)
+    detector.end()
+    assert handle.wait(kit.wait_s) is not None
+    rig.stop()
+    logged = rig.logged()["scan"]
+    logged.check(dict(enumerate(images)))  # payloads stay raw
+    wanted = (images - dark).sum(axis=(1, 2), dtype=np.float64)
+    assert np.allclose(logged.column("sum"), wanted, rtol=1e-12)
+    assert np.allclose(logged.maps()["mean"], images.mean(axis=0) - 0.25, atol=1e-12)
+
+
+def test_a_map_larger_than_a_record_comes_in_pieces(rig: Rig, kit: Kit) -> None:
+    images = kit.sparse_frames(2, (512, 400))
+    acquire(rig, kit, images, maps=plan_pb2.Maps(maximum=True))
+    logged = rig.logged()["scan"]
+    assert len(logged.map_parts) == 8
+    assert np.array_equal(logged.maps()["maximum"], images.max(axis=0))
+
+
+# ---- other kinds of sources --------------------------------------------------------------------------
+
+
+def test_events_and_columns_of_a_detector_arrive(rig: Rig, kit: Kit) -> None:
+    images = kit.sparse_frames(40)
+    arrivals = np.arange(40, dtype=np.float64) / 8
+
+    def unpack(data: Any, run: FrameRun) -> Events:
+        return frames_to_events(images[run.first_frame : run.first_frame + run.count])
+
+    form = FrameFormat(images.shape[1:], images.dtype, images[0].nbytes, unpack=unpack)
+    detector = kit.scripted()
+    pipeline = rig.start(detector)
+    handle = pipeline.expect("scan", kit.plan(40), "")
+    detector.open(40)
+    for first in range(0, 40, 10):
+        columns = {"arrival_s": arrivals[first : first + 10]}
+        detector.send(Slab(16), form, kit.frame_run(first, 10, 1, columns=columns))
+    detector.end()
+    assert handle.wait(kit.wait_s) is not None
+    rig.stop()
+    logged = rig.logged()["scan"]
+    logged.check(dict(enumerate(images)))
+    assert np.array_equal(logged.column("arrival_s"), arrivals)
+    assert np.array_equal(logged.column("sum"), images.sum(axis=(1, 2)))
+
+
+def test_a_run_longer_than_a_reducer_takes_is_cut(rig: Rig, kit: Kit) -> None:
+    images = kit.sparse_frames(700, (4, 8))
+    detector = kit.scripted()
+    pipeline = rig.start(detector)
+    handle = pipeline.expect("scan", kit.plan(700), "")
+    detector.open(700)
+    detector.frames(images, each=700)
+    detector.end()
+    assert handle.wait(kit.wait_s) is not None
+    rig.stop()
+    logged = rig.logged()["scan"]
+    assert len(logged.blocks) == 3
+    logged.check(dict(enumerate(images)))
+
+
+# ---- electron counting -------------------------------------------------------------------------------
+
+
+def noisy(frames: int, seed: int = 3) -> Any:
+    """Gaussian background with 20 electrons in each frame, never beside each other."""
+    generator = np.random.default_rng(seed)
+    images = generator.normal(100, 5, (frames, 32, 48)).round().astype("u2")
+    grid = np.stack(np.meshgrid(np.arange(1, 31, 3), np.arange(1, 46, 3), indexing="ij"), -1).reshape(-1, 2)
+    for image in images:
+        y, x = generator.permutation(grid)[:20].T
+        image[y, x] += 400
+    return images
+
+
+@pytest.mark.parametrize(("frames", "workers"), [(60, 1), (60, 3), (5, 2)])
+def test_counting_samples_the_first_frames_and_loses_none(
+    rig: Rig, kit: Kit, frames: int, workers: int
+) -> None:
+    """Also where the acquisition ends before there were as many as the plan wants."""
+    images = noisy(frames)
+    counting = plan_pb2.Counting(sample_frames=12, background_sigmas=6, xray_sigmas=100)
+    finished = acquire(rig, kit, images, workers=workers, counting=counting)
+    assert (finished.reason, finished.frames_stored) == (pb.FINISH_REASON_COMPLETE, frames)
+    logged = rig.logged()["scan"]
+    assert all(block.counted and block.dtype == np.uint8 for block in logged.blocks)
+    assert [block.block_number for block in sorted(logged.blocks, key=lambda b: b.first_frame)] == list(
+        range(len(logged.blocks))
+    )
+    for i, image in logged.frames().items():
+        assert np.array_equal(image, images[i] > 300)
+    assert logged.column("sum").tolist() == [20] * frames
+
+
+def test_the_next_acquisition_with_the_same_plan_finds_its_own_thresholds(rig: Rig, kit: Kit) -> None:
+    detector = kit.scripted()
+    pipeline = rig.start(detector, workers=3)
+    counting = plan_pb2.Counting(sample_frames=12, background_sigmas=6, xray_sigmas=100)
+    for name, shift in (("first", 0), ("second", 900)):
+        handle = pipeline.expect(name, kit.plan(30, counting=counting), "")
+        detector.open(30)
+        detector.frames(noisy(30) + np.uint16(shift))
+        detector.end()
+        assert handle.wait(kit.wait_s) is not None
+    rig.stop()
+    for logged in rig.logged().values():
+        assert logged.column("sum").tolist() == [20] * 30
+
+
+# ---- what goes wrong ---------------------------------------------------------------------------------
+
+
+def test_corrupt_frames_are_lost_and_no_others(rig: Rig, kit: Kit, caplog: pytest.LogCaptureFixture) -> None:
+    images = kit.sparse_frames(60)
+    bad = {3, 4, 17, 59}
+
+    def unpack(data: Any, run: FrameRun) -> Any:
+        if bad & set(range(run.first_frame, run.first_frame + run.count)):
+            raise CorruptFrame(f"frames {run.first_frame} to {run.first_frame + run.count - 1}")
+        part = np.ascontiguousarray(images[run.first_frame : run.first_frame + run.count])
+        return part.reshape(run.count, -1).view(np.uint8)
+
+    detector = kit.scripted()
+    pipeline = rig.start(detector, workers=3)
+    handle = pipeline.expect("scan", kit.plan(60), "")
+    detector.open(60)
+    with caplog.at_level(logging.ERROR):
+        detector.frames(images, unpack=unpack)
+        detector.end()
+        finished = handle.wait(kit.wait_s)
+    rig.stop()
+    assert lost(finished) == [(3, 5), (17, 18), (59, 60)]
+    assert finished.error == "FramesLost: 4 of 60 frames (4 by corrupt bytes)"
+    assert pipeline.stats()["frames_lost_corrupt"] == 4
+    assert caplog.text.count("CorruptFrame") == 1
+    rig.logged()["scan"].check(dict(enumerate(images)))
+
+
+def break_unpacking(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    def unpack(data: Any, run: FrameRun) -> Any:
+        if run.first_frame >= 21:
+            raise RuntimeError("a bug")
+        return data.reshape(run.count, -1)
+
+    return {"unpack": unpack}
+
+
+def break_encoding(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    encode = reducing.encode_run
+
+    def broken(head: Any, *how: Any, **more: Any) -> Any:
+        if head.first_frame == 21:
+            raise RuntimeError("a bug")
+        return encode(head, *how, **more)
+
+    monkeypatch.setattr(reducing, "encode_run", broken)
+    return {}
+
+
+def break_spooling(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    spool = rig.pipeline._spool
+    append = spool.append
+
+    def broken(entry: Any) -> int:
+        if entry.number == 3:
+            raise RuntimeError("a bug")
+        return append(entry)
+
+    monkeypatch.setattr(spool, "append", broken)
+    return {}
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.parametrize("break_it", [break_unpacking, break_encoding, break_spooling])
+def test_an_error_that_nobody_foresaw_ends_the_acquisition_exactly(
+    rig: Rig, kit: Kit, monkeypatch: pytest.MonkeyPatch, workers: int, break_it: Any
+) -> None:
+    images = kit.sparse_frames(200)
+    detector = kit.scripted()
+    pipeline = rig.start(detector, workers=workers)
+    form = break_it(rig, monkeypatch)
+    handle = pipeline.expect("scan", kit.plan(200), "")
+    detector.open(200)
+    detector.frames(images, **form)
+    rig.wait_for(lambda: handle.stop_reason() is not None)
+    detector.end()
+    finished = handle.wait(kit.wait_s)
+    assert finished is not None
+    assert finished.reason == pb.FINISH_REASON_FAILED
+    assert finished.error == "ReductionFailed: RuntimeError: a bug"
+    assert finished.frames_stored <= 21 < finished.frames_lost
+    monkeypatch.undo()
+    again = pipeline.expect("next", kit.plan(50), "")
+    detector.open(50)
+    detector.frames(images[:50])
+    detector.end()
+    assert again.wait(kit.wait_s).reason == pb.FINISH_REASON_COMPLETE
+    rig.stop()
+    for one in rig.logged().values():
+        one.check(dict(enumerate(images)))
+    assert detector.released == 29 + 8
+
+
+def test_a_publisher_that_breaks_ends_what_runs_and_publishes_when_it_can(
+    rig: Rig, kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = kit.sparse_frames(100)
+    broken = threading.Event()
+    append = rig.log.append
+
+    def maybe(topic: str, value: bytes, **how: Any) -> Any:
+        if broken.is_set():
+            raise KeyError("a bug")
+        return append(topic, value, **how)
+
+    monkeypatch.setattr(rig.log, "append", maybe)
+    detector = kit.scripted()
+    pipeline = rig.start(detector)
+    handle = pipeline.expect("scan", kit.plan(100), "")
+    detector.open(100)
+    detector.frames(images[:30])
+    rig.wait_for(lambda: pipeline.stats()["publisher"]["entries"] >= 2)
+    broken.set()
+    detector.frames(images[30:50], 30)
+    rig.wait_for(lambda: handle.stop_reason() is not None)
+    detector.end()
+    finished = handle.wait(kit.wait_s)
+    assert finished.error == "PublishingFailed: KeyError: 'a bug'"
+    broken.clear()
+    rig.stop()
+    rig.logged()["scan"].check(dict(enumerate(images)))
+
+
+def test_a_detector_whose_thread_dies_ends_what_runs(rig: Rig, kit: Kit) -> None:
+    images = kit.sparse_frames(50)
+    detector = kit.scripted()
+    pipeline = rig.start(detector)
+    handle = pipeline.expect("scan", kit.plan(0), "")
+    detector.open(0)
+    detector.frames(images)
+    detector.do(lambda sink: 1 / 0)
+    finished = handle.wait(kit.wait_s)
+    assert finished.error == "DetectorFailed: ZeroDivisionError: division by zero"
+    assert (finished.frames_announced, finished.frames_stored) == (50, 50)
+    assert pipeline.failure is not None
+    with pytest.raises(DetectorFailed):
+        pipeline.expect("next", kit.plan(1), "")
+    rig.stop()
+    rig.logged()["scan"].check(dict(enumerate(images)))
+
+
+def test_a_listener_that_fails_stops_nothing(rig: Rig, kit: Kit) -> None:
+    images = kit.sparse_frames(10)
+    detector = kit.scripted()
+    pipeline = rig.start(detector, on_finished=lambda finished: 1 / 0)
+    for name in ("first", "second"):
+        handle = pipeline.expect(name, kit.plan(10), "")
+        detector.open(10)
+        detector.frames(images)
+        detector.end()
+        assert handle.wait(kit.wait_s).reason == pb.FINISH_REASON_COMPLETE
+
+
+# ---- live ---------------------------------------------------------------------------------------------
+
+
+def test_figures_of_each_block_are_told_at_once(rig: Rig, kit: Kit) -> None:
+    images = kit.sparse_frames(70)
+    detector = kit.scripted()
+    pipeline = rig.start(detector, workers=3)
+    with pipeline.subscribe() as updates:
+        handle = pipeline.expect("scan", kit.plan(70), "")
+        detector.open(70)
+        detector.frames(images)
+        assert updates.next(kit.wait_s).acquisition_id == "scan"
+        blocks = [updates.next(kit.wait_s) for _ in range(10)]
+        assert all(isinstance(block, LiveBlock) for block in blocks)
+        assert [block.first_frame for block in blocks] == list(range(0, 70, 7))
+        sums = np.concatenate([block.columns["sum"] for block in blocks])
+        assert np.array_equal(sums, images.sum(axis=(1, 2)))
+        maps = pipeline.maps("scan")
+        assert np.array_equal(maps["sum"], images.sum(axis=0))
+        assert pipeline.maps("another") is None
+        detector.end()
+        assert updates.next(kit.wait_s) == handle.wait(kit.wait_s)
+    assert updates.missed == 0
+
+
+def test_a_slow_subscriber_loses_whole_updates_and_is_told(rig: Rig, kit: Kit) -> None:
+    detector = kit.scripted()
+    pipeline = rig.start(detector)
+    with pipeline.subscribe(capacity=3) as updates:
+        handle = pipeline.expect("scan", kit.plan(70), "")
+        detector.open(70)
+        detector.frames(kit.sparse_frames(70))
+        detector.end()
+        finished = handle.wait(kit.wait_s)
+        assert updates.missed == 12 - 3
+        assert [updates.next(0.0).first_frame for _ in range(2)] == [56, 63]
+        assert updates.next(0.0) == finished
+        assert updates.next(0.0) is None
+
+
+def test_a_frame_that_fits_no_record_goes_out_binned_and_is_counted(rig: Rig, kit: Kit) -> None:
+    images = np.random.default_rng(2).integers(0, 1 << 16, (3, 800, 800)).astype("u2")
+    finished = acquire(rig, kit, images)
+    assert (finished.frames_stored, dict(finished.frames_by_reason)) == (3, {"size": 3})
+    logged = rig.logged()["scan"]
+    assert {block.representation for block in logged.blocks} == {frames_pb2.REPRESENTATION_BINNED}
+    assert np.array_equal(logged.column("sum"), images.sum(axis=(1, 2), dtype=np.uint64))
