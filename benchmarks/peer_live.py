@@ -1,6 +1,6 @@
 """Run by the peer's python: LiberTEM-live receives an acquisition and computes the same set as we do.
 
-Reads one line for each run, ``merlin`` or ``dectris`` and its data and control port; answers with one of JSON:
+Reads one line for each run: ``merlin`` or ``dectris``, data port, control port. Answers with one of JSON:
 seconds from the acquisition's header to the merged result, and the total that it summed.
 """
 
