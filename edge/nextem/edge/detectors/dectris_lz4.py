@@ -20,6 +20,7 @@ import numpy.typing as npt
 from numba import njit, types
 
 from nextem.edge.detectors.dectris_memory import (
+    LANES,
     WIDE,
     copy16,
     fill_wide,

@@ -1,0 +1,203 @@
+"""The DECTRIS receiver: takes series from the ZeroMQ stream of a SIMPLON detector, of either version.
+
+``dectris://host:port`` with these parameters:
+
+* ``rest=host:port``: the detector's REST interface. It is asked for the number of images where the stream
+  does not tell it (``header_detail`` ``none``).
+* ``channel=threshold_1``: which channel of a stream with several is taken; else the first. The others are
+  counted and not stored.
+
+Which version a message is of is seen from its first byte: JSON begins with a brace, CBOR with a map.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from threading import Event
+
+from nextem.edge.detectors import dectris_v1, dectris_v2
+from nextem.edge.detectors.base import (
+    Announcement,
+    DetectorAway,
+    DetectorError,
+    EndKind,
+    HeaderError,
+    Sink,
+    UnsupportedFormat,
+    receiving_thread,
+)
+from nextem.edge.detectors.counters import Counters
+from nextem.edge.detectors.dectris_messages import Config, End, Image, Message, Start
+from nextem.edge.detectors.dectris_receive import Receiver
+from nextem.edge.detectors.dectris_rest import Rest
+from nextem.edge.detectors.dectris_series import QUIET_NS, Parts, Series
+from nextem.edge.detectors.dectris_warm import warm_up
+from nextem.edge.detectors.registry import BadAddress, DetectorOptions
+from nextem.edge.detectors.ring import Ring
+from nextem.wire.clock import Clock
+
+log = logging.getLogger(__name__)
+
+V1_PORT = 9999
+_MOST_HEADERS = 1000  # messages inside libzmq before the size of an image is known
+
+
+def connect(options: DetectorOptions, sink: Sink, clock: Clock) -> DectrisStream:
+    """A receiver, not started. Raises :class:`~nextem.edge.detectors.registry.BadAddress`."""
+    return DectrisStream(options, sink, clock)
+
+
+def parse(parts: Sequence[bytes], channel: bytes = b"") -> Message:
+    """One message of either version. Raises :class:`HeaderError`."""
+    if parts[0][:1] == b"{":
+        return dectris_v1.parse(parts)
+    if len(parts) > 1:
+        raise HeaderError(f"{len(parts)} parts that begin with {parts[0][:40]!r}")
+    return dectris_v2.parse(parts[0], channel)
+
+
+class DectrisStream:
+    """A :class:`~nextem.edge.detectors.base.Detector`."""
+
+    def __init__(self, options: DetectorOptions, sink: Sink, clock: Clock) -> None:
+        self._options, self._sink, self._clock = options, sink, clock
+        self._address = f"tcp://{options.host}:{options.port or V1_PORT}"
+        self._rest = _rest(options.parameters.get("rest", ""))
+        self._ring = Ring(options.ring_bytes)
+        self._counters = Counters()
+        self._closing = Event()
+        self._parse = partial(parse, channel=options.parameters.get("channel", "").encode())
+        self._series: Series | None = None
+        self._pending: Start | None = None  # its configuration is on the way
+        self._queue: deque[Parts] = deque()
+        self._thread = receiving_thread(self._run, sink, "dectris")
+
+    def start(self) -> None:
+        warm_up()
+        self._thread.start()
+
+    def close(self) -> None:
+        self._closing.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def counters(self) -> Mapping[str, int]:
+        return asdict(self._counters)
+
+    def _run(self) -> None:
+        receiver = Receiver(self._address, _MOST_HEADERS)
+        self._counters.connections += 1
+        log.info("waits for series from %s", self._address)
+        try:
+            while not self._closing.is_set():
+                self._step(receiver)
+                self._counters.busy_ns = time.thread_time_ns()
+        finally:
+            if self._series is not None:
+                self._series.finish(EndKind.STOPPED)
+            receiver.close()
+
+    def _step(self, receiver: Receiver) -> None:
+        if self._series is not None and self._series.supervise(self._clock.now_ns()):
+            self._series = None
+        parts = self._queue.popleft() if self._queue else receiver.take()
+        if parts is None:
+            receiver.wait(QUIET_NS)
+            return
+        try:
+            message = self._parse(parts)
+        except HeaderError as error:
+            self._counters.garbage_bytes += sum(len(part) for part in parts)
+            _tell(error, self._series)
+            return
+        if isinstance(message, Image):
+            self._image(message, parts, receiver)
+        elif isinstance(message, End):
+            self._end(message)
+        else:
+            self._header(message)
+
+    def _header(self, message: Start | Config) -> None:
+        if isinstance(message, Config):
+            if self._pending is not None:
+                start, self._pending = self._pending, None
+                self._open(Start(start.series, message.frames, f"{start.text}\n{message.text}"))
+            return
+        self._supersede()
+        if message.more:
+            self._pending = message
+        else:
+            self._open(message)
+
+    def _supersede(self) -> None:
+        if self._series is not None:
+            self._series.sending_ended("another series began")
+            self._series = None
+        self._pending = None
+
+    def _open(self, start: Start) -> None:
+        frames = start.frames
+        if not frames and self._rest is not None:
+            try:
+                frames = self._rest.frames()
+            except (DetectorAway, HeaderError) as error:
+                _tell(error, None)
+        claim = self._sink.open(Announcement(start.text, frames, None, self._clock.now_ns()))
+        if claim is None:
+            return
+        self._counters.acquisitions += 1
+        idle_ns = int(self._options.idle_timeout_s * 1e9)
+        self._series = Series(
+            start, frames, claim, self._sink, self._ring, self._counters, self._clock, self._parse, idle_ns,
+            self._closing,
+        )  # fmt: skip
+
+    def _image(self, image: Image, parts: Parts, receiver: Receiver) -> None:
+        if self._pending is not None:  # the configuration got lost
+            start, self._pending = self._pending, None
+            self._open(start)
+        series = self._series
+        if series is None or image.series != series.number:
+            self._counters.frames_unclaimed += 1
+            return
+        if image.layout is None and not series.began:
+            series.lose(image)
+            return
+        if not series.began:
+            try:
+                series.begin(image, sum(len(part) for part in parts))
+            except UnsupportedFormat as error:
+                series.finish(EndKind.FAILED, error)
+                return
+            receiver.let_wait(series.waiting(self._options.ring_bytes))
+        self._queue.appendleft(parts)
+        series.read(receiver, self._queue)
+
+    def _end(self, end: End) -> None:
+        if self._pending is not None and self._pending.series == end.series:
+            start, self._pending = self._pending, None
+            self._open(start)
+        if self._series is not None and self._series.number == end.series:
+            self._series.sending_ended("the series ended")
+            self._series = None
+
+
+def _rest(address: str) -> Rest | None:
+    if not address:
+        return None
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise BadAddress(f"rest={address!r} is not host:port")
+    return Rest(host, int(port))
+
+
+def _tell(error: DetectorError, series: Series | None) -> None:
+    acquisition_id = series.claim.acquisition_id if series is not None else "none"
+    log.error("%s: %s (acquisition %s)", type(error).__name__, error, acquisition_id)
+
+
