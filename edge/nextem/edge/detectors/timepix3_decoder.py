@@ -89,6 +89,12 @@ class Decoder:
         """Hits and edges that wait."""
         return int(self._state[words.HITS] + self._state[words.EDGES])
 
+    @property
+    def memory_bytes(self) -> int:
+        """Of all the arrays that may grow."""
+        arrays = (self._work, self._spare, self._labels, self._sums, self._ticks, self._pixels, self._keys)
+        return sum(array.nbytes for array in arrays)
+
     def counters(self) -> dict[str, int]:
         """Hits seen, and everything that reached no position, by cause."""
         state, clock = self._state, self._clock

@@ -28,14 +28,16 @@ def read_tpx3(path: Path, options: Timepix3Options) -> Iterator[tuple[int, Event
     with path.open("rb") as file:
         rest = b""
         while piece := file.read(_READ_BYTES):
-            data = np.frombuffer(bytearray(rest + piece), np.uint8)
-            used, restarts = decoder.read(data)
-            rest = data[used:].tobytes()
-            decoder.work_off(Reach.END if restarts else Reach.WINDOW)
-            yield from _taken(decoder, record, first)
-            if restarts:
-                first += -(-decoder.frame // options.positions) * options.positions
-                decoder.restart()
+            rest += piece
+            used = 1
+            while used and len(rest) >= 8:
+                used, restarts = decoder.read(np.frombuffer(bytearray(rest), np.uint8))
+                rest = rest[used:]
+                decoder.work_off(Reach.END if restarts else Reach.WINDOW)
+                yield from _taken(decoder, record, first)
+                if restarts:
+                    first += -(-decoder.frame // options.positions) * options.positions
+                    decoder.restart()
         decoder.work_off(Reach.END)
         yield from _taken(decoder, record, first)
 

@@ -18,9 +18,9 @@ Times are integers: a *tick* is 25/16 ns, the step of a hit's time, and a *unit*
 step of a TDC. Hits, edges and global time count from one zero and are unwrapped against the newest time seen,
 modulo the 2**34 ticks (26.8 s) of a hit: each is taken as the nearest to it.
 
-A time far ahead of the newest one moves it only when a second word agrees, for else one flipped bit would
-make everything after it late. What is behind the newest time by more than the sorting window is late: it is
-counted and dropped. This depends on the order of words only, never on how the stream was cut into reads.
+A time far ahead of the newest one moves it only when a second word says that time has gone so far, for else
+one flipped bit would make everything after it late. What is behind the newest time by more than the sorting
+window is late: it is counted and dropped. This depends on the order of words only, never on how the stream was cut into reads.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ EDGE_KINDS = {"tdc1r": 0xF, "tdc1f": 0xA, "tdc2r": 0xE, "tdc2f": 0xB}
 
 WRAP_TICKS = 1 << 34
 JUMP_TICKS = 64_000_000  # 0.1 s: further ahead than this needs a second word that agrees
+MOST_HELD_AGE = 10_000  # words that are not far ahead, before one that was is given up
 MAX_SPAN_TICKS = 1 << 33  # of hits that wait together; their time has 34 bits in a packed hit
 NO_TIME = -(1 << 62)
 
@@ -53,11 +54,12 @@ X_SHIFT, Y_SHIFT, TIME_SHIFT = 10, 20, 30
 """A packed hit: ToT, x << 10, y << 20, ticks since the base << 30; as numbers they sort by time."""
 
 (
-    LEFT, CHIP, NEWEST, FLOOR, BASE, HITS, EDGES, HELD, HELD_TICK, HELD_CHIP, ENDED,
+    LEFT, CHIP, NEWEST, FLOOR, BASE, HITS, EDGES, HELD, HELD_TICK, HELD_CHIP, HELD_AGE, ENDED,
     SEEN, LATE_HITS, LATE_EDGES, IMPLAUSIBLE, NO_TIME_HITS, STRANGE_CHIP, UNKNOWN, STATE_SIZE,
-) = range(19)  # fmt: skip
+) = range(20)  # fmt: skip
 """Places in a decoder's state: words left in the chunk; its chip; newest tick; tick below which all is late;
-base of packed hits; hits and edges that wait; a word far ahead, its tick and chip; end of readout seen; and
+base of packed hits; hits and edges that wait; a word far ahead, its tick and chip, and
+the words since; end of readout seen; and
 counters."""
 
 ALL_READ, BAD_HEADER, FULL, REOPENED = range(4)
@@ -164,6 +166,14 @@ def _keep(
 
 
 @njit(cache=True, nogil=True)
+def _hold(word: np.uint64, tick: int, state: Numbers) -> None:
+    """Keeps a word that is far ahead until another agrees; one that was held before it is given up."""
+    state[IMPLAUSIBLE] += state[HELD] != 0
+    state[HELD], state[HELD_TICK], state[HELD_CHIP] = np.int64(word), tick, state[CHIP]
+    state[HELD_AGE] = 0
+
+
+@njit(cache=True, nogil=True)
 def _timed(
     word: np.uint64, window: int, state: Numbers, layout: Numbers, hits: Words, edges: Numbers
 ) -> bool:
@@ -173,17 +183,26 @@ def _timed(
         state[NEWEST] = tick
         state[BASE] = tick - window
     elif tick - state[NEWEST] > JUMP_TICKS:
-        if state[HELD] == 0 or abs(tick - state[HELD_TICK]) > JUMP_TICKS:
-            state[IMPLAUSIBLE] += state[HELD] != 0
-            state[HELD], state[HELD_TICK], state[HELD_CHIP] = np.int64(word), tick, state[CHIP]
+        if state[HELD] == 0 or tick < state[HELD_TICK] - JUMP_TICKS:
+            _hold(word, tick, state)
             return True
         state[NEWEST] = min(tick, state[HELD_TICK])
-    if tick - state[BASE] >= MAX_SPAN_TICKS:
-        return False
+    elif state[HELD] != 0:
+        state[HELD_AGE] += 1
+        if state[HELD_AGE] > MOST_HELD_AGE:
+            state[IMPLAUSIBLE] += 1
+            state[HELD] = 0
     if state[HELD] != 0 and state[HELD_TICK] <= max(tick, state[NEWEST]):
+        if state[HELD_TICK] - state[BASE] >= MAX_SPAN_TICKS:
+            return False
         held = np.uint64(state[HELD])
         state[HELD] = 0
         _keep(held, state[HELD_TICK], state[HELD_CHIP], state, layout, hits, edges)
+    if tick - state[NEWEST] > JUMP_TICKS:
+        _hold(word, tick, state)
+        return True
+    if tick - state[BASE] >= MAX_SPAN_TICKS:
+        return False
     state[FLOOR] = max(state[FLOOR], max(tick, state[NEWEST]) - window)
     _keep(word, tick, state[CHIP], state, layout, hits, edges)
     return True
