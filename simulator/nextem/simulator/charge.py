@@ -117,3 +117,25 @@ def deposit(
             for column in range(max(middle_x - REACH_PX, 0), min(middle_x + REACH_PX + 1, width)):
                 edges = math.erf((column + 0.5 - x) * scale) - math.erf((column - 0.5 - x) * scale)
                 collected[row, column] += charges[k] * in_row * edges / 2
+
+
+def matched(
+    planted: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]],
+    found: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]],
+    reach_px: float,
+) -> int:
+    """How many of the planted electrons (y, x) of one frame were found, at ``reach_px`` or nearer.
+
+    Nearest pairs first, and nobody is paired twice.
+    """
+    y = np.subtract.outer(planted[0], found[0])
+    x = np.subtract.outer(planted[1], found[1])
+    distance = np.hypot(y, x)
+    of_planted, of_found = np.nonzero(distance <= reach_px)
+    order = np.argsort(distance[of_planted, of_found], kind="stable")
+    free_planted, free_found = np.ones(planted[0].size, np.bool_), np.ones(found[0].size, np.bool_)
+    for pair in order:
+        i, j = of_planted[pair], of_found[pair]
+        if free_planted[i] and free_found[j]:
+            free_planted[i] = free_found[j] = False
+    return int((~free_planted).sum())

@@ -8,7 +8,9 @@ squares (Levenberg-Marquardt: K. Levenberg, Q. Appl. Math. 2, 164 (1944); D. W. 
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,11 +19,12 @@ log = logging.getLogger(__name__)
 
 Array = npt.NDArray[np.float64]
 
-QUARTILE = 0.6744897501960817
-"""Of the normal distribution, in standard deviations."""
+SHORTEST_TENTH = 0.2513226936
+"""The shortest interval with a tenth of a normal distribution, in standard deviations."""
 
 BINS_PER_SIGMA = 8
-FIT_SIGMAS = 8.0
+BELOW_SIGMAS = 6.0
+ROUNDS = 4
 MAX_STEPS = 60
 
 
@@ -35,8 +38,8 @@ class Thresholds:
 
 @dataclass(frozen=True, slots=True)
 class Background:
-    """The normal peak of pixels without electrons, in corrected counts; ``fitted`` is False where the fit did
-    not settle and the figures are those that it began with, from the median and the quartiles."""
+    """The normal peak of pixels without electrons, in corrected counts; ``fitted`` is False where no fit
+    settled and the figures are those that it began with."""
 
     mean: float
     sigma: float
@@ -52,36 +55,57 @@ def find_thresholds(
     ``xray_sigmas`` standard deviations of all values above their mean. ``spacing`` is the distance of
     neighbouring values: 1 for whole counts.
     """
-    wide = values.astype(np.float64)
-    background = fit_background(wide, spacing)
+    background = fit_background(values, spacing)
     if not background.fitted:
         log.warning("no normal peak fits the %d sample pixels: %s", values.size, background)
+    wide = values.astype(np.float64)
     return Thresholds(
         background.mean + background_sigmas * background.sigma, float(wide.mean() + xray_sigmas * wide.std())
     )
 
 
-def fit_background(values: Array, spacing: float) -> Background:
-    """The normal peak of ``values``; its sigma is at least that of rounding, ``spacing`` / sqrt(12)."""
-    low, median, high = (float(q) for q in np.quantile(values, (0.25, 0.5, 0.75)))
-    least = spacing / np.sqrt(12)
-    sigma = max((high - low) / (2 * QUARTILE), least)
-    centres, counts = _histogram(values, median, sigma, spacing)
-    begin = np.array([counts.max(), centres[counts.argmax()], sigma])
-    found = _levenberg_marquardt(centres, counts, begin)
-    if found is None:
-        return Background(median, sigma, False)
-    return Background(float(found[1]), max(abs(float(found[2])), least), True)
+def fit_background(values: npt.NDArray[np.floating[Any]], spacing: float) -> Background:
+    """The normal peak of ``values`` (n,), fitted where electrons hardly add to it: from far below its mean to
+    one sigma above.
+
+    So it is found as long as a tenth of the pixels or more have no charge of any electron. Its sigma is at
+    least that of rounding, ``spacing`` / sqrt(12).
+    """
+    least = spacing / math.sqrt(12)
+    found = _densest(np.sort(values).astype(np.float64), spacing)
+    for _ in range(ROUNDS):
+        centres, counts = _histogram(values, found, spacing)
+        begin = np.array([counts.max(), centres[counts.argmax()], found.sigma])
+        state = _levenberg_marquardt(centres, counts, begin)
+        if state is None:
+            return found
+        found = Background(float(state[1]), max(float(state[2]), least), True)
+    return found
 
 
-def _histogram(values: Array, median: float, sigma: float, spacing: float) -> tuple[Array, Array]:
-    """Bin centres and counts round the median. Each bin spans a whole number of spacings, so that none holds
-    more possible values than another."""
-    width = spacing * max(1.0, np.rint(sigma / BINS_PER_SIGMA / spacing))
-    start = spacing * np.floor((median - FIT_SIGMAS * sigma) / spacing) - spacing / 2
-    bins = int(np.ceil(2 * FIT_SIGMAS * sigma / width)) + 1
-    counts, edges = np.histogram(values, bins, (start, start + bins * width))
-    return (edges[:-1] + edges[1:]) / 2, counts.astype(np.float64)
+def _densest(ordered: Array, spacing: float) -> Background:
+    """The middle of the shortest interval that holds a tenth of the values, and the sigma of a normal peak
+    with such an interval, with room for the rounding of values."""
+    span = ordered.size // 10
+    widths = ordered[span:] - ordered[: ordered.size - span]
+    shortest = np.flatnonzero(widths == widths.min())
+    at = shortest[shortest.size // 2]
+    mean = (ordered[at] + ordered[at + span]) / 2
+    return Background(float(mean), float(widths[at] + spacing) / SHORTEST_TENTH, False)
+
+
+def _histogram(
+    values: npt.NDArray[np.floating[Any]], around: Background, spacing: float
+) -> tuple[Array, Array]:
+    """Bin centres and counts. Each bin spans a whole number of spacings, so that none holds more possible
+    values than another."""
+    width = spacing * max(1.0, np.rint(around.sigma / BINS_PER_SIGMA / spacing))
+    start = spacing * np.floor((around.mean - BELOW_SIGMAS * around.sigma) / spacing) - spacing / 2
+    stop = around.mean + max(around.sigma, 1.5 * spacing)
+    bins = math.ceil((stop - start) / width)
+    place = np.floor((values - start) / width)
+    counts = np.bincount(place[(place >= 0) & (place < bins)].astype(np.intp), minlength=bins)
+    return start + width * (np.arange(bins) + 0.5), counts.astype(np.float64)
 
 
 def _levenberg_marquardt(x: Array, y: Array, begin: Array) -> Array | None:
