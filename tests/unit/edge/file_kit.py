@@ -195,8 +195,10 @@ def write_array(
         return group.create_dataset(name, data=frames, chunks=chunks, compression=compression)
     created = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     created.set_chunk((1, *frames.shape[1:]))
-    parameters = (0, 3, frames.dtype.itemsize, 0, 2) if packing == "bslz4" else (0,)
     code = 32008 if packing == "bslz4" else 32004
+    parameters: tuple[int, ...] = (0, 2) if packing == "bslz4" else (0,)
+    if packing == "bslz4" and not h5py.h5z.filter_avail(code):
+        parameters = (0, 3, frames.dtype.itemsize, *parameters)  # what the filter itself puts before them
     created.set_filter(code, h5py.h5z.FLAG_OPTIONAL, parameters)
     space = h5py.h5s.create_simple(frames.shape)
     kind = h5py.h5t.py_create(frames.dtype, logical=True)
@@ -243,7 +245,7 @@ def write_stempy(
     shape: tuple[int, int],
     version: int | None,
 ) -> Path:
-    """As stempy's ``write_to_hdf5``: attributes of the frames are rows, columns, of the scan columns, rows."""
+    """As stempy does: attributes of the frames are rows and columns, of the scan columns and rows."""
     with h5py.File(path, "w") as file:
         if version is not None:
             file.attrs["version"] = version

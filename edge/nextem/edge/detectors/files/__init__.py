@@ -38,6 +38,8 @@ ENDINGS: Mapping[str, str] = {
     ".h5": "hdf5",
     ".hdf5": "hdf5",
     ".nxs": "hdf5",
+    ".emd": "hdf5",
+    ".hspy": "hdf5",
     ".raw": "empad",
     ".xml": "empad",
     ".mrc": "mrc",

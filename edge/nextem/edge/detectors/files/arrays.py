@@ -114,7 +114,8 @@ def counted_pieces(arrays: Iterable[NDArray[Any]], counts: Counts, shape: tuple[
     """Arrays ``(n, y, x)`` as counts. Raises what :meth:`Counts.convert` finds, and FrameSizeChanged."""
     first = 0
     for array in arrays:
-        if array.ndim != 3 or array.shape[1:] != shape or array.dtype != counts.source:
+        native = array.dtype.newbyteorder("=")
+        if array.ndim != 3 or array.shape[1:] != shape or native != counts.source.newbyteorder("="):
             raise FrameSizeChanged(
                 f"frames are (n, {shape[0]}, {shape[1]}) of {counts.source}, "
                 f"from frame {first} on they are {array.shape} of {array.dtype}"

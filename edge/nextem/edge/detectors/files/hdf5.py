@@ -68,10 +68,11 @@ def read(path: Path, parameters: Parameters) -> Recording:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where an array is: ``name`` in the file ``path``."""
+    """Where an array is: ``name`` in the file ``path``. ``linked`` from another one: it may be a part."""
 
     path: Path
     name: str
+    linked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +162,7 @@ def _look(place: Place) -> _Array | DetectorError:
             array = file[place.name]
             if not isinstance(array, h5py.Dataset) or array.ndim < 2:
                 return UnsupportedFormat(f"{place.path}: frames are an array (..., y, x), not {array!r}")
-            low = array.attrs.get("image_nr_low")
+            low = array.attrs.get("image_nr_low") if place.linked else None
             return _Array(
                 place,
                 tuple(int(n) for n in array.shape[:-2]),

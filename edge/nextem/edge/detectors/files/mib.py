@@ -18,7 +18,12 @@ from numpy.typing import NDArray
 from nextem.edge.detectors.base import FrameSizeChanged, HeaderError, SequenceError
 from nextem.edge.detectors.files.parameters import Parameters
 from nextem.edge.detectors.files.source import PIECE_BYTES, Piece, Recording, TruncatedFile, map_file, parsing
-from nextem.edge.detectors.merlin import parse_acquisition_header, parse_frame_header, pixel_format
+from nextem.edge.detectors.merlin import (
+    AcquisitionHeader,
+    parse_acquisition_header,
+    parse_frame_header,
+    pixel_format,
+)
 from nextem.edge.detectors.merlin_check import Expectation, check, spans
 
 log = logging.getLogger(__name__)
@@ -45,7 +50,7 @@ def read(path: Path, parameters: Parameters) -> Recording:
     if header.is_file():
         with parsing(header, "acquisition header"):
             told = parse_acquisition_header(header.read_bytes())
-        text, scan, stated = told.text, told.scan, told.frames
+        text, scan, stated = told.text, told.scan or _lines(told), told.frames
     frames = max(stated, (last if numbered else whole) + bool(rest))
 
     def pieces() -> Iterator[Piece]:
@@ -56,6 +61,12 @@ def read(path: Path, parameters: Parameters) -> Recording:
             raise TruncatedFile(f"{path}: ends after {whole} of {stated} frames")
 
     return Recording(text, frames, scan, expected.format, pieces)
+
+
+def _lines(told: AcquisitionHeader) -> tuple[int, int] | None:
+    """The scan of a camera that is triggered once for each line."""
+    line = told.frames_per_trigger
+    return (told.frames // line, line) if 1 < line < told.frames and told.frames % line == 0 else None
 
 
 def _head(data: NDArray[np.uint8], size: int) -> str:

@@ -43,12 +43,12 @@ def _places(path: Path, file: h5py.File) -> list[Place]:
     names = sorted(filter(_DATA.fullmatch, group), key=lambda name: int(name[5:]))
     if not names and "data" in group and group["data"].is_virtual:
         sources = sorted(group["data"].virtual_sources(), key=lambda s: s.vspace.get_select_bounds()[0])
-        return [Place(_beside(path, s.file_name), s.dset_name) for s in sources]
+        return [Place(_beside(path, s.file_name), s.dset_name, True) for s in sources]
     places = []
     for name in names or ["data"]:
         link = group.get(name, getlink=True)
         if isinstance(link, h5py.ExternalLink):
-            places.append(Place(_beside(path, link.filename), link.path))
+            places.append(Place(_beside(path, link.filename), link.path, True))
         else:
             places.append(Place(path, f"entry/data/{name}"))
     return places
