@@ -3,8 +3,8 @@
 Source: the MQ1 and HDR headers of Quantum Detectors' Merlin as its MIB files and TCP stream carry them.
 A message is ``MPX,`` + ten digits + ``,`` and then its payload; the digits count the payload and the comma.
 Before the ``MQ1A`` section every frame header carries one of ours, so that a frame says which commands were
-in force: ``NXTM,<command epoch>,<instrument monotonic ns>,``. Readers search for ``MQ1A`` or take the header's
-last field, the counter depth, so that none of them meets ours.
+in force: ``NXTM,<command epoch>,<instrument monotonic ns>,``. Readers search for ``MQ1A`` or take the last
+field of the header, the counter depth, so that none of them meets ours.
 """
 
 from __future__ import annotations
