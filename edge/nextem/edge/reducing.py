@@ -16,7 +16,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import SimpleQueue
 from threading import Lock, Thread
 
@@ -25,12 +25,15 @@ import numpy as np
 from nextem.edge.accounting import Account
 from nextem.edge.acquisition import Acquisition
 from nextem.edge.calibrations import Calibrations
-from nextem.edge.detectors.base import CorruptFrame, FrameBatch, FrameRun
+from nextem.edge.detectors.base import CorruptFrame, FrameBatch, FrameFormat, FrameRun
+from nextem.edge.movies import MovieStage
 from nextem.edge.reducers import Holding, ReducerPool
 from nextem.edge.reduction import ReducedBlock, Reducer
-from nextem.edge.storing import Storing
+from nextem.edge.retention.raw_ring import RawRing
+from nextem.edge.retention.representation import Ladder
+from nextem.edge.storing import Forget, Storing
 from nextem.edge.turns import Turns
-from nextem.edge.work import Closed, Frames, MapsWanted, Opened, StageTimes, Work, part_of
+from nextem.edge.work import Closed, Frames, MapsWanted, Opened, StageTimes, Work, parts_of
 from nextem.v1 import acquisition_pb2 as pb
 from nextem.wire.blocks import Block
 from nextem.wire.clock import Clock
@@ -68,6 +71,7 @@ class Reducing:
         workers: int = 0,
         calibrations: Calibrations | None = None,
         hold_bytes: int = 64 << 20,
+        raw_ring: RawRing | None = None,
     ) -> None:
         """``workers`` threads, 0: :func:`default_workers`; raises ValueError for less.
 
@@ -84,8 +88,8 @@ class Reducing:
         self._waiting = 0
         self._waiting_lock = Lock()
         self._work: dict[str, Work] = {}
-        self._pool = ReducerPool(self.workers, calibrations)
-        self._hold_bytes = hold_bytes
+        self._pool, self._calibrations = ReducerPool(self.workers, calibrations), calibrations
+        self._calibrations, self._hold_bytes, self._raw_ring = calibrations, hold_bytes, raw_ring
         self.times = StageTimes()
         self._threads = [
             Thread(target=self._run, args=(place,), name=f"reducing-{place}", daemon=True)
@@ -138,6 +142,7 @@ class Reducing:
                     return None
                 if isinstance(item, Frames):
                     work = self._work[item.acquisition.acquisition_id]
+                    item = self._keep_raw(work, item)
                     self._prepare(work, item.batch)
                     if work.holding is None:
                         return _Task(self._turns.issue(), work, item.batch)
@@ -161,11 +166,22 @@ class Reducing:
             self._answer(item)
             return
         del self._work[work.acquisition_id]
+        self._end_movie(work)
+        self._end_movie(work)
         finished = self._storing.close(work, item.ending)
         try:
             self._finished(work.acquisition, finished)
         except Exception:
             log.exception("whoever waits for the end of acquisition %s failed", work.acquisition_id)
+
+    def _end_movie(self, work: Work) -> None:
+        if work.movie is None or work.failed is not None:
+            return
+        try:
+            for encoded in work.movie.finish():
+                self._storing.store_movie(work, encoded)
+        except Exception as error:  # noqa: BLE001  as in _prepare
+            work.fail(error)
 
     def _prepare(self, work: Work, batch: FrameBatch) -> None:
         """What must have happened before these frames are reduced."""
@@ -175,7 +191,10 @@ class Reducing:
             if work.started is None:
                 self._turns.wait_for_all()
                 self._storing.start(work, batch.format)
-                work.reducers = self._pool.get(work.acquisition.plan.reduction, batch.format)
+                reduction, form = work.acquisition.plan.reduction, batch.format
+                work.reducers = self._pool.get(reduction, form)
+                if reduction.HasField("movie"):
+                    work.movie = MovieStage(reduction, form.shape, form.dtype, self._calibrations)
                 if work.reducers[0].wants_samples():
                     work.holding = Holding(work.reducers[0], self._hold_bytes)
             elif self._storing.wants_checkpoint(work):
@@ -183,6 +202,15 @@ class Reducing:
                 self._storing.checkpoint(work)
         except Exception as error:  # noqa: BLE001  whatever it is ends the acquisition and not the thread
             work.fail(error)
+
+    def _compile(self, work: Work, form: FrameFormat) -> None:
+        reduction = work.acquisition.plan.reduction
+        work.reducers = self._pool.get(reduction, form)
+        work.ladder = Ladder(reduction, work.acquisition_id)
+        if work.reducers[0].wants_samples():
+            work.holding = Holding(work.reducers[0], self._hold_bytes)
+        if reduction.HasField("movie"):
+            work.movie = MovieStage(reduction, form.shape, work.reducers[0].dtype, self._calibrations)
 
     def _let_go(self, work: Work, holding: Holding) -> None:
         """What was held is reduced before anything else."""
@@ -205,6 +233,14 @@ class Reducing:
         if holding.enough or work.failed is not None:
             self._let_go(work, holding)
 
+    def _end_movie(self, work: Work) -> None:
+        try:
+            for encoded in work.movie.finish() if work.movie is not None else ():
+                self._storing.store(work, encoded, work.forget_pattern)
+        except Exception as error:  # noqa: BLE001  as in _prepare
+            work.forget_pattern()
+            work.fail(error)
+
     def _answer(self, wanted: MapsWanted) -> None:
         work = self._work.get(wanted.acquisition_id)
         try:
@@ -216,14 +252,22 @@ class Reducing:
         except Exception as error:  # noqa: BLE001  it is the asker's to hear
             wanted.answer.set_exception(error)
 
+    def _keep_raw(self, work: Work, item: Frames) -> Frames:
+        """Frames that were held come by a second time."""
+        if self._raw_ring is None or not work.acquisition.plan.reduction.keep_raw or item.kept:
+            return item
+        return replace(item, batch=self._raw_ring.offer(work.acquisition_id, item.batch), kept=True)
+
     # ---- reducing: all threads at once --------------------------------------------------------
 
     def _process(self, place: int, task: _Task) -> None:
         work, batch = task.work, task.batch
         try:
             if work.failed is None:
+                reducer = work.reducers[place]
                 for run in batch.runs:
-                    self._reduce(task, work.reducers[place], run)
+                    for part in parts_of(run, reducer.max_frames):
+                        self._reduce(task, reducer, part)
         except Exception as error:  # noqa: BLE001  the acquisition ends with exact accounting, the next has its chance
             work.fail(error)
         finally:
@@ -235,39 +279,64 @@ class Reducing:
 
     def _reduce(self, task: _Task, reducer: Reducer, run: FrameRun) -> None:
         """Reduces, encodes and spools one run; of one that cannot be decoded, the frames that can."""
-        if run.count > reducer.max_frames:
-            self._reduce(task, reducer, part_of(run, 0, reducer.max_frames))
-            self._reduce(task, reducer, part_of(run, reducer.max_frames, run.count))
-            return
         t0 = time.thread_time_ns()
         try:
             read = task.batch.read(run)
         except CorruptFrame as error:
             if run.count > 1:
-                half = run.count // 2
-                self._reduce(task, reducer, part_of(run, 0, half))
-                self._reduce(task, reducer, part_of(run, half, run.count))
+                for half in parts_of(run, (run.count + 1) // 2):
+                    self._reduce(task, reducer, half)
                 return
             self._turns.wait(task.turn)
             self._storing.lose_corrupt(task.work, 1, error)
             return
         reduced = reducer.reduce(read) if isinstance(read, np.ndarray) else reducer.reduce_events(read)
         t1 = time.thread_time_ns()
+        self.times.reduce_ns += t1 - t0
+        if task.work.movie is not None:
+            self._film(task, task.work.movie, reducer, reduced, run)
+            return
+        if task.work.movie is not None:
+            self._movie(task, task.work.movie, self._head(task, reducer, reduced, run), reduced, run)
+            return
         encoded = self._encode(task, reducer, reduced, run)
         t2 = time.thread_time_ns()
         self._turns.wait(task.turn)
         t3 = time.thread_time_ns()
-        self._storing.store(task.work, reducer, reduced, run.first_frame, encoded)
+        self._storing.store(task.work, encoded, _forgetting(reducer, reduced, run))
         self.times.reduce_ns += t1 - t0
         self.times.encode_ns += t2 - t1
         self.times.spool_ns += time.thread_time_ns() - t3
 
+    def _movie(
+        self, task: _Task, movie: MovieStage, head: Block, reduced: ReducedBlock, run: FrameRun
+    ) -> None:
+        """Averages are made in the order of frames."""
+        self._turns.wait(task.turn)
+        try:
+            for encoded in movie.add(head, reduced, run.last_byte_ns):
+                self._storing.store(task.work, encoded, task.work.forget_pattern)
+        except Exception:
+            task.work.forget_pattern()
+            raise
+
     def _encode(self, task: _Task, reducer: Reducer, reduced: ReducedBlock, run: FrameRun) -> EncodedRun:
+        assert task.work.ladder is not None
+        try:
+            head = self._head(task, reducer, reduced, run)
+            how = self._storing.decide(task.work.ladder, self.hungry())
+            return encode_run(head, reduced.pixels, how.policy, bin_px=how.bin_px, reason=how.reason)
+        except Exception:
+            reducer.forget(reduced, range(run.count))
+            raise
+
+    def _head(self, task: _Task, reducer: Reducer, reduced: ReducedBlock, run: FrameRun) -> Block:
+        """What all blocks of a run have in common."""
         work, form = task.work, task.batch.format
         scalars = reduced.scalars() | dict(run.columns)
         if run.epoch is not None:
             scalars["epoch"] = run.epoch
-        head = Block(
+        return Block(
             acquisition_id=work.acquisition_id,
             block_number=0,  # the block's own is known when its turn comes
             first_frame=run.first_frame,
@@ -280,8 +349,10 @@ class Reducing:
             edge_boot_id=self._clock.boot_id,
             last_byte_ns=int(run.last_byte_ns[-1]),
         )
-        try:
-            return encode_run(head, reduced.pixels, work.acquisition.plan.reduction.representation)
-        except Exception:
-            reducer.forget(reduced, range(run.count))
-            raise
+
+
+def _forgetting(reducer: Reducer, reduced: ReducedBlock, run: FrameRun) -> Forget:
+    def forget(first: int, stop: int) -> None:
+        reducer.forget(reduced, range(first - run.first_frame, stop - run.first_frame))
+
+    return forget

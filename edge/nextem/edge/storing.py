@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable, Sequence
 from threading import Event
 
 import numpy as np
 
+from nextem.edge.accounting import UNKNOWN_PATTERN
 from nextem.edge.detectors.base import CorruptFrame, Ending, EndKind, FrameBatch, FrameFormat
 from nextem.edge.live import Live
 from nextem.edge.map_parts import map_parts
+from nextem.edge.meter import Meter
 from nextem.edge.numbering import number
 from nextem.edge.recovery import pack_checkpoint
-from nextem.edge.reduction import ReducedBlock, Reducer
+from nextem.edge.retention.raw_ring import RawGone
+from nextem.edge.retention.representation import Ladder, Policy
 from nextem.edge.uplink.publisher import Publisher
 from nextem.edge.uplink.spool import Entry, Kind, Spool, SpoolFull
 from nextem.edge.work import Work
@@ -24,6 +28,9 @@ from nextem.wire.packing import EncodedBlock, EncodedRun
 
 log = logging.getLogger(__name__)
 
+Forget = Callable[[int, int], None]
+"""Takes frames, from the first to before the second, out of the maps of the reducer that has them."""
+
 _EVENT_RETRY_S = 0.2
 _SMOOTHING = 0.2  # weight of the newest block in the running size of an encoded frame
 
@@ -33,7 +40,8 @@ class Storing:
 
     def __init__(self, instrument: str, spool: Spool, publisher: Publisher, clock: Clock, live: Live) -> None:
         self._instrument, self._spool, self._publisher = instrument, spool, publisher
-        self._clock, self._live = clock, live
+        self._clock, self._live, self._raw_ring = clock, live, raw_ring
+        self._meter = Meter()  # of encoded bytes
         self.closing = Event()
         names = ("frames_stored", "frames_lost_spool", "frames_lost_corrupt", "blocks")
         self.totals = dict.fromkeys((*names, "bytes_raw", "bytes_encoded"), 0)
@@ -47,32 +55,40 @@ class Storing:
 
     # ---- blocks -----------------------------------------------------------------------------
 
-    def store(
-        self, work: Work, reducer: Reducer, reduced: ReducedBlock, first_frame: int, run: EncodedRun
-    ) -> None:
-        """Spools the blocks of a run; what cannot be is taken out of the reducer's maps again.
+    def store(self, work: Work, run: EncodedRun, forget: Forget) -> None:
+        """Spools the blocks of a run; ``forget`` takes frames that cannot be out of the maps again.
 
         Raises what the spool raises, but ``SpoolFull``: that costs frames.
         """
         for too_large in run.too_large:
-            reducer.forget(reduced, [too_large.frame - first_frame])
+            forget(too_large.frame, too_large.frame + 1)
             work.account.lose(1, "the record size")
             log.error("BlockTooLarge: %s (acquisition %s)", too_large, work.acquisition_id)
         for place, encoded in enumerate(run.blocks):
             rest = run.blocks[place:]
             if work.failed is not None:
-                self._drop(work, reducer, reduced, first_frame, rest)
+                _drop(rest, forget)
                 return
             try:
                 self._store(work, encoded)
             except SpoolFull as error:
                 # The blocks after it name what was lost before them, so they cannot go without it.
-                lost = self._drop(work, reducer, reduced, first_frame, rest)
-                self._tell_full(work, lost, error)
+                self._tell_full(work, _drop(rest, forget), error)
                 return
             except Exception:
-                self._drop(work, reducer, reduced, first_frame, rest)
+                _drop(rest, forget)
                 raise
+
+    def decide(self, ladder: Ladder, in_time: bool) -> Policy:
+        """How the next block is encoded, by what waits for the log and how fast that is. Any thread."""
+        now_ns = self._clock.now_ns()
+        return ladder.decide(
+            self._publisher.waiting_bytes / self._spool.max_bytes,
+            now_ns,
+            self._meter.rate(now_ns),
+            self._publisher.link_bytes_per_s(),
+            in_time=in_time,
+        )
 
     def lose_corrupt(self, work: Work, count: int, error: CorruptFrame) -> None:
         """Notes frames whose bytes cannot be decoded."""
@@ -96,22 +112,9 @@ class Storing:
         self.totals["frames_stored"] += block.count
         self.totals["blocks"] += 1
         self.totals["bytes_encoded"] += size
+        self._meter.add(size, self._clock.now_ns())
         known, newest = work.acquisition.encoded_frame_bytes, size / block.count
         work.acquisition.encoded_frame_bytes = known + _SMOOTHING * (newest - known) if known else newest
-
-    def _drop(
-        self,
-        work: Work,
-        reducer: Reducer,
-        reduced: ReducedBlock,
-        first_frame: int,
-        blocks: tuple[EncodedBlock, ...],
-    ) -> int:
-        """Takes blocks out of the maps; returns how many frames they hold."""
-        for encoded in blocks:
-            start = encoded.block.first_frame - first_frame
-            reducer.forget(reduced, range(start, start + encoded.block.count))
-        return sum(encoded.block.count for encoded in blocks)
 
     def _tell_full(self, work: Work, frames: int, error: SpoolFull) -> None:
         work.account.lose(frames, "the full spool")
@@ -172,6 +175,7 @@ class Storing:
             )
         self._sum_up(work)
         finished = work.account.finish(ending, self._clock.now_ns())
+        finished.frames_raw_kept = self._raw_kept(work)
         try:
             if work.started is None:
                 self.start(work, None)
@@ -186,12 +190,21 @@ class Storing:
         self._live.tell(finished)
         return finished
 
+    def _raw_kept(self, work: Work) -> int:
+        if self._raw_ring is None or not work.acquisition.plan.reduction.keep_raw or not work.account.seen:
+            return 0
+        try:
+            self._raw_ring.size_of(work.acquisition_id, 0, work.account.seen)
+        except RawGone as gone:
+            return work.account.seen - sum(stop - start for start, stop in gone.ranges)
+        return work.account.seen
+
     def _send_maps(self, work: Work) -> None:
         """Nothing where the summed pattern says it all. Maps are no frames: they give way to a full spool."""
         reduction = work.acquisition.plan.reduction
         asked = reduction.HasField("maps") or reduction.HasField("corrections")
         maps = work.maps()
-        if maps is None or not maps.frames or not asked:
+        if maps is None or not maps.frames or not asked or not work.pattern_known:
             return
         try:
             for part in map_parts(work.acquisition_id, work.finished_maps(maps), maps.frames):
@@ -203,7 +216,7 @@ class Storing:
     def _sum_up(self, work: Work) -> None:
         maps = work.maps()
         if maps is not None:
-            work.account.pattern = maps.sum
+            work.account.pattern = UNKNOWN_PATTERN if work.sum_unknown else maps.sum
 
     def _event(self, kind: Kind, acquisition_id: str, value: bytes) -> int:
         """Spools an event; a spool that is full is tried again, since an event cannot be counted as lost."""
@@ -218,3 +231,11 @@ class Storing:
             else:
                 self._publisher.offer(offset, entry)
                 return offset
+
+
+def _drop(blocks: Sequence[EncodedBlock], forget: Forget) -> int:
+    """Takes blocks out of the maps; returns how many frames they hold."""
+    for encoded in blocks:
+        first = encoded.block.first_frame
+        forget(first, first + encoded.block.count)
+    return sum(encoded.block.count for encoded in blocks)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from threading import Lock
@@ -14,12 +14,15 @@ from numpy.typing import NDArray
 from nextem.edge.accounting import Account
 from nextem.edge.acquisition import Acquisition
 from nextem.edge.detectors.base import Announcement, DetectorError, Ending, FrameBatch, FrameRun
+from nextem.edge.movies import MovieStage
 from nextem.edge.reduction import Reducer
 from nextem.edge.reduction.maps import Maps
 from nextem.v1 import acquisition_pb2 as pb
 
 if TYPE_CHECKING:
+    from nextem.edge.movies import MovieStage
     from nextem.edge.reducers import Holding
+    from nextem.edge.retention.representation import Ladder
 
 log = logging.getLogger(__name__)
 
@@ -38,10 +41,11 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Frames:
-    """Frames of it, in the ring."""
+    """Frames of it, in the ring; ``kept``: the raw ring has been offered them."""
 
     acquisition: Acquisition
     batch: FrameBatch
+    kept: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +78,7 @@ class Work:
     """One acquisition in progress. ``segment`` is the spool's that holds its newest checkpoint.
 
     ``reducers`` are twins, one for each thread; ``holding`` has the frames that wait for the thresholds of
-    electron counting.
+    electron counting; ``movie`` makes the blocks where the plan asks for one.
     """
 
     acquisition: Acquisition
@@ -82,10 +86,15 @@ class Work:
     account: Account
     reducers: list[Reducer] = field(default_factory=list)
     holding: Holding | None = None
+    ladder: Ladder | None = None
+    movie: MovieStage | None = None
+    pattern_known: bool = True
+    movie: MovieStage | None = None
     started: pb.AcquisitionStarted | None = None
     failed: DetectorError | None = None
     segment: int = 0
     spool_full: bool = False
+    sum_unknown: bool = False  # frames were lost that nobody can take out of the maps
     _lock: Lock = field(default_factory=Lock)
 
     @property
@@ -106,6 +115,10 @@ class Work:
         reducer = self.reducers[0]
         # Electrons were counted in corrected frames.
         return maps.finish(None if reducer.counted else reducer.corrections)
+
+    def forget_pattern(self, first: int = 0, stop: int = 0) -> None:
+        """Frames were lost that the maps hold and that cannot be taken out of them again."""
+        self.pattern_known = False
 
     def fail(self, error: Exception) -> None:
         """Ends the acquisition: nothing more is stored of it. Only the first reason counts; any thread."""
@@ -134,3 +147,9 @@ def part_of(run: FrameRun, start: int, stop: int) -> FrameRun:
         sizes=None if run.sizes is None else run.sizes[part],
         columns={name: values[part] for name, values in run.columns.items()},
     )
+
+
+def parts_of(run: FrameRun, most: int) -> Iterator[FrameRun]:
+    """``run`` cut into parts of at most ``most`` frames."""
+    for first in range(0, run.count, most):
+        yield run if run.count <= most else part_of(run, first, min(first + most, run.count))
