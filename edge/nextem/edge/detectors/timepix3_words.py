@@ -20,7 +20,8 @@ modulo the 2**34 ticks (26.8 s) of a hit: each is taken as the nearest to it.
 
 A time far ahead of the newest one moves it only when a second word says that time has gone so far, for else
 one flipped bit would make everything after it late. What is behind the newest time by more than the sorting
-window is late: it is counted and dropped. This depends on the order of words only, never on how the stream was cut into reads.
+window is late: it is counted and dropped. This depends on the order of words only, never on how the stream
+was cut into reads.
 """
 
 from __future__ import annotations
