@@ -107,9 +107,9 @@ class Maps:
             found["histogram"] = self.histogram.copy()
         return found
 
-    def tally(self) -> Tally:
-        """Views for the kernels."""
-        maximum = np.empty(0, np.uint8) if self.maximum is None else self.maximum.reshape(-1)
+    def tally(self, dtype: np.dtype[Any]) -> Tally:
+        """Views for the kernels, which are compiled for pixels of ``dtype``."""
+        maximum = np.empty(0, dtype) if self.maximum is None else self.maximum.reshape(-1)
         return Tally(self.sum.reshape(-1), _flat(self.squares), maximum, _flat(self.histogram))
 
     def _variance(self) -> npt.NDArray[np.float64]:

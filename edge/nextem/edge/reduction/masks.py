@@ -17,6 +17,9 @@ import numpy.typing as npt
 from nextem.edge.reduction.formats import InvalidReduction
 from nextem.v1 import plan_pb2
 
+MAX_RINGS = 4096
+"""Each is a column of every block."""
+
 Inside = npt.NDArray[np.bool_]
 
 
@@ -39,8 +42,9 @@ def ring_of_pixels(radial: plan_pb2.RadialProfile, shape: tuple[int, int]) -> np
     outside them all. Raises :class:`InvalidReduction`."""
     width = radial.width_px or 1.0
     numbers = (radial.center_y_px, radial.center_x_px, width)
-    if not np.isfinite(numbers).all() or width < 0 or not 1 <= radial.bins <= shape[0] * shape[1]:
-        raise InvalidReduction(f"radial profile: (centre y, x, width) are {numbers}, bins {radial.bins}")
+    if not np.isfinite(numbers).all() or width < 0 or not 1 <= radial.bins <= MAX_RINGS:
+        rule = f"from 1 to {MAX_RINGS} bins can be"
+        raise InvalidReduction(f"radial profile: y, x, width are {numbers}, {radial.bins} bins; {rule}")
     edges = (np.arange(1, radial.bins + 1) * width) ** 2
     r_squared = _r_squared(radial.center_y_px, radial.center_x_px, shape)
     return np.searchsorted(edges, r_squared, side="right")

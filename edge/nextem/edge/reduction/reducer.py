@@ -116,7 +116,7 @@ class Reducer:
         pixels = self.shape[0] * self.shape[1]
         self.frame_bytes = pixels * self.pixel.itemsize
         self.maps = Maps.of(plan.reduction.maps, self.shape, self.dtype)
-        self._tally = self.maps.tally()
+        self._tally = self.maps.tally(self.dtype)
         self._maximum_before = None if self.maps.maximum is None else self.maps.maximum.copy()
         self._scratch = tables.make_scratch(plan.regions, self.dtype)
         self._streams = tables.make_streams(self.max_frames, pixels, self.dtype)
