@@ -72,7 +72,8 @@ def as_words(frames: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     frame is contiguous."""
     n, y, x = frames.shape
     if frames[0].flags.c_contiguous:
-        rows = np.ndarray((n, y * x), frames.dtype, frames, strides=(frames.strides[0], frames.itemsize))
+        strides = (frames.strides[0], frames.itemsize)
+        rows = np.lib.stride_tricks.as_strided(frames, (n, y * x), strides, writeable=False)
     else:
         rows = np.ascontiguousarray(frames).reshape(n, -1)
     return rows.view(np.uint8)
