@@ -40,6 +40,7 @@ from nextem.edge.live import CAPACITY, Live, Subscription
 from nextem.edge.recovery import recover
 from nextem.edge.reducing import Reducing
 from nextem.edge.reduction import PixelFormat, compile_reduction
+from nextem.edge.retention.raw_ring import RawRing
 from nextem.edge.storing import Storing
 from nextem.edge.uplink import spool as spooling
 from nextem.edge.uplink.publisher import Publisher
@@ -65,7 +66,9 @@ class PipelineConfig:
     ``detector`` is an address of :mod:`nextem.edge.detectors.registry`; ``workers`` threads reduce, 0: as
     many as there are processors, at most four; ``calibrations`` is the folder of dark, gain and bad pixels.
     ``idle_timeout_s`` without a byte ends an acquisition that has begun to send. Without ``passive_plan`` an
-    acquisition that nobody expected is refused. ``on_finished`` is called from a reducing thread.
+    acquisition that nobody expected is refused. Where there is a ``raw_ring_dir``, raw frames are kept in it
+    for plans that say so: the newest ``raw_ring_bytes``, none older than ``raw_ring_age_s``. ``on_finished``
+    is called from a reducing thread.
     """
 
     instrument: str
@@ -80,6 +83,9 @@ class PipelineConfig:
     close_timeout_s: float = CLOSE_TIMEOUT_S
     workers: int = 0
     calibrations: Path | None = None
+    raw_ring_dir: Path | None = None
+    raw_ring_bytes: int = 4 << 30
+    raw_ring_age_s: float | None = None
 
 
 class EdgePipeline:
@@ -107,7 +113,10 @@ class EdgePipeline:
         self._spool.prune()
         self._publisher = Publisher(self._spool, to, clock, failed=lambda error: self._reducing.fail(error))
         self._live = Live()
-        self._storing = Storing(config.instrument, self._spool, self._publisher, clock, self._live)
+        self.raw_ring = _raw_ring(config)
+        self._storing = Storing(
+            config.instrument, self._spool, self._publisher, clock, self._live, self.raw_ring
+        )
         self._reducing = Reducing(
             self._storing,
             clock,
@@ -115,6 +124,7 @@ class EdgePipeline:
             workers=config.workers,
             calibrations=Calibrations(config.calibrations) if config.calibrations else None,
             hold_bytes=config.ring_bytes // 4,
+            raw_ring=self.raw_ring,
         )
         self._lock = Lock()
         self._expected: Acquisition | None = None
@@ -128,6 +138,8 @@ class EdgePipeline:
             # The first frames of an acquisition must not wait for a compiler.
             compile_reduction(plan_pb2.Reduction(), (16, 16), PixelFormat(itemsize), 1)
         self._publisher.start()
+        if self.raw_ring is not None:
+            self.raw_ring.start()
         self._reducing.start()
         self._detector.start()
 
@@ -139,6 +151,8 @@ class EdgePipeline:
             expected.stop("the edge is closing")
         self._detector.close()
         self._reducing.close()
+        if self.raw_ring is not None:
+            self.raw_ring.close()
         if not self._publisher.close(self._config.close_timeout_s):
             log.warning("%d entries stay in the spool", self._publisher.counters()["waiting"])
         self._spool.close()
@@ -191,6 +205,7 @@ class EdgePipeline:
             "frames_lost": self._frames_lost,
             "receiver": dict(received),
             "publisher": dict(published),
+            "raw_ring": dict(self.raw_ring.counters()) if self.raw_ring is not None else {},
             "spool_bytes": self._spool.bytes_used,
             "busy_ns": {
                 "receive": received["busy_ns"],
@@ -282,3 +297,9 @@ class EdgePipeline:
         acquisition.resolve(finished)
         if self._config.on_finished is not None:
             self._config.on_finished(finished)
+
+
+def _raw_ring(config: PipelineConfig) -> RawRing | None:
+    if config.raw_ring_dir is None:
+        return None
+    return RawRing(config.raw_ring_dir, config.raw_ring_bytes, max_age_s=config.raw_ring_age_s)

@@ -9,7 +9,7 @@ import numpy as np
 from nextem.edge.calibrations import Calibrations
 from nextem.edge.detectors.base import CorruptFrame, FrameBatch, FrameFormat
 from nextem.edge.reduction import PixelFormat, Reducer, compile_reduction
-from nextem.edge.work import Frames, part_of
+from nextem.edge.work import Frames, parts_of
 from nextem.v1 import plan_pb2
 
 _KEPT = 2  # plans: reducers are large, and the next scan is often like the last
@@ -70,11 +70,10 @@ class Holding:
         return not self.reducer.wants_samples() or self._bytes >= self.most_bytes
 
     def _sample(self, batch: FrameBatch) -> None:
-        step = self.reducer.max_frames
         for run in batch.runs:
-            for first in range(0, run.count, step):
+            for part in parts_of(run, self.reducer.max_frames):
                 try:
-                    words = batch.read(part_of(run, first, min(first + step, run.count)))
+                    words = batch.read(part)
                 except CorruptFrame:
                     continue  # told when it is to be reduced
                 if isinstance(words, np.ndarray) and self.reducer.wants_samples():

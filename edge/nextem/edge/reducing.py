@@ -88,7 +88,7 @@ class Reducing:
         self._waiting = 0
         self._waiting_lock = Lock()
         self._work: dict[str, Work] = {}
-        self._pool, self._calibrations = ReducerPool(self.workers, calibrations), calibrations
+        self._pool = ReducerPool(self.workers, calibrations)
         self._calibrations, self._hold_bytes, self._raw_ring = calibrations, hold_bytes, raw_ring
         self.times = StageTimes()
         self._threads = [
@@ -167,21 +167,11 @@ class Reducing:
             return
         del self._work[work.acquisition_id]
         self._end_movie(work)
-        self._end_movie(work)
         finished = self._storing.close(work, item.ending)
         try:
             self._finished(work.acquisition, finished)
         except Exception:
             log.exception("whoever waits for the end of acquisition %s failed", work.acquisition_id)
-
-    def _end_movie(self, work: Work) -> None:
-        if work.movie is None or work.failed is not None:
-            return
-        try:
-            for encoded in work.movie.finish():
-                self._storing.store_movie(work, encoded)
-        except Exception as error:  # noqa: BLE001  as in _prepare
-            work.fail(error)
 
     def _prepare(self, work: Work, batch: FrameBatch) -> None:
         """What must have happened before these frames are reduced."""
@@ -191,12 +181,7 @@ class Reducing:
             if work.started is None:
                 self._turns.wait_for_all()
                 self._storing.start(work, batch.format)
-                reduction, form = work.acquisition.plan.reduction, batch.format
-                work.reducers = self._pool.get(reduction, form)
-                if reduction.HasField("movie"):
-                    work.movie = MovieStage(reduction, form.shape, form.dtype, self._calibrations)
-                if work.reducers[0].wants_samples():
-                    work.holding = Holding(work.reducers[0], self._hold_bytes)
+                self._compile(work, batch.format)
             elif self._storing.wants_checkpoint(work):
                 self._turns.wait_for_all()
                 self._storing.checkpoint(work)
@@ -292,12 +277,8 @@ class Reducing:
             return
         reduced = reducer.reduce(read) if isinstance(read, np.ndarray) else reducer.reduce_events(read)
         t1 = time.thread_time_ns()
-        self.times.reduce_ns += t1 - t0
         if task.work.movie is not None:
-            self._film(task, task.work.movie, reducer, reduced, run)
-            return
-        if task.work.movie is not None:
-            self._movie(task, task.work.movie, self._head(task, reducer, reduced, run), reduced, run)
+            self._film(task, task.work.movie, self._head(task, reducer, reduced, run), reduced, run)
             return
         encoded = self._encode(task, reducer, reduced, run)
         t2 = time.thread_time_ns()
@@ -308,7 +289,7 @@ class Reducing:
         self.times.encode_ns += t2 - t1
         self.times.spool_ns += time.thread_time_ns() - t3
 
-    def _movie(
+    def _film(
         self, task: _Task, movie: MovieStage, head: Block, reduced: ReducedBlock, run: FrameRun
     ) -> None:
         """Averages are made in the order of frames."""

@@ -16,7 +16,7 @@ from nextem.edge.map_parts import map_parts
 from nextem.edge.meter import Meter
 from nextem.edge.numbering import number
 from nextem.edge.recovery import pack_checkpoint
-from nextem.edge.retention.raw_ring import RawGone
+from nextem.edge.retention.raw_ring import RawGone, RawRing
 from nextem.edge.retention.representation import Ladder, Policy
 from nextem.edge.uplink.publisher import Publisher
 from nextem.edge.uplink.spool import Entry, Kind, Spool, SpoolFull
@@ -38,7 +38,15 @@ _SMOOTHING = 0.2  # weight of the newest block in the running size of an encoded
 class Storing:
     """One thread at a time, in the order of frames: whoever has the turn."""
 
-    def __init__(self, instrument: str, spool: Spool, publisher: Publisher, clock: Clock, live: Live) -> None:
+    def __init__(
+        self,
+        instrument: str,
+        spool: Spool,
+        publisher: Publisher,
+        clock: Clock,
+        live: Live,
+        raw_ring: RawRing | None = None,
+    ) -> None:
         self._instrument, self._spool, self._publisher = instrument, spool, publisher
         self._clock, self._live, self._raw_ring = clock, live, raw_ring
         self._meter = Meter()  # of encoded bytes
@@ -216,7 +224,7 @@ class Storing:
     def _sum_up(self, work: Work) -> None:
         maps = work.maps()
         if maps is not None:
-            work.account.pattern = UNKNOWN_PATTERN if work.sum_unknown else maps.sum
+            work.account.pattern = maps.sum if work.pattern_known else UNKNOWN_PATTERN
 
     def _event(self, kind: Kind, acquisition_id: str, value: bytes) -> int:
         """Spools an event; a spool that is full is tried again, since an event cannot be counted as lost."""

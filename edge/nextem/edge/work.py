@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from nextem.edge.accounting import Account
 from nextem.edge.acquisition import Acquisition
 from nextem.edge.detectors.base import Announcement, DetectorError, Ending, FrameBatch, FrameRun
-from nextem.edge.movies import MovieStage
 from nextem.edge.reduction import Reducer
 from nextem.edge.reduction.maps import Maps
 from nextem.v1 import acquisition_pb2 as pb
@@ -78,7 +77,8 @@ class Work:
     """One acquisition in progress. ``segment`` is the spool's that holds its newest checkpoint.
 
     ``reducers`` are twins, one for each thread; ``holding`` has the frames that wait for the thresholds of
-    electron counting; ``movie`` makes the blocks where the plan asks for one.
+    electron counting; ``movie`` makes the blocks where the plan asks for one. ``pattern_known``: whether the
+    maps are of the stored frames, all of them and no others.
     """
 
     acquisition: Acquisition
@@ -89,12 +89,10 @@ class Work:
     ladder: Ladder | None = None
     movie: MovieStage | None = None
     pattern_known: bool = True
-    movie: MovieStage | None = None
     started: pb.AcquisitionStarted | None = None
     failed: DetectorError | None = None
     segment: int = 0
     spool_full: bool = False
-    sum_unknown: bool = False  # frames were lost that nobody can take out of the maps
     _lock: Lock = field(default_factory=Lock)
 
     @property

@@ -23,6 +23,7 @@ import numpy as np
 from nextem.edge.accounting import amend
 from nextem.edge.detectors.base import DetectorError
 from nextem.edge.detectors.stream_socket import Backoff
+from nextem.edge.meter import Meter
 from nextem.edge.uplink.spool import Entry, Kind, Spool
 from nextem.v1 import acquisition_pb2 as pb
 from nextem.wire.blocks import Block, decode_block
@@ -77,6 +78,8 @@ class Publisher:
         self._memory: dict[int, Entry] = {}
         self._memory_bytes = 0
         self._memory_lock = Lock()
+        self._waiting_bytes = spool.bytes_used if spool.committed < spool.end else 0
+        self._meter = Meter()
         self._news = Condition()
         self._closing = Event()
         self._giving_up = Event()
@@ -93,6 +96,7 @@ class Publisher:
     def offer(self, offset: int, entry: Entry) -> None:
         """Tells of a new entry of the spool; its value is kept in memory while there is room."""
         with self._memory_lock:
+            self._waiting_bytes += len(entry.value)
             if self._memory_bytes + len(entry.value) <= self._window_bytes:
                 self._memory[offset] = entry
                 self._memory_bytes += len(entry.value)
@@ -116,8 +120,18 @@ class Publisher:
             "bytes": self._published_bytes,
             "retries": self._retries,
             "waiting": self._end - self._spool.committed,
+            "waiting_bytes": self._waiting_bytes,
             "busy_ns": self._busy_ns,
         }
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Spooled and not acknowledged; of what an earlier edge left, about."""
+        return self._waiting_bytes
+
+    def link_bytes_per_s(self) -> float:
+        """What the log acknowledged of late: what the link carries, while something waits for it."""
+        return self._meter.rate(self._clock.now_ns())
 
     def latency_ms(self, quantile: float) -> float:
         """Last byte of a block's newest frame to its acknowledged append, of the newest blocks; NaN: none."""
@@ -162,7 +176,7 @@ class Publisher:
         entry = self._entry(offset)
         if entry is None or entry.kind is Kind.CHECKPOINT:
             self._drain()
-            self._done(offset)
+            self._done(offset, entry)
         elif entry.kind is Kind.BLOCK:
             self._block(offset, entry)
         else:
@@ -187,7 +201,7 @@ class Publisher:
         except FatalLogError as error:
             self._refuse(entry, error)
             self._drain()
-            self._done(offset)
+            self._done(offset, entry)
             return
         self._in_flight.append(_InFlight(offset, entry, appended, self._clock.now_ns()))
 
@@ -217,7 +231,7 @@ class Publisher:
             )
         except FatalLogError as fatal:
             log.error("%s: event of acquisition %s: %s", type(fatal).__name__, entry.acquisition_id, fatal)
-            self._done(offset)
+            self._done(offset, entry)
             return
         self._in_flight.append(_InFlight(offset, entry, appended, self._clock.now_ns()))
         self._drain()
@@ -248,12 +262,13 @@ class Publisher:
             else:
                 self._published_entries += 1
                 self._published_bytes += len(first.entry.value)
+                self._meter.add(len(first.entry.value), self._clock.now_ns())
                 if first.entry.last_byte_ns:
                     latency_ns = self._clock.now_ns() - first.entry.last_byte_ns
                     self._latency_ns[self._latencies % _LATENCIES] = latency_ns
                     self._latencies += 1
             self._in_flight.popleft()
-            self._done(first.offset)
+            self._done(first.offset, first.entry)
             wait = False
 
     def _notice_silence(self) -> None:
@@ -266,12 +281,15 @@ class Publisher:
             text = "%s: no acknowledgement for %.1f s, %d entries wait; spooling goes on"
             log.error(text, LogUnavailable.__name__, silent_ns / 1e9, len(self._in_flight))
 
-    def _done(self, offset: int) -> None:
+    def _done(self, offset: int, entry: Entry | None) -> None:
         self._spool.commit(offset + 1)
         with self._memory_lock:
-            entry = self._memory.pop(offset, None)
-            if entry is not None:
-                self._memory_bytes -= len(entry.value)
+            kept = self._memory.pop(offset, None)
+            if kept is not None:
+                self._memory_bytes -= len(kept.value)
+            left = self._waiting_bytes - (len(entry.value) if entry is not None else 0)
+            # Bytes of an earlier edge are not known one by one: with nothing left, nothing waits.
+            self._waiting_bytes = max(0, left) if offset + 1 < self._end else 0
 
     def _break(self, error: Exception) -> None:
         failure = PublishingFailed(f"{type(error).__name__}: {error}")

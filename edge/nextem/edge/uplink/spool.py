@@ -89,7 +89,7 @@ class Spool:
         self._writer = Writer(self._folder, segment_bytes, 1 << 62)
         self._tail = Reader(self._folder, "spool", 0)
         self._reader = Reader(self._folder, "spool", 0)
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._lock = Lock()
         self._needed_from: int | None = None  # offset of the open acquisition's checkpoint
         self._sizes = {base: _size(self._folder, base) for base in segment_bases(self._folder)}
@@ -117,7 +117,7 @@ class Spool:
 
     def append(self, entry: Entry) -> int:
         """Adds an entry and returns its offset. Raises :class:`SpoolFull`."""
-        room = self._max_bytes - (RESERVE_BYTES if entry.kind in (Kind.BLOCK, Kind.MAP) else 0)
+        room = self.max_bytes - (RESERVE_BYTES if entry.kind in (Kind.BLOCK, Kind.MAP) else 0)
         needed = len(entry.value) + _OVERHEAD_BYTES
         with self._lock:
             if sum(self._sizes.values()) + needed > room:
