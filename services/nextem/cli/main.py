@@ -16,6 +16,7 @@ _COMMANDS: Mapping[str, tuple[str, str]] = {
     "analyse": ("nextem.cli.processes:analyse", "One process: analyse frame blocks on Ray."),
     "steer": ("nextem.cli.processes:steer", "One process: the steering service and its policies."),
     "products": ("nextem.cli.products:products", "List what was made; `products show ID` draws it."),
+    "fetch-raw": ("nextem.cli.fetch_raw:fetch_raw", "Bring raw frames from the edge's disk into the store."),
     "kafka": ("nextem.cli.kafka:kafka", "Start, stop or ask a Kafka broker on this machine."),
 }
 

@@ -4,6 +4,8 @@ from nextem.client.client import SteeringClient, acquire_command
 from nextem.client.errors import (
     DeadlineExceeded,
     InvalidRequest,
+    RawFramesGone,
+    RawFramesRefused,
     SteeringBusy,
     SteeringError,
     SteeringUnavailable,
@@ -13,6 +15,8 @@ from nextem.client.stream import Stream
 __all__ = [
     "DeadlineExceeded",
     "InvalidRequest",
+    "RawFramesGone",
+    "RawFramesRefused",
     "SteeringBusy",
     "SteeringClient",
     "SteeringError",

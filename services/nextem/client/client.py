@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import threading
 import weakref
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import grpc
 
-from nextem.client.errors import SteeringUnavailable, typed_errors
+from nextem.client.errors import RawFramesGone, RawFramesRefused, SteeringUnavailable, typed_errors
 from nextem.client.stream import Stream
-from nextem.v1 import control_pb2, control_pb2_grpc, plan_pb2
+from nextem.v1 import control_pb2, control_pb2_grpc, frames_pb2, plan_pb2
 from nextem.wire.ids import uuid7
+from nextem.wire.raw_objects import RawMessages
+from nextem.wire.raw_objects import read as read_raw_object
 
 INSTRUMENT_KEY = "nextem-instrument"
 RETURN_TTL_MS = 100
@@ -140,6 +143,51 @@ class SteeringClient:
             call = self._stub.Watch(request, timeout=timeout_s)
             call.initial_metadata()
         return self._open(call)
+
+    def fetch_raw(
+        self,
+        acquisition_id: str,
+        first_frame: int,
+        count: int,
+        *,
+        instrument: str = "",
+        timeout_s: float = 60.0,
+    ) -> control_pb2.FetchRawReply:
+        """Has the edge bring raw frames into the store; the reply says where they lie.
+
+        Raises :class:`RawFramesGone` where it has not all of them, which names the missing ones,
+        :class:`RawFramesRefused`, and a :class:`SteeringError`.
+        """
+        frames = frames_pb2.FrameRange(first=first_frame, count=count)
+        request = control_pb2.FetchRawRequest(
+            request_id=uuid7(), instrument=instrument, acquisition_id=acquisition_id, frames=frames
+        )
+        with typed_errors(self.address):
+            reply = self._stub.FetchRaw(request, timeout=timeout_s)
+        assert isinstance(reply, control_pb2.FetchRawReply)
+        if reply.gone:
+            gone = tuple((each.first, each.first + each.count) for each in reply.gone)
+            raise RawFramesGone(acquisition_id, gone)
+        if reply.refused:
+            raise RawFramesRefused(reply.refused, reply.detail)
+        return reply
+
+    def read_raw(
+        self,
+        store: Path,
+        acquisition_id: str,
+        first_frame: int,
+        count: int,
+        *,
+        instrument: str = "",
+        timeout_s: float = 60.0,
+    ) -> RawMessages:
+        """As :meth:`fetch_raw`, and reads them from the ``store``'s folder: the very bytes of the detector.
+
+        Raises also :class:`nextem.wire.raw_objects.RawObjectError`.
+        """
+        reply = self.fetch_raw(acquisition_id, first_frame, count, instrument=instrument, timeout_s=timeout_s)
+        return read_raw_object(store, reply.store_key)
 
     def heartbeat(self, instrument: str = "", *, timeout_s: float = 10.0) -> control_pb2.Heartbeat:
         """The newest heartbeat, or the next one. Raises :class:`DeadlineExceeded` if none comes: no edge."""

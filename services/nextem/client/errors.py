@@ -41,6 +41,23 @@ class DeadlineExceeded(SteeringError):
     """
 
 
+class RawFramesGone(Exception):
+    """The edge no longer has these raw frames, or never had. ``ranges`` are half open."""
+
+    def __init__(self, acquisition_id: str, ranges: tuple[tuple[int, int], ...]) -> None:
+        self.acquisition_id, self.ranges = acquisition_id, ranges
+        shown = ", ".join(f"{start}..{stop - 1}" for start, stop in ranges[:8])
+        super().__init__(f"raw frames {shown} of acquisition {acquisition_id} have gone")
+
+
+class RawFramesRefused(Exception):
+    """The edge does not bring raw frames. ``rule``: "no_raw_ring", "request", "size", "busy" or "store"."""
+
+    def __init__(self, rule: str, detail: str) -> None:
+        self.rule = rule
+        super().__init__(f"{rule}: {detail}")
+
+
 ERRORS: dict[grpc.StatusCode, type[SteeringError]] = {
     grpc.StatusCode.UNAVAILABLE: SteeringUnavailable,
     grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,

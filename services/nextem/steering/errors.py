@@ -23,6 +23,10 @@ class LeaseTimeout(HubError):
     """The edge did not answer a lease request in time."""
 
 
+class FetchTimeout(HubError):
+    """The edge did not bring raw frames in time; it may still be at it."""
+
+
 class Replaced(HubError):
     """A newer attachment of the same instrument took over."""
 

@@ -6,8 +6,18 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
-from nextem.steering.errors import BadRequest, EdgeBusy, HubClosed, LeaseTimeout, NotAttached, Replaced
+from nextem.steering.errors import (
+    BadRequest,
+    EdgeBusy,
+    FetchTimeout,
+    HubClosed,
+    HubError,
+    LeaseTimeout,
+    NotAttached,
+    Replaced,
+)
 from nextem.steering.mailbox import Mailbox, MailboxClosed, MailboxFull
 from nextem.steering.session import EdgeSession, EdgeView, Sink, Submission
 from nextem.steering.watch import WatchQueue
@@ -31,8 +41,8 @@ FINAL_STATES = frozenset(
 class Hub:
     """Routes commands to edges and outcomes to whoever waits. Thread-safe.
 
-    No method but :meth:`request_lease` blocks. ``now_ns`` is this process's monotonic clock, of which only
-    differences are used.
+    No method but :meth:`request_lease` and :meth:`fetch_raw` blocks. ``now_ns`` is this process's monotonic
+    clock, of which only differences are used.
     """
 
     def __init__(self, now_ns: Callable[[], int] = time.monotonic_ns) -> None:
@@ -40,7 +50,7 @@ class Hub:
         self._lock = threading.RLock()
         self._sessions: dict[str, EdgeSession] = {}
         self._submissions: dict[str, list[Submission]] = {}
-        self._leases: dict[str, Mailbox[control_pb2.Lease]] = {}
+        self._asked: dict[str, tuple[EdgeSession, Mailbox[Any]]] = {}  # by request: who waits for an answer
         self._watchers: list[WatchQueue] = []
         self._closed = False
 
@@ -74,6 +84,10 @@ class Hub:
         """The stream of this session has ended. Those who wait for outcomes go on waiting."""
         session.outbox.close(discard=True)
         with self._lock:
+            gone = NotAttached(f"the edge of {session.instrument!r} went away before it answered")
+            for asked, answer in self._asked.values():
+                if asked is session:
+                    answer.close(gone)
             if self._sessions.get(session.instrument) is not session:
                 return
             del self._sessions[session.instrument]
@@ -86,9 +100,9 @@ class Hub:
             if kind == "outcome":
                 self._outcome(session.instrument, message.outcome)
             elif kind == "lease":
-                waiting = self._leases.get(message.lease.request_id)
-                if waiting is not None:
-                    waiting.put(message.lease)
+                self._answer(session, message.lease.request_id, message.lease)
+            elif kind == "raw":
+                self._answer(session, message.raw.request_id, message.raw)
             elif kind == "heartbeat":
                 self._heartbeat(session, message.heartbeat)
             else:
@@ -166,7 +180,7 @@ class Hub:
     def waiting(self) -> int:
         """How many callers wait for an outcome, a lease or an event."""
         with self._lock:
-            return sum(map(len, self._submissions.values())) + len(self._leases) + len(self._watchers)
+            return sum(map(len, self._submissions.values())) + len(self._asked) + len(self._watchers)
 
     # ---- leases, watchers --------------------------------------------------------------------
 
@@ -178,28 +192,65 @@ class Hub:
         Raises :class:`NotAttached`, :class:`LeaseTimeout`, :class:`EdgeBusy`, :class:`BadRequest` and
         :class:`HubClosed`.
         """
-        if not request.request_id:
-            raise BadRequest("request_id is empty: a lease request needs an id made by its issuer")
-        answer: Mailbox[control_pb2.Lease] = Mailbox()
+        message = control_pb2.SteeringMessage(lease_request=request)
+        late = LeaseTimeout, "answer a lease request"
+        lease: control_pb2.Lease = self._ask(instrument, request.request_id, message, timeout_s, late)
+        return lease
+
+    def fetch_raw(
+        self, request: control_pb2.FetchRawRequest, timeout_s: float = 60.0
+    ) -> control_pb2.FetchRawReply:
+        """Has the edge bring raw frames into the store; what it cannot bring comes back as a reply, too.
+
+        Raises :class:`NotAttached`, :class:`FetchTimeout`, :class:`EdgeBusy`, :class:`BadRequest` and
+        :class:`HubClosed`.
+        """
+        if not request.acquisition_id or not request.frames.count:
+            raise BadRequest("raw frames need an acquisition_id and at least one frame")
+        late = FetchTimeout, "bring raw frames"
+        message = control_pb2.SteeringMessage(fetch_raw=request)
+        reply: control_pb2.FetchRawReply = self._ask(
+            request.instrument, request.request_id, message, timeout_s, late
+        )
+        return reply
+
+    def _ask(
+        self,
+        instrument: str,
+        request_id: str,
+        message: control_pb2.SteeringMessage,
+        timeout_s: float,
+        late: tuple[type[HubError], str],
+    ) -> Any:
+        """Sends a question to the edge and waits for the answer with its id."""
+        if not request_id:
+            raise BadRequest("request_id is empty: a request needs an id made by its issuer")
+        answer: Mailbox[Any] = Mailbox()
         with self._lock:
             session = self._route(instrument)
-            if request.request_id in self._leases:
-                raise BadRequest(f"lease request {request.request_id} waits already")
+            if request_id in self._asked:
+                raise BadRequest(f"request {request_id} waits already")
             try:
-                session.outbox.put(control_pb2.SteeringMessage(lease_request=request))
+                session.outbox.put(message)
             except MailboxFull as error:
                 raise EdgeBusy(f"edge of {session.instrument!r}: {error}") from error
-            self._leases[request.request_id] = answer
+            self._asked[request_id] = session, answer
         try:
             return answer.get(timeout_s)
         except TimeoutError as error:
-            text = f"the edge of {session.instrument!r} did not answer a lease request in {timeout_s:g} s"
-            raise LeaseTimeout(text) from error
+            kind, what = late
+            text = f"the edge of {session.instrument!r} did not {what} in {timeout_s:g} s"
+            raise kind(text) from error
         except MailboxClosed as error:
             raise error.reason or HubClosed("the steering service stops") from None
         finally:
             with self._lock:
-                del self._leases[request.request_id]
+                del self._asked[request_id]
+
+    def _answer(self, session: EdgeSession, request_id: str, answer: Any) -> None:
+        asked, waiting = self._asked.get(request_id, (None, None))
+        if waiting is not None and asked is session:
+            waiting.put(answer)
 
     def watch(self, instrument: str = "", limit: int = 1024) -> WatchQueue:
         """A queue of everything from now on, the newest heartbeat first. :meth:`unwatch` ends it."""
@@ -254,7 +305,7 @@ class Hub:
                 session.outbox.close(stopping, discard=True)
             for submission in [s for group in self._submissions.values() for s in group]:
                 submission.sink.close(stopping)
-            for answer in self._leases.values():
+            for _, answer in self._asked.values():
                 answer.close(stopping)
             for watcher in self._watchers:
                 watcher.close(stopping)

@@ -13,6 +13,7 @@ import grpc
 from nextem.steering.errors import (
     BadRequest,
     EdgeBusy,
+    FetchTimeout,
     HubClosed,
     HubError,
     LeaseTimeout,
@@ -31,6 +32,7 @@ INSTRUMENT_KEY = "nextem-instrument"
 """Metadata of RequestLease: which instrument, where several are attached."""
 
 LEASE_TIMEOUT_S = 5.0
+FETCH_TIMEOUT_S = 600.0
 
 STATUS: dict[type[Exception], grpc.StatusCode] = {
     BadRequest: grpc.StatusCode.INVALID_ARGUMENT,
@@ -39,6 +41,7 @@ STATUS: dict[type[Exception], grpc.StatusCode] = {
     EdgeBusy: grpc.StatusCode.RESOURCE_EXHAUSTED,
     SlowWatcher: grpc.StatusCode.RESOURCE_EXHAUSTED,
     LeaseTimeout: grpc.StatusCode.DEADLINE_EXCEEDED,
+    FetchTimeout: grpc.StatusCode.DEADLINE_EXCEEDED,
     Replaced: grpc.StatusCode.ABORTED,
 }
 
@@ -147,6 +150,16 @@ class SteeringServicer(control_pb2_grpc.SteeringServicer):
         timeout_s = LEASE_TIMEOUT_S if left_s is None else min(left_s, LEASE_TIMEOUT_S)
         try:
             return self._hub.request_lease(request, str(instrument), timeout_s)
+        except HubError as error:
+            _fail(context, error)
+
+    def FetchRaw(
+        self, request: control_pb2.FetchRawRequest, context: grpc.ServicerContext
+    ) -> control_pb2.FetchRawReply:
+        left_s = context.time_remaining()
+        timeout_s = FETCH_TIMEOUT_S if left_s is None else min(left_s, FETCH_TIMEOUT_S)
+        try:
+            return self._hub.fetch_raw(request, timeout_s)
         except HubError as error:
             _fail(context, error)
 

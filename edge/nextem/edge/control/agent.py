@@ -25,6 +25,7 @@ from nextem.edge.control.limits import Limits, LimitsUnreadable, Refusal, load_l
 from nextem.edge.control.link import Link, LinkCalls, LinkTimes
 from nextem.edge.control.runner import Acquisitions
 from nextem.edge.control.worker import Worker
+from nextem.edge.retention.fetch import FetchRaw, without_ring
 from nextem.v1.control_pb2 import (
     Command,
     EdgeHello,
@@ -92,6 +93,7 @@ class ControlAgent:
         log: Log,
         *,
         make_link: MakeLink = Link,
+        fetch_raw: FetchRaw = without_ring,
     ) -> None:
         """Opens the journal and reads the limits; :meth:`close` must follow.
 
@@ -99,6 +101,7 @@ class ControlAgent:
         Raises :class:`~nextem.edge.control.journal.JournalError`.
         """
         self._options, self._driver, self._clock = options, driver, clock
+        self._fetch_raw = fetch_raw
         self._limits = _read_limits(options.limits)
         self._journal = Journal(options.journal_path, clock.boot_id)
         self._leases = Leases(clock, self._journal.next_lease_epoch)
@@ -157,6 +160,8 @@ class ControlAgent:
                 self._admit(command)
         elif message.HasField("lease_request"):
             self._desk.put(partial(self._lease, message.lease_request))
+        elif message.HasField("fetch_raw"):
+            self._fetch_raw(message.fetch_raw, lambda reply: self._link.send(EdgeMessage(raw=reply)))
 
     def _admit(self, command: Command) -> None:
         self._audit.command(command)
