@@ -20,6 +20,7 @@ from nextem.edge.reduction.formats import InvalidReduction, PixelFormat
 from nextem.edge.reduction.thresholds import Thresholds, find_thresholds
 from nextem.v1 import plan_pb2
 from nextem.wire.events import Events
+from nextem.wire.pixels import SCRATCH_EXTRA
 
 SAMPLE_FRAMES = 20
 BACKGROUND_SIGMAS = 4.0
@@ -28,8 +29,8 @@ XRAY_SIGMAS = 10.0
 MAX_SAMPLE_PIXELS = 1 << 18
 """Of larger samples every k-th pixel is taken, k odd. The width of the background is then known to 0.2 %."""
 
-MAX_PIXELS = 1 << 30
-"""Of a frame: entries of padded memory are numbered in 32 bits."""
+MAX_PIXELS = 1 << 29
+"""Of a frame: entries of padded memory are numbered in 31 bits."""
 
 
 class ThresholdsUnknown(ValueError):
@@ -41,8 +42,8 @@ class Counter:
 
     Where the plan leaves a threshold at 0, ``wants_samples()`` frames must go to :meth:`sample` before the
     first :meth:`count`, or :meth:`end_sampling` be called. What is counted in a frame depends on that frame
-    and the thresholds, and on nothing else. Memory: a padded frame (of float32 with corrections), five bytes
-    a pixel for equal neighbours, touched only where they are, and the newest :class:`Events`.
+    and the thresholds, and on nothing else. Memory: a padded frame (of float32 with corrections), nine bytes
+    a pixel that are touched only where maxima are, and the newest :class:`Events`.
     """
 
     def __init__(
@@ -280,8 +281,9 @@ class _Buffers:
         self.padded: npt.NDArray[Any] = (
             np.full(size, -np.inf, np.float32) if corrected else np.zeros(size, pixel)
         )
-        marked, queue = np.zeros(size, np.bool_), np.empty(shape[0] * shape[1], np.uint32)
-        self.scratch = (self.padded, marked, queue)
+        pixels = shape[0] * shape[1]
+        places, queue = np.empty(pixels + SCRATCH_EXTRA, np.uint32), np.empty(pixels, np.uint32)
+        self.scratch = (self.padded, places, np.zeros(size, np.bool_), queue)
         self._indices = np.empty(0, np.uint32)
         self._ones = np.empty(0, np.uint8)
 

@@ -19,9 +19,12 @@ import numpy.typing as npt
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba import extending, njit, types
 
-from nextem.wire.pixels import GROUP, copy_pixels, lowest_one
+from nextem.wire.pixels import GROUP, copy_pixels, count_ones, lowest_one
 
 intrinsic: Any = extending.intrinsic  # its stub counts the typing context as an argument
+
+EQUAL = np.uint64(1 << 31)
+"""Added to a place that has a neighbour of the same value."""
 
 
 @njit(cache=True, nogil=True)
@@ -178,6 +181,51 @@ def is_plateau_maximum(
 
 
 @njit(cache=True, nogil=True)
+def scan_maxima(
+    width: int,
+    pixels: int,
+    level: Any,
+    one_of_equals: bool,
+    padded: npt.NDArray[Any],
+    places: npt.NDArray[np.uint32],
+) -> int:
+    """Writes to ``places`` where ``padded`` has values above ``level`` that are above their eight neighbours,
+    or, with ``one_of_equals``, not below any, then with :data:`EQUAL` set. Returns how many.
+
+    Counted from :func:`first`, ascending. ``places`` has ``SCRATCH_EXTRA`` entries more than there are
+    pixels, and four are always written, for the reason that :func:`nextem.wire.pixels.scan_frame` gives.
+    """
+    stride = width + 1
+    row_bytes = types.uintp(stride * padded.itemsize)
+    base = padded.ctypes.data + first(width) * padded.itemsize
+    one, last_lane = np.uint64(1), np.uint64(GROUP - 1)
+    found = 0
+    for group in range((pixels // width * stride + GROUP - 1) // GROUP):
+        address = types.uintp(base + group * GROUP * padded.itemsize)
+        candidates = above64(address, level, padded)
+        if candidates == 0:
+            continue
+        above, not_below = maxima64(address, row_bytes, padded)
+        bits = candidates & (not_below if one_of_equals else above)
+        after = found + count_ones(bits)
+        start = np.uint64(group * GROUP)
+        for k in range(4):
+            lane = lowest_one(bits)
+            equal = ~(above >> (lane & last_lane)) & one
+            places[found + k] = np.uint32(start + lane + equal * EQUAL)
+            bits &= bits - one
+        found += 4
+        while bits != 0:
+            lane = lowest_one(bits)
+            equal = ~(above >> lane) & one
+            places[found] = np.uint32(start + lane + equal * EQUAL)
+            bits &= bits - one
+            found += 1
+        found = after
+    return found
+
+
+@njit(cache=True, nogil=True)
 def find_maxima(
     width: int,
     pixels: int,
@@ -185,6 +233,7 @@ def find_maxima(
     ceiling: Any,
     one_of_equals: bool,
     padded: npt.NDArray[Any],
+    places: npt.NDArray[np.uint32],
     marked: npt.NDArray[np.bool_],
     queue: npt.NDArray[np.uint32],
     indices: npt.NDArray[np.uint32],
@@ -197,35 +246,20 @@ def find_maxima(
     Returns the new ``found``.
     """
     stride = width + 1
-    row, row_end = 0, stride
     queued = 0
-    one = np.uint64(1)
-    base = padded.ctypes.data + first(width) * padded.itemsize
-    for group in range((pixels // width * stride + GROUP - 1) // GROUP):
-        address = types.uintp(base + group * GROUP * padded.itemsize)
-        candidates = above64(address, level, padded)
-        if candidates == 0:
+    for k in range(scan_maxima(width, pixels, level, one_of_equals, padded, places)):
+        place = np.int64(places[k] & (EQUAL - np.uint64(1)))
+        entry = first(width) + place
+        if padded[entry] > ceiling:
             continue
-        above, not_below = maxima64(address, types.uintp(stride * padded.itemsize), padded)
-        bits = candidates & (not_below if one_of_equals else above)
-        while bits != 0:
-            lane = lowest_one(bits)
-            bits &= bits - one
-            place = group * GROUP + np.int64(lane)
-            entry = first(width) + place
-            if padded[entry] > ceiling:
+        if places[k] >= EQUAL:
+            if marked[entry]:
                 continue
-            if (above >> lane) & one == 0:
-                if marked[entry]:
-                    continue
-                highest, queued = is_plateau_maximum(entry, stride, padded, marked, queue, queued)
-                if not highest:
-                    continue
-            while place >= row_end:
-                row += 1
-                row_end += stride
-            indices[found] = place - row
-            found += 1
+            highest, queued = is_plateau_maximum(entry, stride, padded, marked, queue, queued)
+            if not highest:
+                continue
+        indices[found] = place - place // stride
+        found += 1
     for k in range(queued):
         marked[queue[k]] = False
     return found
@@ -242,6 +276,7 @@ def count_frames(
     ceiling: Any,
     one_of_equals: bool,
     padded: npt.NDArray[Any],
+    places: npt.NDArray[np.uint32],
     marked: npt.NDArray[np.bool_],
     queue: npt.NDArray[np.uint32],
     indptr: npt.NDArray[np.uint32],
@@ -253,7 +288,7 @@ def count_frames(
     for frame in range(indptr.size - 1):
         pad_frame(address + frame * frame_stride, swap, width, padded)
         found = find_maxima(
-            width, pixels, level, ceiling, one_of_equals, padded, marked, queue, indices, found
+            width, pixels, level, ceiling, one_of_equals, padded, places, marked, queue, indices, found
         )
         indptr[frame + 1] = found
 
@@ -274,6 +309,7 @@ def count_corrected_frames(
     ceiling: Any,
     one_of_equals: bool,
     padded: npt.NDArray[np.float32],
+    places: npt.NDArray[np.uint32],
     marked: npt.NDArray[np.bool_],
     queue: npt.NDArray[np.uint32],
     indptr: npt.NDArray[np.uint32],
@@ -286,6 +322,6 @@ def count_corrected_frames(
         start = address + frame * frame_stride
         correct_frame(start, swap, width, line, dark, gain, repair, good_start, good, padded)
         found = find_maxima(
-            width, dark.size, level, ceiling, one_of_equals, padded, marked, queue, indices, found
+            width, dark.size, level, ceiling, one_of_equals, padded, places, marked, queue, indices, found
         )
         indptr[frame + 1] = found
