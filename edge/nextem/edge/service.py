@@ -11,6 +11,8 @@ from pathlib import Path
 from threading import Event
 
 from nextem.edge.pipeline import EdgePipeline, PipelineConfig
+from nextem.edge.retention.fetch import FetchRaw, RawFetcher, without_ring
+from nextem.edge.retention.raw_ring import RawRing
 from nextem.v1 import plan_pb2
 from nextem.wire.clock import Clock, MonotonicClock
 from nextem.wire.log import Log, open_log
@@ -43,6 +45,10 @@ class EdgeOptions:
     idle_timeout_s: float = 5.0
     calibrations: Path | None = None  # folder
     workers: int = 0  # threads that reduce; 0: by the number of processors
+    raw_ring_bytes: int = 0  # of disk for raw frames; 0: none are kept
+    raw_ring_dir: Path | None = None  # folder of the ring
+    raw_ring_age_s: float | None = None  # older raw frames are gone; None: only the bytes are a bound
+    store_dir: Path | None = None  # where raw frames that are asked for are brought
 
 
 def run_edge(options: EdgeOptions, stop: Event, ready: Callable[[], None] | None = None) -> None:
@@ -67,6 +73,9 @@ def run_edge(options: EdgeOptions, stop: Event, ready: Callable[[], None] | None
                 passive_plan=options.passive_plan,
                 workers=options.workers,
                 calibrations=options.calibrations,
+                raw_ring_dir=options.raw_ring_dir if options.raw_ring_bytes else None,
+                raw_ring_bytes=options.raw_ring_bytes,
+                raw_ring_age_s=options.raw_ring_age_s,
                 on_finished=lambda _: logger.info("stats %s", json.dumps(pipeline.stats())),
             ),
             to,
@@ -82,6 +91,16 @@ def run_edge(options: EdgeOptions, stop: Event, ready: Callable[[], None] | None
         while not stop.wait(_LOOK_S):
             if pipeline.failure is not None:
                 raise pipeline.failure
+
+
+def _fetch_raw(stack: ExitStack, options: EdgeOptions, ring: RawRing | None) -> FetchRaw:
+    """Who brings raw frames to the store, where the edge keeps any and has a store; running."""
+    if ring is None or options.store_dir is None:
+        return without_ring
+    fetcher = RawFetcher(ring, options.store_dir)
+    stack.callback(fetcher.close)
+    fetcher.start()
+    return fetcher.fetch
 
 
 def _start_agent(
@@ -108,6 +127,7 @@ def _start_agent(
         pipeline,
         clock,
         to,
+        fetch_raw=_fetch_raw(stack, options, pipeline.raw_ring),
     )
     stack.callback(agent.close)
     agent.start()

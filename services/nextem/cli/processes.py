@@ -10,6 +10,7 @@ import click
 
 from nextem.cli.console import set_up_logging, stop_on_signals, tell_ready
 from nextem.cli.home import Home
+from nextem.cli.sizes import size
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -147,6 +148,16 @@ def simulate(
     type=click.Path(path_type=Path),
     help="Folder of dark, gain and bad pixels, named by their hash.  [default: HOME/calibrations]",
 )
+@click.option(
+    "--raw-ring",
+    type=size,
+    default="0",
+    help="Disk for the newest raw frames of plans that say keep_raw, such as 4GiB.  [default: none]",
+)
+@click.option("--raw-minutes", type=float, help="Raw frames that are older are gone.  [default: any age]")
+@click.option(
+    "--store", type=click.Path(path_type=Path), help="Where asked-for raw frames go.  [default: HOME/store]"
+)
 @common
 def edge(
     log_address: str | None,
@@ -159,6 +170,9 @@ def edge(
     ring_mib: int,
     workers: int,
     calibrations: Path | None,
+    raw_ring: int,
+    raw_minutes: float | None,
+    store: Path | None,
     home: Path | None,
     verbose: bool,
     ready_file: Path | None,
@@ -200,6 +214,10 @@ def edge(
             ring_bytes=ring_mib << 20,
             workers=workers,
             calibrations=calibrations or place.folder / "calibrations",
+            raw_ring_bytes=raw_ring,
+            raw_ring_dir=place.folder / "raw-ring",
+            raw_ring_age_s=None if raw_minutes is None else 60 * raw_minutes,
+            store_dir=(store or place.store).resolve(),
         ),
         stop,
         lambda: tell_ready(ready_file, {"instrument": name}),
