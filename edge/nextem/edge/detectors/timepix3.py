@@ -172,6 +172,7 @@ class _Session:
         self._heard_ns = self._worked_ns = source.now_ns()
         self._first_byte_ns = self._stop_since_ns = 0
         self._garbage = self._garbage_run = 0
+        self._told = self.decoder.counters()  # what the scans that have ended told of
 
     def run(self) -> None:
         """Reads until closing. Raises ``ConnectionEnded``."""
@@ -235,8 +236,7 @@ class _Session:
             self._scan.pass_on(begin, self._heard_ns)
             if decoder.frame < begin + positions:
                 return
-            self._scan.finish(EndKind.ALL_FRAMES, None)
-            self._scan = None
+            self._finish(EndKind.ALL_FRAMES, None)
 
     def _settle(self) -> None:
         """Nothing is on its way any more: the sorting window need not be waited for."""
@@ -260,8 +260,12 @@ class _Session:
     def _end(self, kind: EndKind, error: DetectorError | None) -> None:
         """Works off everything, ends the running acquisition and starts anew with what comes next."""
         self._work_off(Reach.END if self.decoder.ended else Reach.ALL)
-        if self._scan is not None:
-            self._scan.finish(kind, error)
-            self._scan = None
-        self._stop_since_ns = 0
+        self._finish(kind, error)
         self.decoder.restart()
+
+    def _finish(self, kind: EndKind, error: DetectorError | None) -> None:
+        if self._scan is not None:
+            self._scan.finish(kind, error, self._told)
+            self._scan = None
+            self._told = self.decoder.counters()
+        self._stop_since_ns = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 from nextem.edge.detectors.base import (
     Claim,
@@ -43,7 +44,6 @@ class Scan:
         self._claim, self._positions, self._decoder = claim, positions, decoder
         self._sink, self._counters = sink, counters
         self._batches = RecordBatches(claim, frames, sink, ring, counters) if claim else None
-        self._before = decoder.counters()
         self._highest = -1
         self._last_byte_ns = 0
 
@@ -62,12 +62,12 @@ class Scan:
             else:
                 self._counters.frames_unclaimed += len(counts)
 
-    def finish(self, kind: EndKind, error: DetectorError | None) -> None:
-        """Ends it. What its frames lack becomes the error where there is no graver one."""
+    def finish(self, kind: EndKind, error: DetectorError | None, before: Mapping[str, int]) -> None:
+        """Ends it. What went wrong since the counters were ``before`` is the error where none is graver."""
         if self._batches is None or self._claim is None:
             return
         self._batches.close()
-        lacking = self._lacking()
+        lacking = self._lacking(before)
         for one in lacking:
             log.error("%s: %s (acquisition %s)", type(one).__name__, one, self._claim.acquisition_id)
         worst = error or (lacking[0] if lacking else None)
@@ -75,9 +75,9 @@ class Scan:
         ending = Ending(kind, self._highest, worst, self.first_byte_ns, self._last_byte_ns, lost_ring)
         self._sink.close_claim(self._claim, ending)
 
-    def _lacking(self) -> list[DetectorError]:
+    def _lacking(self, before: Mapping[str, int]) -> list[DetectorError]:
         after = self._decoder.counters()
-        grown = {name: after[name] - self._before[name] for name in after}
+        grown = {name: after[name] - before[name] for name in after}
         found: list[DetectorError] = []
         if missing := grown["edges_missing"] + grown["edges_late"]:
             found.append(SequenceError(f"{missing} edges of the scan are missing; their positions are lost"))
