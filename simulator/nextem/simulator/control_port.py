@@ -12,12 +12,13 @@ import socket
 import threading
 
 from nextem.simulator.instrument import Instrument, OutOfRange, Refused
-from nextem.simulator.merlin import PREFIX_BYTES, UnknownCounterDepth, message
+from nextem.simulator.merlin import PREFIX_BYTES, message
 
 log = logging.getLogger(__name__)
 
 OK, BUSY, UNKNOWN, OUT_OF_RANGE = 0, 1, 2, 3
 SOFT_TRIGGER = 5
+_FILE_FORMATS = {0: False, 2: True}  # raw?
 _MAX_MESSAGE_BYTES = 4096
 
 
@@ -33,12 +34,10 @@ class ControlPort:
         self._numbers = {
             "NUMFRAMESTOACQUIRE": 1,
             "TRIGGERSTART": 0,
-            "FILEFORMAT": 0,
         }
         self._ranges = {
             "NUMFRAMESTOACQUIRE": range(1, 1 << 22),
             "TRIGGERSTART": (0, SOFT_TRIGGER),
-            "FILEFORMAT": (0,),
         }
         self._trigger: threading.Event | None = None
 
@@ -56,7 +55,7 @@ class ControlPort:
         except Refused as error:
             log.warning("%s,%s refused: %s", verb, name, error)
             code = BUSY
-        except (OutOfRange, UnknownCounterDepth, ValueError) as error:
+        except (OutOfRange, ValueError) as error:
             log.warning("%s,%s out of range: %s", verb, name, error)
             code = OUT_OF_RANGE
         return f"{verb},{name},{code}".encode("latin-1")
@@ -66,6 +65,8 @@ class ControlPort:
             return str(self._numbers[name])
         if name == "COUNTERDEPTH":
             return str(self._instrument.mode.depth_bits)
+        if name == "FILEFORMAT":
+            return "2" if self._instrument.mode.raw else "0"
         if name == "DETECTORSTATUS":
             return "1" if self._instrument.view().scanning else "0"
         return "1.5.0.197" if name == "SOFTWAREVERSION" else None
@@ -73,6 +74,11 @@ class ControlPort:
     def _set(self, name: str, value: str) -> int:
         if name == "COUNTERDEPTH":
             self._instrument.set_counter_depth(int(value))
+            return OK
+        if name == "FILEFORMAT":
+            if int(value) not in _FILE_FORMATS:
+                return OUT_OF_RANGE
+            self._instrument.set_raw(_FILE_FORMATS[int(value)])
             return OK
         if name not in self._numbers:
             return UNKNOWN

@@ -11,13 +11,14 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 
 from nextem.simulator.data_server import DataServer, Pacer, batch_frames
 from nextem.simulator.merlin import Bytes, FrameFormat, FrameHeaders, Stamp, acquisition_header, message
+from nextem.simulator.merlin_raw import encode_raw
 
 log = logging.getLogger(__name__)
 
@@ -252,8 +253,19 @@ class _Run:
         self._headers.write(rows, first + 1, stamp)
         if state.beam_blanked:
             rows[:, self.exposure.mode.pixels_at :] = 0
+        elif self.exposure.mode.raw:
+            self._make_raw(rows, first)
         else:
             self.exposure.source.fill(rows, first)
+
+    def _make_raw(self, rows: Bytes, first: int) -> None:
+        """Through images, which costs a copy: raw modes are for tests of receivers."""
+        plain = replace(self.exposure.mode, raw=False)
+        made = np.zeros((len(rows), plain.message_bytes), np.uint8)
+        self.exposure.source.fill(made, first)
+        pixels = np.ascontiguousarray(made[:, plain.pixels_at :]).view(f">u{plain.pixel_bytes}")
+        images = pixels.reshape(len(rows), plain.size_px, plain.size_px)
+        rows[:, self.exposure.mode.pixels_at :] = encode_raw(images, self.exposure.mode)
 
     def _report(self, progress: Progress) -> None:
         wanted = "as fast as it can" if self._rate_fps is None else f"{self._rate_fps:g}/s wanted"

@@ -184,9 +184,16 @@ class Instrument:
 
     def set_counter_depth(self, depth_bits: int) -> None:
         """Sets how far the detector counts. Refused while a scan runs; raises UnknownCounterDepth."""
-        mode = FrameFormat(self._mode.size_px, depth_bits)
         with self._changed:
+            mode = replace(self._mode, depth_bits=depth_bits)
             self._check_idle("the counter depth does not change")
+            self._mode = mode
+
+    def set_raw(self, raw: bool) -> None:
+        """Whether pixels go out as the chips send them. Refused while a scan runs; raises UnknownLayout."""
+        with self._changed:
+            mode = replace(self._mode, raw=raw)
+            self._check_idle("the file format does not change")
             self._mode = mode
 
     def start_detector(self, frames: int, trigger: threading.Event | None) -> InstrumentView:

@@ -246,7 +246,11 @@ def test_the_control_port_sets_gets_and_commands(instrument: Instrument, detecto
     assert port.answer(b"SET,NUMFRAMESTOACQUIRE,25") == b"SET,NUMFRAMESTOACQUIRE,0"
     assert port.answer(b"SET,NUMFRAMESTOACQUIRE,0") == b"SET,NUMFRAMESTOACQUIRE,3"
     assert port.answer(b"SET,NUMFRAMESTOACQUIRE,many") == b"SET,NUMFRAMESTOACQUIRE,3"
-    assert port.answer(b"SET,FILEFORMAT,2") == b"SET,FILEFORMAT,3"
+    assert port.answer(b"SET,FILEFORMAT,1") == b"SET,FILEFORMAT,3"
+    assert port.answer(b"SET,FILEFORMAT,2") == b"SET,FILEFORMAT,0"
+    assert instrument.mode == FrameFormat(128, 6, raw=True)
+    assert port.answer(b"GET,FILEFORMAT") == b"GET,FILEFORMAT,2,0"
+    assert port.answer(b"SET,FILEFORMAT,0") == b"SET,FILEFORMAT,0"
     assert port.answer(b"SET,UNHEARD,1") == b"SET,UNHEARD,2"
     assert port.answer(b"GET,UNHEARD") == b"GET,UNHEARD,0,2"
     assert port.answer(b"CMD,SOFTTRIGGER,0") == b"CMD,SOFTTRIGGER,3"
