@@ -139,7 +139,8 @@ class DectrisDetector:
         """Sets parameters of :func:`detector_config`. Raises :class:`KeyError` for one that there is not."""
         with self._lock:
             for name, value in values.items():
-                self._config[name]  # noqa: B018 - the error is wanted
+                if name not in self._config:
+                    raise KeyError(name)
                 self._config[name] = value
 
     def config(self) -> Mapping[str, Any]:

@@ -121,7 +121,9 @@ class StreamV2:
         }
         if series.header_detail == "all":
             mask = cbor2.CBORTag(70, np.zeros(series.shape, "<u4").tobytes())
-            message["pixel_mask"] = {c: cbor2.CBORTag(40, [list(series.shape), mask]) for c in series.channels}
+            message["pixel_mask"] = {
+                c: cbor2.CBORTag(40, [list(series.shape), mask]) for c in series.channels
+            }
         if series.appendix:
             message["user_data"] = series.appendix.decode()
         return [[cbor2.dumps(message)]]
@@ -149,7 +151,9 @@ class StreamV2:
 
     def end(self) -> Parts:
         series = self._series
-        return [cbor2.dumps({"type": "end", "series_id": series.number, "series_unique_id": series.unique_id})]
+        return [
+            cbor2.dumps({"type": "end", "series_id": series.number, "series_unique_id": series.unique_id})
+        ]
 
     def _array(self, image: Array) -> cbor2.CBORTag:
         series, itemsize = self._series, image.itemsize

@@ -199,5 +199,3 @@ def _rest(address: str) -> Rest | None:
 def _tell(error: DetectorError, series: Series | None) -> None:
     acquisition_id = series.claim.acquisition_id if series is not None else "none"
     log.error("%s: %s (acquisition %s)", type(error).__name__, error, acquisition_id)
-
-

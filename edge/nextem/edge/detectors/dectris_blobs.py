@@ -17,6 +17,7 @@ from numba import njit
 
 from nextem.edge.detectors import dectris_lz4 as kernels
 from nextem.edge.detectors.base import CorruptFrame, FrameFormat, FrameRun, HeaderError, UnsupportedFormat
+from nextem.edge.detectors.dectris_memory import LANES
 from nextem.wire.events import Events
 
 MAX_PIXELS = 1 << 27
@@ -85,7 +86,9 @@ def v1_packing(encoding: str) -> tuple[Packing, int, bool]:
         return Packing.BITSHUFFLE, int(match[1]) // 8, match[2] == ">"
     plain = {"lz4": Packing.LZ4_BLOCK, "": Packing.PLAIN}.get(encoding[:-1])
     if encoding[-1:] not in ("<", ">") or plain is None:
-        raise UnsupportedFormat(f"the encoding is {encoding[:40]!r}; known are bs8, bs16, bs32-lz4, lz4, none")
+        raise UnsupportedFormat(
+            f"the encoding is {encoding[:40]!r}; known are bs8, bs16, bs32-lz4, lz4, none"
+        )
     return plain, 1, encoding.endswith(">")
 
 
@@ -157,7 +160,7 @@ class Unpack:
         sizes: npt.NDArray[np.int64],
     ) -> npt.NDArray[np.uint8]:
         layout, size = self._layout, self._layout.pixel_bytes
-        room = np.empty(run.count * size + kernels.LANES * layout.width + kernels.SLACK, np.uint8)
+        room = np.empty(run.count * size + LANES * layout.width + kernels.SLACK, np.uint8)
         if layout.packing is Packing.BITSHUFFLE:
             frame, result = _read_frames(
                 data, offsets, sizes, room, size, self._shuffled, self._scratch.planes

@@ -6,6 +6,7 @@ Lengths must be definite, as the vendor's encoder writes them. Nothing is read o
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -84,7 +85,8 @@ def _head(data: Bytes, at: int, stop: int) -> tuple[int, int, int]:
     """Major type, argument and where the item's content begins; type -1 where it is not one we read."""
     if at >= stop:
         return -1, 0, at
-    major, small = np.int64(data[at]) >> 5, np.int64(data[at]) & 31
+    first: Any = np.int64(data[at])
+    major, small = first >> 5, first & 31
     at += 1
     if small < 24:
         return major, small, at
@@ -93,10 +95,11 @@ def _head(data: Bytes, at: int, stop: int) -> tuple[int, int, int]:
     count = 1 << (small - 24)
     if stop - at < count:
         return -1, 0, at
-    value = np.uint64(0)
+    value: Any = np.uint64(0)
     for k in range(count):
         value = (value << np.uint64(8)) | np.uint64(data[at + k])
-    return major, np.int64(min(value, np.uint64(1 << 62))), at + count
+    fits: Any = np.int64(min(value, np.uint64(1 << 62)))
+    return major, fits, at + count
 
 
 @njit(cache=True, nogil=True)
@@ -108,11 +111,11 @@ def _skip(data: Bytes, at: int, stop: int) -> int:
         if major < 0:
             return -1
         left -= 1
-        if major == _BYTES or major == _TEXT:
+        if major in (_BYTES, _TEXT):
             if value > stop - at:
                 return -1
             at += value
-        elif major == _ARRAY or major == _MAP:
+        elif major in (_ARRAY, _MAP):
             if value > stop - at:  # each entry has a byte at least
                 return -1
             left += value if major == _ARRAY else 2 * value

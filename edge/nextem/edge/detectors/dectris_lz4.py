@@ -20,7 +20,6 @@ import numpy.typing as npt
 from numba import njit, types
 
 from nextem.edge.detectors.dectris_memory import (
-    LANES,
     WIDE,
     copy16,
     fill_wide,
@@ -182,17 +181,17 @@ def _next_block(source: int, at: int, size: int) -> int:
 
 
 @njit(cache=True, nogil=True)
-def _planes_used(planes: int, plane_bytes: int, bits: int) -> int:
+def _planes_used(planes: int, plane_bytes: int, bits: int) -> np.uint64:
     """Bit k says whether plane k has a bit set; sometimes also where it has none."""
     like = np.empty(0, np.uint64)
-    used = 0
+    used = np.uint64(0)
     if plane_bytes % PIECE:
-        return (1 << bits) - 1
+        return ~used >> np.uint64(64 - bits)
     for k in range(bits):
         found = np.uint64(0)
         for piece in range(plane_bytes // PIECE):
             found |= nonzero64(types.uintp(planes + k * plane_bytes + piece * PIECE), like)
-        used |= np.int64(found != 0) << k
+        used |= np.uint64(found != 0) << np.uint64(k)
     return used
 
 
@@ -212,7 +211,7 @@ def _take_events(
     """
     one = np.uint64(1)
     plane_bytes = count // 8
-    used_bits = np.uint64(_planes_used(planes, plane_bytes, 8 * values.itemsize))
+    used_bits = _planes_used(planes, plane_bytes, 8 * values.itemsize)
     used = count_ones(used_bits)
     for k in range(used):
         weights[k] = lowest_one(used_bits)

@@ -1,7 +1,6 @@
 """Numba primitives on addresses: unaligned words, wide copies and fills, and bit planes to pixels.
 
-Whoever calls them has checked that the bytes are there; the kernels of :mod:`nextem.edge.detectors.dectris_lz4`
-do.
+Whoever calls them has checked that the bytes are there, as :mod:`nextem.edge.detectors.dectris_lz4` does.
 """
 
 from __future__ import annotations

@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from nextem.edge.detectors.base import HeaderError
 from nextem.edge.detectors.dectris_blobs import Layout
 from nextem.edge.detectors.dectris_receive import Table
 
-MAX_FRAMES = 1 << 40
-"""No series announces more images, and no image has a higher number."""
+MAX_NUMBER = 1 << 40
+"""No series or image has a higher number."""
+
+MAX_ANNOUNCED = 2_000_000_000
+"""The most images that a detector can be told to make; more triggers than that mean "until it is stopped"."""
+
+
+def whole(name: str, value: Any) -> int:
+    """``value`` if it is a whole number that a message may tell. Raises :class:`HeaderError`."""
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_NUMBER:
+        raise HeaderError(f"{name} is a number from 0 to {MAX_NUMBER}, not {value!r:.80}")
+    return value
+
+
+def bounded(frames: int) -> int:
+    """A number of images as it is announced: 0, unknown, for one that only means "very many"."""
+    return frames if frames <= MAX_ANNOUNCED else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,16 +83,16 @@ Message = Start | Config | Image | End
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """Consecutive messages that are images like the first one of their series."""
+    """Consecutive messages that are images like the first one of their series.
 
-    series: npt.NDArray[np.int64]
-    number: npt.NDArray[np.int64]
-    offset: npt.NDArray[np.int64]
-    size: npt.NDArray[np.int64]
+    ``numbers`` (4, messages): series, number, and offset and size of the pixels.
+    """
+
+    numbers: npt.NDArray[np.int64]
     others: int = 0
 
     def __len__(self) -> int:
-        return len(self.number)
+        return int(self.numbers.shape[1])
 
 
 class Like(Protocol):

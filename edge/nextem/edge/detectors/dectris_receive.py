@@ -55,8 +55,13 @@ class Table:
 
     def parts(self, slab: Slab, message: int) -> list[bytes]:
         """Copies of the parts of one message."""
-        rows = range(int(self.first[message]), int(self.first[message + 1]))
-        return [bytes(slab.view[self.offset[k] : self.offset[k] + self.size[k]]) for k in rows]
+        first = int(self.first[message])
+        return self.rows(slab, first, int(self.first[message + 1]) - first)
+
+    def rows(self, slab: Slab, first: int, count: int) -> list[bytes]:
+        """Copies of ``count`` parts from row ``first`` on."""
+        ends = zip(self.offset[first : first + count], self.size[first : first + count], strict=True)
+        return [bytes(slab.view[at : at + size]) for at, size in ends]
 
     def add(self, slab: Slab, at: int, message: int, parts: list[bytes]) -> None:
         """Makes ``parts``, at most :data:`MAX_PARTS`, the message with this number, from byte ``at`` on."""
@@ -86,7 +91,9 @@ class Receiver:
         self._socket.setsockopt(zmq.RCVHWM, most_waiting)
         self._socket.connect(address)
         library = _library()
-        self._functions = np.array([ctypes.cast(getattr(library, f), ctypes.c_void_p).value for f in _FUNCTIONS])
+        self._functions = np.array(
+            [ctypes.cast(getattr(library, f), ctypes.c_void_p).value for f in _FUNCTIONS]
+        )
         self._library = library
         self._message = np.zeros(_MSG_BYTES // 8, np.int64)
         self._pointer = ctypes.c_void_p(self._message.ctypes.data)
@@ -110,29 +117,33 @@ class Receiver:
             return None
         return self._rest([first], self._socket.getsockopt(zmq.RCVMORE) == 1)
 
-    def fill(self, slab: Slab, at: int, taken: int, most: int, largest: int) -> tuple[int, int, int, list[bytes] | None]:
+    def fill(
+        self, slab: Slab, at: int, taken: int, most: int, largest: int
+    ) -> tuple[int, int, list[bytes] | None]:
         """Puts messages behind the ``taken`` ones of the table, from byte ``at`` of the slab on.
 
-        Takes what there is, ``most`` in all, and none that may not fit: ``largest`` bytes must be free. Returns
-        the number in the table, the byte behind them, the bytes received and, where a message did not fit, that.
+        Takes what there is, ``most`` in all, while ``largest`` bytes are free. Returns the number in the
+        table, the byte behind them and, where a message did not fit after all, that.
         """
         counts = np.zeros(3, np.int64)
         status = _fill(
-            self._functions, self._socket.underlying, self._message, slab.data[: len(slab.data)], at, taken,
-            min(most, len(self.table.first) - 1), largest, self.table.first, self.table.offset, self.table.size,
-            counts,
+            self._functions, self._socket.underlying, self._message, slab.data, at, taken,
+            min(most, len(self.table.first) - 1), largest, self.table.first, self.table.offset,
+            self.table.size, counts,
         )  # fmt: skip
         if status < 0:
             raise zmq.ZMQError(-status)
         messages, end = int(counts[0]), int(counts[1])
         large = self._large(slab, messages, int(counts[2])) if status == _TOO_LARGE else None
-        return messages, end, end - at, large
+        return messages, end, large
 
     def _large(self, slab: Slab, message: int, parts: int) -> list[bytes]:
         """The whole of the message of which the kernel took ``parts`` parts and holds the next."""
         first = int(self.table.first[message])
         rows = range(first, first + parts)
-        whole = [bytes(slab.view[self.table.offset[k] : self.table.offset[k] + self.table.size[k]]) for k in rows]
+        whole = [
+            bytes(slab.view[self.table.offset[k] : self.table.offset[k] + self.table.size[k]]) for k in rows
+        ]
         size = self._library.zmq_msg_size(self._pointer)
         whole.append(ctypes.string_at(self._library.zmq_msg_data(self._pointer), size))
         return self._rest(whole, self._library.zmq_msg_more(self._pointer) == 1)
@@ -149,6 +160,12 @@ class Receiver:
         self._library.zmq_msg_close(self._pointer)
         self._socket.close()
         self._context.term()
+
+
+def _address(library: ctypes.CDLL, name: str) -> int:
+    address = ctypes.cast(getattr(library, name), ctypes.c_void_p).value
+    assert address is not None
+    return address
 
 
 def _library() -> ctypes.CDLL:

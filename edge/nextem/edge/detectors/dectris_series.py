@@ -150,9 +150,9 @@ class Series:
         while not self._queue and messages < target and self._has_room(place):
             had = messages
             end = place.base + place.filled
-            messages, end, count, large = receiver.fill(place.slab, end, messages, target, self._largest)
-            place.filled = end - place.base
-            self._counters.bytes_received += count
+            messages, stop, large = receiver.fill(place.slab, end, messages, target, self._largest)
+            place.filled = stop - place.base
+            self._counters.bytes_received += stop - end
             self._counters.reads += 1
             now_ns = self._clock.now_ns()
             if messages > had:
@@ -250,7 +250,7 @@ class Series:
             self.finish(EndKind.FAILED, FrameSizeChanged(f"images changed {text}"))
         else:
             numbers = (image.series, image.number, part_at + image.offset, image.size)
-            checked = Checked(*(np.array([n], np.int64) for n in numbers), others=image.others)
+            checked = Checked(np.array([numbers], np.int64).T, image.others)
             self._images(place, checked, times)
 
     def _lose(self, image: Image, error: str) -> None:
@@ -265,9 +265,9 @@ class Series:
             self._advance(image.number + 1)
 
     def _images(self, place: Place, checked: Checked, times: NDArray[np.int64]) -> None:
-        frames = checked.number
+        series, frames, offsets, sizes = checked.numbers
         limit = self._announced or np.iinfo(np.int64).max
-        good = (checked.series == self.number) & (frames < limit)
+        good = (series == self.number) & (frames < limit)
         # A number that is not above all before it came twice or backwards.
         reached = np.maximum.accumulate(np.concatenate(([self._next - 1], np.where(good, frames, -1))))
         good &= frames > reached[:-1]
@@ -290,8 +290,8 @@ class Series:
                 stride=0,
                 pixel_offset=0,
                 last_byte_ns=times[rows],
-                offsets=checked.offset[rows],
-                sizes=checked.size[rows],
+                offsets=offsets[rows],
+                sizes=sizes[rows],
             )
             for rows in np.split(kept, cuts)
         )
@@ -318,9 +318,7 @@ class Series:
 
     def _refuse(self, frames: int) -> None:
         self._counters.frames_refused += frames
-        self.report(
-            SequenceError(f"{frames} frames of another series, twice, backwards or above the announced number")
-        )
+        self.report(SequenceError(f"{frames} frames of another series, twice, backwards or above the number"))
 
     def _skip(self, parts: Parts, error: HeaderError) -> None:
         self._counters.garbage_bytes += sum(len(part) for part in parts)
@@ -363,9 +361,7 @@ class Series:
         self.ended = True
         self._sink.close_claim(
             self.claim,
-            Ending(
-                kind, self._next - 1, error, self._first_byte_ns, self._last_byte_ns, self._lost_ring
-            ),
+            Ending(kind, self._next - 1, error, self._first_byte_ns, self._last_byte_ns, self._lost_ring),
         )
 
     def report(self, error: DetectorError) -> None:

@@ -20,13 +20,14 @@ from numba import njit
 from nextem.edge.detectors.base import HeaderError, UnsupportedFormat
 from nextem.edge.detectors.dectris_blobs import Layout, v1_packing
 from nextem.edge.detectors.dectris_messages import (
-    MAX_FRAMES,
     Checked,
     Config,
     End,
     Image,
     Message,
     Start,
+    bounded,
+    whole,
 )
 from nextem.edge.detectors.dectris_receive import Table
 
@@ -35,13 +36,13 @@ _SIZE = re.compile(rb'("size"\s*:\s*)(\d+)')
 _FRAME_KEY = np.frombuffer(b'"frame"', np.uint8)
 _SERIES_KEY = np.frombuffer(b'"series"', np.uint8)
 _IMAGE = np.frombuffer(b'"dimage-1.0"', np.uint8)
-_MAX_DIGITS = 12  # of MAX_FRAMES, and of a series
+_MAX_DIGITS = 12  # of the number of an image, and of a series
 _MAX_JSON_BYTES = 1 << 20
 _NUMBER_BYTES = 256  # of the part with the number of an image; the kernel reads no longer one
 
 
 def announced(config: Mapping[str, Any]) -> int:
-    """Images of a series, from ``trigger_mode``, ``nimages`` and ``ntrigger``; 0 where they are not told.
+    """Images of a series, from ``trigger_mode``, ``nimages`` and ``ntrigger``; 0 where it is open.
 
     Raises :class:`HeaderError`.
     """
@@ -50,10 +51,9 @@ def announced(config: Mapping[str, Any]) -> int:
     mode, images, triggers = config["trigger_mode"], config["nimages"], config["ntrigger"]
     if mode not in ("exte", "inte", "exts", "ints"):
         raise HeaderError(f"trigger_mode is {mode!r}; known are exte, inte, exts, ints")
-    _whole("nimages", images)
-    _whole("ntrigger", triggers)
-    frames: int = triggers if mode in ("exte", "inte") else images * triggers
-    return _whole("the number of images", frames)
+    whole("nimages", images)
+    whole("ntrigger", triggers)
+    return bounded(triggers if mode in ("exte", "inte") else images * triggers)
 
 
 def parse(parts: Sequence[bytes]) -> Message:
@@ -63,20 +63,20 @@ def parse(parts: Sequence[bytes]) -> Message:
     if kind == "dimage-1.0":
         return _image(head, parts)
     if kind == "dheader-1.0":
-        series = _whole("series", head.get("series"))
+        series = whole("series", head.get("series"))
         if len(parts) > 1:
             config = _json(parts[1])
             return Start(series, announced(config), _text(parts[:2]))
         return Start(series, 0, _text(parts), head.get("header_detail", "basic") != "none")
     if kind == "dseries_end-1.0":
-        return End(_whole("series", head.get("series")))
+        return End(whole("series", head.get("series")))
     if not kind and "nimages" in head:
         return Config(announced(head), _text(parts[:1]))
     raise HeaderError(f"no message begins with {parts[0][:80]!r}")
 
 
 def _image(head: Mapping[str, Any], parts: Sequence[bytes]) -> Image:
-    series, number = _whole("series", head.get("series")), _whole("frame", head.get("frame"))
+    series, number = whole("series", head.get("series")), whole("frame", head.get("frame"))
     like = V1Like(b"", b"")
     try:
         if len(parts) < 3:
@@ -98,10 +98,10 @@ def _layout(what: Mapping[str, Any]) -> Layout:
     shape, kind, encoding = what.get("shape"), what.get("type"), what.get("encoding")
     if not isinstance(shape, list) or len(shape) < 2:
         raise HeaderError(f"the shape of an image is [x, y], not {shape!r}")
-    x, y = _whole("shape", shape[0]), _whole("shape", shape[1])
+    x, y = whole("shape", shape[0]), whole("shape", shape[1])
     if any(more != 1 for more in shape[2:]):
         raise UnsupportedFormat(f"images of {shape!r} pixels; only planes can be read")
-    if kind not in _TYPES:
+    if not isinstance(kind, str) or kind not in _TYPES:
         raise UnsupportedFormat(f"the type of a pixel is {kind!r}; known are {', '.join(_TYPES)}")
     if not isinstance(encoding, str):
         raise HeaderError(f"the encoding is a string, not {encoding!r}")
@@ -125,12 +125,6 @@ def _text(parts: Sequence[bytes]) -> str:
     return "\n".join(part.decode(errors="replace") for part in parts)
 
 
-def _whole(name: str, value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_FRAMES:
-        raise HeaderError(f"{name} is a number from 0 to {MAX_FRAMES}, not {value!r:.80}")
-    return value
-
-
 @dataclass(frozen=True, slots=True)
 class V1Like:
     """The second part of every image, before and behind the number of bytes."""
@@ -140,12 +134,11 @@ class V1Like:
 
     def check(self, data: npt.NDArray[np.uint8], table: Table, start: int, stop: int) -> Checked:
         if not self.before:
-            none = np.empty(0, np.int64)
-            return Checked(none, none, none, none)
+            return Checked(np.empty((4, 0), np.int64))
         numbers = np.empty((4, stop - start), np.int64)
         before, behind = (np.frombuffer(part, np.uint8) for part in (self.before, self.behind))
         n = _check(data, table.first, table.offset, table.size, start, stop, before, behind, numbers)
-        return Checked(*numbers[:, :n])
+        return Checked(numbers[:, :n])
 
 
 @njit(cache=True, nogil=True)
@@ -165,7 +158,7 @@ def _digits(data: npt.NDArray[np.uint8], at: int, stop: int) -> tuple[int, int]:
     """The number that begins at ``at`` and where it ends; -1 where there is none."""
     number, begin = 0, at
     while at < stop and at - begin <= _MAX_DIGITS and 48 <= data[at] <= 57:
-        number = number * 10 + np.int64(data[at] - 48)
+        number = number * 10 + int(data[at] - 48)
         at += 1
     return (number if 0 < at - begin <= _MAX_DIGITS else -1), at
 

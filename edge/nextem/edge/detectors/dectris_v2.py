@@ -19,8 +19,8 @@ import numpy.typing as npt
 
 from nextem.edge.detectors.base import HeaderError, UnsupportedFormat
 from nextem.edge.detectors.dectris_blobs import Layout, Packing
-from nextem.edge.detectors.dectris_cbor import ALGORITHMS, FIELDS, OK, WHY, Field, check_images, read_image
-from nextem.edge.detectors.dectris_messages import MAX_FRAMES, Checked, End, Image, Message, Start
+from nextem.edge.detectors.dectris_cbor import FIELDS, OK, WHY, Field, check_images, read_image
+from nextem.edge.detectors.dectris_messages import Checked, End, Image, Message, Start, bounded, whole
 from nextem.edge.detectors.dectris_receive import Table
 
 _ITEMSIZE: Mapping[int, tuple[int, bool]] = {
@@ -28,6 +28,7 @@ _ITEMSIZE: Mapping[int, tuple[int, bool]] = {
     68: (1, False), 69: (2, False), 70: (4, False), 71: (8, False),
 }  # fmt: skip
 _COLUMN_MAJOR = 1040
+_NOT_CBOR = (cbor2.CBORDecodeError, ValueError, RecursionError, OverflowError, MemoryError, TypeError)
 _SHOWN_BYTES = 256  # a longer byte string of the start is only counted in the announcement
 
 
@@ -41,24 +42,22 @@ def parse(message: bytes, channel: bytes = b"") -> Message:
         raise HeaderError(f"an image without its numbers: {WHY(result).text} ({message[:40]!r})")
     try:
         content = cbor2.loads(message)
-    except (cbor2.CBORDecodeError, ValueError, RecursionError, OverflowError, MemoryError, TypeError) as error:
+    except (
+        cbor2.CBORDecodeError,
+        ValueError,
+        RecursionError,
+        OverflowError,
+        MemoryError,
+        TypeError,
+    ) as error:
         raise HeaderError(f"not CBOR: {message[:40]!r} ({error!r:.100})") from error
     if not isinstance(content, Mapping) or content.get("type") not in ("start", "end"):
         raise HeaderError(f"no message begins with {message[:40]!r}")
-    series = _whole("series_id", content.get("series_id"))
+    series = whole("series_id", content.get("series_id"))
     if content["type"] == "end":
         return End(series)
-    frames = _whole("number_of_images", content.get("number_of_images", 0))
+    frames = bounded(whole("number_of_images", content.get("number_of_images", 0)))
     return Start(series, frames, json.dumps(_plain(content), separators=(",", ":")))
-
-
-def channels(text: str) -> list[str]:
-    """The channels that the announcement of a series names."""
-    try:
-        found = json.loads(text).get("channels", [])
-    except (ValueError, AttributeError):
-        return []
-    return [str(name) for name in found] if isinstance(found, list) else []
 
 
 def _image(fields: npt.NDArray[np.int64], channel: bytes, result: int) -> Image:
@@ -101,12 +100,6 @@ def _plain(value: Any, depth: int = 0) -> Any:
     return value if isinstance(value, bool | int | float | str | None) else str(value)
 
 
-def _whole(name: str, value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_FRAMES:
-        raise HeaderError(f"{name} is a number from 0 to {MAX_FRAMES}, not {value!r:.80}")
-    return value
-
-
 def _bytes(text: bytes) -> npt.NDArray[np.uint8]:
     return np.frombuffer(text, np.uint8)  # read-only, as the kernel's own constants are
 
@@ -124,7 +117,4 @@ class V2Like:
         n, others = check_images(
             data, table.first, table.offset, table.size, start, stop, _bytes(self.channel), signature, numbers
         )
-        return Checked(*numbers[:, :n], others=others)
-
-
-__all__ = ["ALGORITHMS", "V2Like", "channels", "parse"]
+        return Checked(numbers[:, :n], others)

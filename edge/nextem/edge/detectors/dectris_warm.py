@@ -7,9 +7,9 @@ import numpy as np
 from nextem.edge.detectors import dectris_lz4
 from nextem.edge.detectors.base import FrameRun
 from nextem.edge.detectors.dectris_blobs import Layout, Packing, Unpack
+from nextem.edge.detectors.dectris_receive import Table
 from nextem.edge.detectors.dectris_v1 import V1Like
 from nextem.edge.detectors.dectris_v2 import V2Like
-from nextem.edge.detectors.dectris_receive import Table
 
 
 def warm_up() -> None:
