@@ -46,8 +46,8 @@ def best_us(work: Callable[[], object], repeats: int = 30) -> float:
     return min(times) * 1e6
 
 
-def patterns() -> dict[str, Array]:
-    rng = np.random.default_rng(1)
+def patterns(seed: int = 1) -> dict[str, Array]:
+    rng = np.random.default_rng(seed)
     y, x = np.mgrid[: SHAPE[0], : SHAPE[1]]
     disks = np.full(SHAPE, 0.01) + 10.0 * (np.hypot(y - 128, x - 128) < 10)
     for center_y, center_x in rng.uniform(20, 236, (40, 2)):
