@@ -21,6 +21,8 @@ class CenterOfMass:
     a frame is empty or not covered.
     """
 
+    needs_pixels = False
+
     def __init__(self, started: acquisition_pb2.AcquisitionStarted, parameters: Mapping[str, object]) -> None:
         read_parameters(parameters, {})
         if not started.plan.reduction.center_of_mass:

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nextem.wire.blocks import EVENTS, Block
+from nextem.v1 import frames_pb2 as pb
+from nextem.wire.blocks import EVENTS, Block, NotWhole
 from nextem.wire.events import Events, frames_to_events
 
 Array = npt.NDArray[Any]
@@ -23,7 +24,8 @@ Array = npt.NDArray[Any]
 class FrameRun:
     """``count`` consecutive frames of one acquisition, decoded. Do not change its arrays.
 
-    ``sparse``: the pixels came as event lists; :meth:`events` is then free and :meth:`frames` is not.
+    ``sparse``: the pixels came as event lists; :meth:`events` is then free and :meth:`frames` is not. A run
+    that is not ``whole`` has its scalars only: the edge sent binned frames or none, for one of ``reasons``.
     """
 
     acquisition_id: str
@@ -36,6 +38,8 @@ class FrameRun:
     reduction_ids: frozenset[str] = frozenset()
     edge_boot_id: str = ""
     last_byte_ns: int = 0  # of the newest frame, on the clock that edge_boot_id names
+    whole: bool = True
+    reasons: frozenset[str] = frozenset()  # "plan", "link", "spool", "size"
     _events: Events | None = field(default=None, repr=False)
     _frames: Array | None = field(default=None, repr=False)
 
@@ -45,18 +49,24 @@ class FrameRun:
         return self.first_frame + self.count
 
     def events(self) -> Events:
-        """Non-zero pixels in CSR form."""
+        """Non-zero pixels in CSR form. Raises :class:`nextem.wire.blocks.NotWhole`."""
         if self._events is None:
-            assert self._frames is not None
+            if self._frames is None:
+                raise self._not_whole()
             self._events = frames_to_events(self._frames)
         return self._events
 
     def frames(self) -> Array:
-        """Pixels (count, y, x)."""
+        """Pixels (count, y, x). Raises :class:`nextem.wire.blocks.NotWhole`."""
         if self._frames is None:
-            assert self._events is not None
+            if self._events is None:
+                raise self._not_whole()
             self._frames = self._events.to_frames(self.shape)
         return self._frames
+
+    def _not_whole(self) -> NotWhole:
+        span = f"{self.first_frame}..{self.stop_frame - 1}"
+        return NotWhole(f"frames {span} of {self.acquisition_id} have no whole pixels: {set(self.reasons)}")
 
     def part(self, start: int, stop: int) -> FrameRun:
         """Frames ``start .. stop - 1`` of this run, by their frame index."""
@@ -76,8 +86,10 @@ class FrameRun:
             self.reduction_ids,
             self.edge_boot_id,
             self.last_byte_ns,
-            _cut_events(self.events(), low, high) if self.sparse else None,
-            None if self.sparse else self.frames()[low:high],
+            self.whole,
+            self.reasons,
+            _cut_events(self.events(), low, high) if self.whole and self.sparse else None,
+            self.frames()[low:high] if self.whole and not self.sparse else None,
         )
 
 
@@ -103,6 +115,7 @@ def _follows(before: Block, block: Block) -> bool:
         before.first_frame + before.count == block.first_frame
         and (before.shape, before.dtype) == (block.shape, block.dtype)
         and (before.representation == EVENTS) == (block.representation == EVENTS)
+        and before.whole == block.whole
         and before.scalars.keys() == block.scalars.keys()
         and before.edge_boot_id == block.edge_boot_id
     )
@@ -111,6 +124,7 @@ def _follows(before: Block, block: Block) -> bool:
 def _decode(group: Sequence[Block]) -> FrameRun:
     first = group[0]
     sparse = first.representation == EVENTS
+    reasons = frozenset(_reason(block.reason) for block in group if not block.whole)
     scalars = {name: _concatenated([b.scalars[name] for b in group]) for name in first.scalars}
     return FrameRun(
         first.acquisition_id,
@@ -123,9 +137,18 @@ def _decode(group: Sequence[Block]) -> FrameRun:
         frozenset(block.reduction_id for block in group),
         first.edge_boot_id,
         max(block.last_byte_ns for block in group),
-        _joined_events([block.events() for block in group]) if sparse else None,
-        None if sparse else _concatenated([block.frames() for block in group]),
+        first.whole,
+        reasons,
+        _joined_events([block.events() for block in group]) if first.whole and sparse else None,
+        _concatenated([block.frames() for block in group]) if first.whole and not sparse else None,
     )
+
+
+def _reason(number: int) -> str:
+    known = pb.RepresentationReason.DESCRIPTOR.values_by_number
+    if number not in known:
+        return str(number)
+    return known[number].name.removeprefix("REPRESENTATION_REASON_").lower()
 
 
 def _concatenated(parts: Sequence[Array]) -> Array:

@@ -21,7 +21,8 @@ class MeanPattern:
 
     The sum is kept in uint64, so that it is the same for any split; the one division is at the end. The
     note ``edge_sum_agrees`` says whether the sum equals the one that the edge took from the frames before
-    they were encoded: a check of the whole way. It is None where the edge sent none.
+    they were encoded: a check of the whole way. It is None where the edge sent none, and where frames that
+    it stored are not here with all their pixels.
     """
 
     def __init__(self, started: acquisition_pb2.AcquisitionStarted, parameters: Mapping[str, object]) -> None:
@@ -56,7 +57,8 @@ class MeanPattern:
     def finish(self, state: State, summary: Summary) -> list[Result]:
         frames = len(summary.covered)
         mean = state["sum"] / frames if frames else np.full(self._shape, np.nan)
-        agrees = _agrees(state["sum"], summary.finished.summed_pattern)
+        every = frames == summary.finished.frames_stored
+        agrees = _agrees(state["sum"], summary.finished.summed_pattern) if every else None
         return [Result("mean_pattern", "pattern", mean, "count", {"edge_sum_agrees": agrees})]
 
 

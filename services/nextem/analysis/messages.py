@@ -21,6 +21,8 @@ class Item:
     reduction_ids: frozenset[str]
     edge_boot_id: str
     last_byte_ns: int
+    whole: bool = True  # else only analyses that need no pixels have a partial
+    reasons: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, run: FrameRun, partials: dict[str, Partial], failed: dict[str, str]) -> Item:
@@ -33,6 +35,8 @@ class Item:
             run.reduction_ids,
             run.edge_boot_id,
             run.last_byte_ns,
+            run.whole,
+            run.reasons,
         )
 
 

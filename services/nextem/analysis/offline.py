@@ -6,7 +6,6 @@ from collections.abc import Iterable
 
 from nextem.analysis.frame_run import join
 from nextem.analysis.messages import Item
-from nextem.analysis.plugin import Partial
 from nextem.analysis.reducer import Finished, Reducer
 from nextem.v1 import acquisition_pb2
 from nextem.wire.blocks import Block
@@ -26,11 +25,6 @@ def analyse_offline(
         for run in join([block]):
             for start, stop in reducer.covered.missing(run.first_frame, run.stop_frame):
                 part = run.part(start, stop)
-                partials: dict[str, Partial] = {}
-                for name, analysis in list(reducer.analyses.running.items()):
-                    try:
-                        partials[name] = analysis.process(part)
-                    except Exception as error:  # noqa: BLE001  plug-ins may raise anything
-                        reducer.fail(name, error)
+                partials = reducer.analyses.process(part)
                 reducer.add(Item.of(part, partials, dict(reducer.analyses.failed)))
     return reducer.finish(finished)

@@ -56,6 +56,9 @@ class Analysis(Protocol):
 
     An analysis that cannot work raises, best :class:`AnalysisError`; it is then switched off for this
     acquisition, and the others go on.
+
+    An analysis that lives on scalars alone says ``needs_pixels = False``: it then gets runs that are not
+    ``whole``, too. Of any other such frames are left out, and its products do not list them as covered.
     """
 
     def start(self) -> State:
@@ -77,6 +80,11 @@ class Analysis(Protocol):
     def finish(self, state: State, summary: Summary) -> list[Result]:
         """The products of the frames that ``state`` holds. Must not change ``state``."""
         ...
+
+
+def needs_pixels(analysis: Analysis) -> bool:
+    """Whether runs without whole pixels are to be kept from ``analysis``."""
+    return bool(getattr(analysis, "needs_pixels", True))
 
 
 class Live(Protocol):

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from google.protobuf import json_format, struct_pb2
 
 from nextem.analysis.messages import Item
-from nextem.analysis.plugin import LiveAnalysis, Partial, Result, State, Summary
+from nextem.analysis.plugin import LiveAnalysis, Partial, Result, State, Summary, needs_pixels
 from nextem.analysis.registry import AnalysisSet
 from nextem.v1 import acquisition_pb2, product_pb2
 from nextem.wire.coverage import FrameSet
@@ -39,6 +39,8 @@ class Reducer:
     analyses: AnalysisSet
     states: dict[str, State]
     covered: FrameSet = field(default_factory=FrameSet)
+    without_pixels: FrameSet = field(default_factory=FrameSet)  # of these; see FrameRun.whole
+    reasons: set[str] = field(default_factory=set)  # why
     reduction_ids: set[str] = field(default_factory=set)
     edge_boot_id: str = ""  # of the newest frame ...
     last_byte_ns: int = 0  # ... and when its last byte came in
@@ -76,9 +78,12 @@ class Reducer:
         for name in list(self.states):
             if name in item.partials:
                 self._merge(name, item.partials[name])
-            else:
+            elif item.whole or not needs_pixels(self.analyses.running[name]):
                 self.fail(name, f"no partial of frames {item.first_frame}..{item.stop_frame - 1}")
         self.covered.add(item.first_frame, item.stop_frame)
+        if not item.whole:
+            self.without_pixels.add(item.first_frame, item.stop_frame)
+        self.reasons |= item.reasons
         self.reduction_ids |= item.reduction_ids
         if item.edge_boot_id != self.edge_boot_id or item.last_byte_ns > self.last_byte_ns:
             self.edge_boot_id, self.last_byte_ns = item.edge_boot_id, item.last_byte_ns
@@ -99,6 +104,13 @@ class Reducer:
         """The running analyses that give live values."""
         return {n: a for n, a in self.analyses.running.items() if isinstance(a, LiveAnalysis)}
 
+    def covered_by(self, analysis: str) -> FrameSet:
+        """The frames that the products of ``analysis`` hold."""
+        running = self.analyses.running.get(analysis)
+        if running is None or not needs_pixels(running) or not self.without_pixels:
+            return self.covered
+        return FrameSet(part for span in self.covered for part in self.without_pixels.missing(*span))
+
     # ---- the end -------------------------------------------------------------------------------
 
     def finish(self, finished: acquisition_pb2.AcquisitionFinished) -> list[Finished]:
@@ -107,9 +119,9 @@ class Reducer:
         An analysis that was switched off gives one product of kind "failed" without an array's worth of
         data: shape (0,), so that nobody waits for it.
         """
-        summary = Summary(self.covered, finished)
         results: list[tuple[str, Result]] = []
         for name, analysis in list(self.analyses.running.items()):
+            summary = Summary(self.covered_by(name), finished)
             try:
                 results += [(name, result) for result in analysis.finish(self.states[name], summary)]
             except Exception as error:  # noqa: BLE001  plug-ins may raise anything
@@ -117,6 +129,14 @@ class Reducer:
         for name, reason in self.analyses.failed.items():
             results.append((name, Result(f"{name}/failed", "failed", np.empty(0), "", {"error": reason})))
         return [(self._product(name, result, finished), result.array) for name, result in results]
+
+    def of_the_edge(
+        self, maps: Mapping[str, Array], finished: acquisition_pb2.AcquisitionFinished
+    ) -> list[Finished]:
+        """The edge's own maps of all stored frames as products "edge/<name>", with their provenance."""
+        kinds = {1: "histogram", 2: "pattern"}
+        results = [Result(f"edge/{name}", kinds[array.ndim], array, "") for name, array in maps.items()]
+        return [(self._product("edge", result, finished), result.array) for result in results]
 
     def _product(
         self, analysis: str, result: Result, finished: acquisition_pb2.AcquisitionFinished
@@ -131,7 +151,7 @@ class Reducer:
             dtype=result.array.dtype.name,
             unit=result.unit,
             frames_announced=finished.frames_announced,
-            covered=self.covered.to_proto(),
+            covered=self.covered_by(analysis).to_proto(),
             provenance=self._provenance(analysis, result.notes),
         )
 
@@ -147,6 +167,8 @@ class Reducer:
             "failed_analyses": dict(self.analyses.failed),
             "notes": dict(notes),
         }
+        if self.without_pixels:
+            values["not_whole"] = {"frames": len(self.without_pixels), "reasons": sorted(self.reasons)}
         provenance = struct_pb2.Struct()
         provenance.update(values)
         return provenance
@@ -162,6 +184,8 @@ class Reducer:
         }
         meta = {
             "covered": [list(span) for span in self.covered],
+            "without_pixels": [list(span) for span in self.without_pixels],
+            "reasons": sorted(self.reasons),
             "reduction_ids": sorted(self.reduction_ids),
             "failed": dict(self.analyses.failed),
             "edge_boot_id": self.edge_boot_id,
@@ -185,6 +209,8 @@ class Reducer:
             if name in made.states:
                 made.states[name][key] = np.array(array)
         made.covered = FrameSet((start, stop) for start, stop in meta["covered"])
+        made.without_pixels = FrameSet((start, stop) for start, stop in meta.get("without_pixels", ()))
+        made.reasons = set(meta.get("reasons", ()))
         made.reduction_ids = set(meta["reduction_ids"])
         made.edge_boot_id, made.last_byte_ns = meta["edge_boot_id"], meta["last_byte_ns"]
         return made

@@ -17,7 +17,8 @@ from importlib.metadata import entry_points
 from google.protobuf import json_format
 
 from nextem.analysis import center_of_mass, mean_pattern, novelty, virtual_images
-from nextem.analysis.plugin import Analysis, AnalysisError, Factory
+from nextem.analysis.frame_run import FrameRun
+from nextem.analysis.plugin import Analysis, AnalysisError, Factory, Partial, needs_pixels
 from nextem.v1 import acquisition_pb2, plan_pb2
 
 logger = logging.getLogger(__name__)
@@ -70,6 +71,21 @@ class AnalysisSet:
             except Exception as error:  # noqa: BLE001  plug-ins may raise anything, and must not stop the others
                 made.fail(started.acquisition_id, wanted.name, error)
         return made
+
+    def process(self, run: FrameRun) -> dict[str, Partial]:
+        """What each running analysis makes of ``run``; those that need pixels that it lacks make nothing.
+
+        An analysis that raises is switched off.
+        """
+        partials = {}
+        for name, analysis in list(self.running.items()):
+            if not run.whole and needs_pixels(analysis):
+                continue
+            try:
+                partials[name] = analysis.process(run)
+            except Exception as error:  # noqa: BLE001  plug-ins may raise anything
+                self.fail(run.acquisition_id, name, error)
+        return partials
 
     def fail(self, acquisition_id: str, name: str, error: Exception | str) -> None:
         """Switches ``name`` off for this acquisition; the first reason is kept and logged."""

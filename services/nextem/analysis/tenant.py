@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nextem.analysis.messages import Item
-from nextem.analysis.plugin import Live, State
+from nextem.analysis.plugin import Live, State, needs_pixels
 from nextem.analysis.reducer import Reducer
 from nextem.v1 import product_pb2
 from nextem.wire.coverage import FrameSet
@@ -74,6 +74,8 @@ class Tenant:
             self.dirty = True
             updates = []
             for name, live in self._running():
+                if not item.whole and needs_pixels(self.reducer.analyses.running[name]):
+                    continue
                 values = live.score(self.reducer.states[name], item.first_frame, item.stop_frame)
                 if values is not None:
                     span = FrameSet([(item.first_frame, item.stop_frame)])

@@ -20,6 +20,8 @@ class VirtualImages:
     The edge computed the sums exactly. A frame that the product does not cover has 0.
     """
 
+    needs_pixels = False
+
     def __init__(self, started: acquisition_pb2.AcquisitionStarted, parameters: Mapping[str, object]) -> None:
         read_parameters(parameters, {})
         self._started = started

@@ -204,13 +204,7 @@ class Worker:
     def _item(self, run: FrameRun) -> Item:
         analyses = self._analyses_of(run.acquisition_id)
         assert analyses is not None, "a run is made only of blocks whose acquisition is known"
-        partials = {}
-        for name, analysis in list(analyses.running.items()):
-            try:
-                partials[name] = analysis.process(run)
-            except Exception as error:  # noqa: BLE001  plug-ins may raise anything
-                analyses.fail(run.acquisition_id, name, error)
-        return Item.of(run, partials, dict(analyses.failed))
+        return Item.of(run, analyses.process(run), dict(analyses.failed))
 
     def _send(self, runs: list[FrameRun], positions: list[Position], *, flush: bool = False) -> None:
         batch = Batch(self.name, self._number, [self._item(run) for run in runs], flush)
