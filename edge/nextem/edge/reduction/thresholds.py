@@ -72,9 +72,10 @@ def fit_background(values: npt.NDArray[np.floating[Any]], spacing: float) -> Bac
     least that of rounding, ``spacing`` / sqrt(12).
     """
     least = spacing / math.sqrt(12)
-    found = _densest(np.sort(values).astype(np.float64), spacing)
+    ordered = np.sort(values).astype(np.float64)
+    found = _densest(ordered, spacing)
     for _ in range(ROUNDS):
-        centres, counts = _histogram(values, found, spacing)
+        centres, counts = _histogram(ordered, found, spacing)
         begin = np.array([counts.max(), centres[counts.argmax()], found.sigma])
         state = _levenberg_marquardt(centres, counts, begin)
         if state is None:
@@ -94,18 +95,14 @@ def _densest(ordered: Array, spacing: float) -> Background:
     return Background(float(mean), float(widths[at] + spacing) / SHORTEST_TENTH, False)
 
 
-def _histogram(
-    values: npt.NDArray[np.floating[Any]], around: Background, spacing: float
-) -> tuple[Array, Array]:
+def _histogram(ordered: Array, around: Background, spacing: float) -> tuple[Array, Array]:
     """Bin centres and counts. Each bin spans a whole number of spacings, so that none holds more possible
     values than another."""
     width = spacing * max(1.0, np.rint(around.sigma / BINS_PER_SIGMA / spacing))
     start = spacing * np.floor((around.mean - BELOW_SIGMAS * around.sigma) / spacing) - spacing / 2
     stop = around.mean + max(around.sigma, 1.5 * spacing)
-    bins = math.ceil((stop - start) / width)
-    place = np.floor((values - start) / width)
-    counts = np.bincount(place[(place >= 0) & (place < bins)].astype(np.intp), minlength=bins)
-    return start + width * (np.arange(bins) + 0.5), counts.astype(np.float64)
+    edges = start + width * np.arange(math.ceil((stop - start) / width) + 1)
+    return edges[:-1] + width / 2, np.diff(ordered.searchsorted(edges)).astype(np.float64)
 
 
 def _levenberg_marquardt(x: Array, y: Array, begin: Array) -> Array | None:
