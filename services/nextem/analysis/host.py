@@ -11,7 +11,7 @@ import threading
 import time
 from concurrent.futures import Future
 
-from nextem.analysis.directory import Directory
+from nextem.analysis.directory import Array, Directory
 from nextem.analysis.messages import Batch, Pending, Reply
 from nextem.analysis.reducer import Finished, Reducer
 from nextem.analysis.tenant import Tenant
@@ -35,7 +35,7 @@ class ReducerHost:
     def __init__(self, log: Log, store: ProductStore, *, checkpoint_s: float = CHECKPOINT_S) -> None:
         self.generation = uuid7()
         self._log, self._store, self._checkpoint_s = log, store, checkpoint_s
-        self._directory = Directory(log)
+        self._directory = Directory(log, keep_maps=True)
         self._lock = threading.Lock()  # of the three below
         self._tenants: dict[str, Tenant] = {}
         self._handled: dict[str, int] = {}
@@ -154,8 +154,9 @@ class ReducerHost:
         """
         ids = self._directory.ids()
         for acquisition_id in ids[self._looked_at :]:
-            if not history or self._store.read_checkpoint(_checkpoint_name(acquisition_id)) is not None:
-                self._tenant(acquisition_id)
+            known = not history or self._store.read_checkpoint(_checkpoint_name(acquisition_id)) is not None
+            if not known or self._tenant(acquisition_id) is None:
+                self._directory.forget_maps(acquisition_id)
         self._looked_at = len(ids)
 
     def _finish(self, tenant: Tenant, finished: acquisition_pb2.AcquisitionFinished) -> None:
@@ -163,6 +164,7 @@ class ReducerHost:
         acquisition_id = tenant.reducer.acquisition_id
         with tenant.lock:
             products = tenant.reducer.finish(finished)
+            products += tenant.reducer.of_the_edge(self._maps(acquisition_id), finished)
         for event in stored(self._store, products):
             self._publish(event)
         self._log.flush()
@@ -171,8 +173,16 @@ class ReducerHost:
             with self._lock:
                 self._over.add(acquisition_id)
                 del self._tenants[acquisition_id]
+        self._directory.forget_maps(acquisition_id)
         text = "acquisition %s: %d products of %d frames"
         logger.info(text, acquisition_id, len(products), len(tenant.reducer.covered))
+
+    def _maps(self, acquisition_id: str) -> dict[str, Array]:
+        try:
+            return self._directory.maps(acquisition_id)
+        except ValueError as error:
+            logger.error("the edge's maps of acquisition %s are left out: %s", acquisition_id, error)
+            return {}
 
     def checkpoint(self) -> None:
         """Makes everything handled so far durable, and then tells workers so in the next replies."""

@@ -16,6 +16,7 @@ from nextem.analysis.host import ReducerHost
 from nextem.analysis.messages import Batch, HostLost, Pending
 from nextem.analysis.offline import analyse_offline
 from nextem.analysis.worker import GROUP, Worker
+from nextem.edge.map_parts import map_parts
 from nextem.v1 import acquisition_pb2, product_pb2
 from nextem.wire.blocks import encode_block
 from nextem.wire.local_log import LocalLog
@@ -116,6 +117,23 @@ def test_live_products_are_the_offline_ones(site: Site, small: Any) -> None:
     live = np.frombuffer(last.values, "<f4").reshape(10, 10)
     assert np.array_equal(live, site.store.read("a/novelty")[1], equal_nan=True)
     worker._host.close()  # type: ignore[attr-defined]
+
+
+def test_maps_of_the_edge_become_products(site: Site, small: Any) -> None:
+    host = site.host()
+    worker = Worker(site.log, host)
+    site.start(small)
+    site.send(*small.blocks([]))
+    maps = {"variance": np.arange(12.0).reshape(3, 4), "histogram": np.arange(256, dtype=np.uint64)}
+    for part in map_parts(small.started.acquisition_id, maps, 100):
+        site.log.append(ACQUISITIONS, acquisition_pb2.AcquisitionEvent(map=part).SerializeToString())
+    site.finish(small)
+    until(worker, lambda: worker.counts.frames >= 100)
+    found = site.wait_products(len(offline(small)) + 2)
+    assert np.array_equal(found["edge/variance"], maps["variance"])
+    assert np.array_equal(found["edge/histogram"], maps["histogram"])
+    assert site.products["edge/variance"].analysis == "edge"
+    host.close()
 
 
 def test_new_frames_get_values_at_once(site: Site, small: Any) -> None:
