@@ -85,6 +85,7 @@ class Spool:
         if not self._folder.exists():
             _create(folder, self._folder)
         self._published = SlotFile(folder / "published", 1)
+        _lengthen(self._folder, segment_bytes + MAX_RECORD_BYTES + _OVERHEAD_BYTES)
         # Retention by size would drop what is not published: this spool prunes for itself.
         self._writer = Writer(self._folder, segment_bytes, 1 << 62)
         self._tail = Reader(self._folder, "spool", 0)
@@ -210,6 +211,13 @@ def _own(folder: Path) -> int:
         os.close(handle)
         raise SpoolBusy(f"another process has the spool {folder} open") from None
     return handle
+
+
+def _lengthen(folder: Path, room: int) -> None:
+    """A power cut may have left the newest segment short; readers map it once, so it must have its length."""
+    for base in segment_bases(folder)[-1:]:
+        path = folder / f"{base:020}.seg"
+        os.truncate(path, max(room, path.stat().st_size))
 
 
 def _size(folder: Path, base: int) -> int:
