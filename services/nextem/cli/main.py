@@ -9,7 +9,7 @@ import click
 
 _COMMANDS: Mapping[str, tuple[str, str]] = {
     "demo": ("nextem.cli.demo:demo", "Run a closed-loop experiment on a simulated microscope."),
-    "replay": ("nextem.cli.replay:replay", "Send a Merlin file through edge, log and analysis."),
+    "replay": ("nextem.cli.replay:replay", "Send a file through edge, log and analysis."),
     "up": ("nextem.cli.up:up", "Start every process on this machine; Ctrl-C stops them."),
     "simulate": ("nextem.cli.processes:simulate", "One process: a microscope that obeys commands."),
     "edge": ("nextem.cli.processes:edge", "One process: receive, reduce, publish; guard the instrument."),

@@ -1,10 +1,12 @@
-"""``nextem replay``: a real Merlin file through the same edge, log and analysis."""
+"""``nextem replay``: a real file through the same edge, log and analysis."""
 
 from __future__ import annotations
 
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlencode
 
 import click
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -15,32 +17,51 @@ from nextem.cli.experiment import STALL_S, Record, Scan
 from nextem.cli.home import Home
 from nextem.cli.launcher import ChildFailed, Launcher
 from nextem.cli.plans import replay_plan
-from nextem.cli.station import StationOptions, log_at, start_replay
+from nextem.cli.station import StationOptions, log_at, serve_mib, start_replay
 from nextem.v1 import acquisition_pb2
 from nextem.wire.log import ACQUISITIONS, PRODUCTS, open_log
 from nextem.wire.store import ProductStore
 
 
 @click.command()
-@click.argument("file", metavar="FILE.mib", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--rate", default=1000.0, show_default=True, help="Images a second.")
-@click.option("--scan", help="Scan size, ROWSxCOLUMNS, as 2x4.  [default: one row]")
+@click.argument("file", metavar="FILE", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--rate", default=1000.0, show_default=True, help="Images a second; 0: as fast as it can.")
+@click.option("--scan", help="Scan size, ROWSxCOLUMNS, as 2x4.  [default: the file's own, else one row]")
+@click.option(
+    "-p",
+    "--parameter",
+    "parameters",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="How to read the file: format, dataset, scale, offset, unsigned, loops, reader.",
+)
 @click.option(
     "--log", "log_choice", default="local", show_default=True, help="local, kafka, or kafka://HOST:PORT."
 )
 @click.option("--home", type=click.Path(path_type=Path), help="Folder of everything NexTEM keeps.")
-def replay(file: Path, rate: float, scan: str | None, log_choice: str, home: Path | None) -> None:
-    """Send a Merlin file through edge, log and analysis, and leave its products and pictures.
+def replay(
+    file: Path, rate: float, scan: str | None, parameters: tuple[str, ...], log_choice: str, home: Path | None
+) -> None:
+    """Send a file through edge, log and analysis, and leave its products and pictures.
 
-    The file is served over TCP as the camera would send it; the edge receives it like any detector.
+    A MIB file is served over TCP as the camera would send it. Others the edge reads itself: HDF5 of DECTRIS
+    and stempy, EMPAD, MRC, TIFF, npy, and with a reader of your own any.
 
     \b
     nextem replay scan.mib --scan 128x128
-    """
+    nextem replay scan_master.h5 --scan 64x64 --rate 0
+    nextem replay empad_x64_y64.raw -p scale=0.0066 -p offset=10
+    nextem replay scan.xyz -p reader=package.module:function
+    """  # fmt: skip
     place = Home.at(home)
     name = "replay-" + time.strftime("%Y%m%d-%H%M%S")
     try:
-        done = _run(file, rate, scan, log_choice, place, name)
+        source = _source(file.absolute(), rate, scan, parameters)
+        done = _run(source, log_choice, place, name)
+    except ModuleNotFoundError as error:
+        raise click.ClickException(
+            f"{file.name} needs the package {error.name!r}: pip install 'nextem[files]'"
+        ) from error
     except _failures() as error:
         raise click.ClickException(str(error)) from error
     _leave(done, place, place.report(name))
@@ -51,14 +72,56 @@ def replay(file: Path, rate: float, scan: str | None, log_choice: str, home: Pat
 def _failures() -> tuple[type[Exception], ...]:
     from nextem.cli.kafka_jars import BrokerUnavailable
     from nextem.edge.detectors.base import DetectorError
+    from nextem.edge.detectors.registry import BadAddress
     from nextem.simulator.mib import MibError
     from nextem.wire.log import LogError
 
-    return (ChildFailed, BrokerUnavailable, MibError, DetectorError, LogError, ReplayFailed)
+    return (ChildFailed, BrokerUnavailable, MibError, DetectorError, BadAddress, LogError, ReplayFailed)
 
 
 class ReplayFailed(Exception):
     """The replay did not come to its end."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """What is replayed: ``detector`` is an address, or None where ``file`` is served as a Merlin would."""
+
+    file: Path
+    rate_fps: float
+    detector: str | None
+    frames: int
+    scan: tuple[int, int]
+    shape: tuple[int, int]
+
+
+def _source(file: Path, rate: float, scan: str | None, parameters: tuple[str, ...]) -> _Source:
+    given = dict(part.partition("=")[::2] for part in parameters)
+    if file.suffix.lower() == ".mib" and not given:
+        return _merlin(file, rate, scan)
+    from nextem.edge.detectors.files import read_file
+    from nextem.edge.detectors.files.parameters import parse_parameters
+
+    if scan is not None:
+        given["scan"] = scan
+    parsed = parse_parameters({"rate": str(rate)} | given)
+    recording = read_file(file, parsed)
+    frames = recording.frames * parsed.loops
+    if not frames:
+        raise ReplayFailed(f"{file.name} does not say how many frames it holds: say --scan")
+    rows, columns = recording.scan or (1, recording.frames)
+    address = f"{file.as_uri()}?{urlencode({'rate': str(rate)} | given)}"
+    return _Source(file, rate, address, frames, (rows * parsed.loops, columns), recording.format.shape)
+
+
+def _merlin(file: Path, rate: float, scan: str | None) -> _Source:
+    from nextem.edge.detectors.merlin import parse_frame_header, pixel_format
+    from nextem.simulator.mib import MibFile
+
+    with MibFile(file) as mib:
+        announced = len(mib) if mib.announced is None else mib.announced
+        shape = pixel_format(parse_frame_header(mib.frame(0))).shape
+    return _Source(file, rate, None, announced, _scan_size(scan, announced), shape)
 
 
 def _scan_size(text: str | None, frames: int) -> tuple[int, int]:
@@ -72,22 +135,17 @@ def _scan_size(text: str | None, frames: int) -> tuple[int, int]:
     return int(rows), int(columns)
 
 
-def _run(file: Path, rate: float, scan: str | None, log_choice: str, place: Home, name: str) -> Scan:
-    from nextem.edge.detectors.merlin import parse_frame_header, pixel_format
-    from nextem.simulator.mib import MibFile
-
-    with MibFile(file) as mib:
-        announced = len(mib) if mib.announced is None else mib.announced
-        shape = pixel_format(parse_frame_header(mib.frame(0))).shape
+def _run(source: _Source, log_choice: str, place: Home, name: str) -> Scan:
     folder = place.run(name)
-    plan = replay_plan(f"replay of {file.name}", _scan_size(scan, announced), shape)
+    plan = replay_plan(f"replay of {source.file.name}", source.scan, source.shape)
     with log_at(log_choice, place, folder) as address, Launcher(folder) as launcher:
         log = open_log(address)
         reader = log.consumer([ACQUISITIONS, PRODUCTS], None, from_start=False)
         try:
             options = StationOptions(log=address, store=place.store, folder=folder)
-            with screen(stderr=True).status("starting edge, analysis and the file's server"):
-                start_replay(launcher, options, file, plan, rate)
+            with screen(stderr=True).status("starting edge and analysis"):
+                detector = source.detector or serve_mib(launcher, options, source.file, source.rate_fps)
+                start_replay(launcher, options, detector, plan)
             record = Record()
             with Progress(
                 TextColumn("{task.description}"),
@@ -96,7 +154,7 @@ def _run(file: Path, rate: float, scan: str | None, log_choice: str, place: Home
                 TimeRemainingColumn(),
                 console=screen(stderr=True),
             ) as progress:
-                frames = progress.add_task("frames", total=announced)
+                frames = progress.add_task("frames", total=source.frames)
                 quiet_since, changes = time.monotonic(), -1
                 while True:
                     launcher.check()

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from google.protobuf import json_format
 
@@ -107,23 +106,25 @@ def _simulator_arguments(options: StationOptions) -> list[str]:
     return arguments
 
 
-def start_replay(
-    launcher: Launcher, options: StationOptions, file: Path, plan: plan_pb2.Plan, rate_fps: float
-) -> dict[str, Any]:
-    """Starts analysis, a listening edge with ``plan`` and a server of ``file``; waits until all are ready."""
+def serve_mib(launcher: Launcher, options: StationOptions, file: Path, rate_fps: float) -> str:
+    """Starts a server that sends ``file`` as a Merlin would; returns the camera's address."""
+    server = launcher.start(
+        "simulate",
+        *("--home", str(options.folder)),
+        *("--replay", str(file), "--rate", str(rate_fps), "--data-port", "0"),
+    )
+    return f"{HOST}:{launcher.wait_ready(server)['data_port']}"
+
+
+def start_replay(launcher: Launcher, options: StationOptions, detector: str, plan: plan_pb2.Plan) -> None:
+    """Starts analysis, then an edge that listens to ``detector`` with ``plan``; waits until they are ready."""
     home = ("--home", str(options.folder))
     log = ("--log", options.log)
     plan_file = options.folder / "plan.json"
     plan_file.write_text(json_format.MessageToJson(plan))
     analysis = launcher.start("analyse", *home, *log, "--store", str(options.store))
     launcher.wait_ready(analysis)
-    server = launcher.start(
-        "simulate", *home, "--replay", str(file), "--rate", str(rate_fps), "--data-port", "0"
-    )
-    facts = launcher.wait_ready(server)
-    detector = f"{HOST}:{facts['data_port']}"
     edge = launcher.start(
         "edge", *home, *log, "--detector", detector, "--name", "replay", "--passive-plan", str(plan_file)
     )
     launcher.wait_ready(edge)
-    return facts

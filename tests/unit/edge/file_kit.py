@@ -237,6 +237,15 @@ def write_nxmx(
     return master
 
 
+def damage_chunk(path: Path, frame: int) -> None:
+    """Makes the first packed block of one frame's chunk longer than the chunk."""
+    with h5py.File(path) as file:
+        place = file["entry/data/data"].id.get_chunk_info(frame)
+    data = bytearray(path.read_bytes())
+    data[place.byte_offset + 12 : place.byte_offset + 16] = b"\xff" * 4
+    path.write_bytes(data)
+
+
 def write_stempy(
     path: Path,
     lists: Sequence[Sequence[int]],

@@ -33,6 +33,9 @@ FORMATS: Mapping[str, str] = {
 }
 """Name of a format -> its module."""
 
+MAX_FRAMES = 2**32 - 1
+"""What a plan's scan can count."""
+
 ENDINGS: Mapping[str, str] = {
     ".mib": "mib",
     ".h5": "hdf5",
@@ -70,6 +73,11 @@ def read_file(path: Path, parameters: Parameters) -> Recording:
         raise UnreadableFile(f"{path}: there is no such file")
     name = "hook" if parameters.reader else FORMATS[_format(path, parameters)]
     recording: Recording = importlib.import_module(f"{__name__}.{name}").read(path, parameters)
+    if recording.frames * parameters.loops > MAX_FRAMES:
+        raise UnreadableFile(
+            f"{path}: an acquisition has at most {MAX_FRAMES} frames, this one would have "
+            f"{recording.frames} x {parameters.loops}"
+        )
     if parameters.scan is None:
         return recording
     rows, columns = parameters.scan

@@ -85,7 +85,7 @@ class FilePlayer:
         self._next = 0  # the frame that comes next where none is missing
         self._first_ns = self._last_ns = 0
         self._started_ns = 0
-        self._thread = Thread(target=self._run, name="file", daemon=True)
+        self._thread = Thread(target=self.run, name="file", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
@@ -103,7 +103,8 @@ class FilePlayer:
         scan = recording.scan and (recording.scan[0] * loops, recording.scan[1])
         return Announcement(recording.text, recording.frames * loops, scan, self._clock.now_ns())
 
-    def _run(self) -> None:
+    def run(self) -> None:
+        """Plays it in this thread; returns when the claim is closed."""
         announcement = self._announcement()
         claim = self._sink.open(announcement)
         if claim is None:

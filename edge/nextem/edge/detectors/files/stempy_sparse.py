@@ -24,12 +24,13 @@ from numpy.typing import NDArray
 from nextem.edge.detectors.base import CorruptFrame, FrameFormat, FrameRun, UnsupportedFormat
 from nextem.edge.detectors.files.arrays import check_shape
 from nextem.edge.detectors.files.parameters import Parameters
-from nextem.edge.detectors.files.source import Piece, Recording, UnreadableFile, parsing
+from nextem.edge.detectors.files.source import Piece, Recording, UnreadableFile, map_file, parsing
 from nextem.wire.events import Events
 
 FRAMES, POSITIONS = "electron_events/frames", "electron_events/scan_positions"
 _LISTS = 4096  # read at once
 _DTYPE = np.dtype("u2")
+_REFERENCE = np.dtype([("length", "<u4"), ("heap", "<u8"), ("index", "<u4")])  # of a list, in HDF5
 _OUTSIDE, _OVERFLOW = -2, -3
 
 
@@ -46,6 +47,7 @@ def read(path: Path, parameters: Parameters) -> Recording:
         if kind is None or np.dtype(kind) != np.uint32:
             raise UnsupportedFormat(f"{path}: {FRAMES} are lists of uint32, these are {lists.dtype}")
         of_list = _positions(path, version, np.asarray(positions), lists.shape)
+        _check_lengths(path, lists)
     check_shape(path, scan[0] * scan[1], shape, _DTYPE.itemsize)
     if min(scan) < 1 or (of_list.size and not 0 <= of_list.min() <= of_list.max() < scan[0] * scan[1]):
         raise UnreadableFile(
@@ -67,6 +69,22 @@ def _positions(path: Path, version: int, told: NDArray[Any], shape: tuple[int, .
     if lists < 0 or told.ndim != 1 or not told.size or lists % told.size or told.dtype.kind not in "iu":
         raise UnreadableFile(f"{path}: {shape} frames for {told.shape} positions of {told.dtype}")
     return np.repeat(told.astype(np.int64), lists // told.size)
+
+
+def _check_lengths(path: Path, lists: Any) -> None:
+    """HDF5 believes any length that a damaged file claims, and takes so much memory.
+
+    Raises :class:`UnreadableFile` where the lists claim to be longer than the file.
+    """
+    offset = lists.id.get_offset()
+    if offset is None or lists.size == 0:  # nothing written yet, or in chunks
+        return
+    data = map_file(path)
+    if offset + lists.size * _REFERENCE.itemsize > data.size:
+        raise UnreadableFile(f"{path}: {lists.size} lists from byte {offset} on, the file has {data.size}")
+    told = np.frombuffer(data, _REFERENCE, lists.size, offset)["length"].sum(dtype=np.uint64)
+    if int(told) * 4 > data.size:
+        raise UnreadableFile(f"{path}: lists of {told} electrons do not fit in {data.size} bytes")
 
 
 def _pieces(path: Path, of_list: NDArray[np.int64]) -> Iterator[Piece]:

@@ -1,0 +1,87 @@
+"""Files through the whole data path: every pixel on the log is the file's, and the account is exact."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import file_kit
+import numpy as np
+import pytest
+import tifffile
+from file_kit import Frames
+
+from nextem.v1 import acquisition_pb2 as pb
+from nextem.v1 import plan_pb2
+from nextem.wire.coverage import FrameSet
+
+FRAMES = file_kit.sparse(300)
+LISTS = [np.repeat(np.flatnonzero(image), image[image > 0]).tolist() for image in FRAMES]
+
+
+def npy(folder: Path, frames: Frames = FRAMES) -> Path:
+    np.save(folder / "a.npy", frames)
+    return folder / "a.npy"
+
+
+def mrc(folder: Path) -> Path:
+    path = folder / "a.mrc"
+    path.write_bytes(file_kit.mrc_header(FRAMES.shape, 6, ">") + FRAMES.astype(">u2").tobytes())
+    return path
+
+
+def tiff(folder: Path) -> Path:
+    tifffile.imwrite(folder / "a.tif", FRAMES, photometric="minisblack", compression="zlib")
+    return folder / "a.tif"
+
+
+MAKERS: dict[str, Callable[[Path], Path]] = {
+    "mib": lambda folder: file_kit.write_mib(folder / "a.mib", FRAMES),
+    "npy": npy,
+    "floats": lambda folder: npy(folder, FRAMES.astype("f4")),
+    "mrc": mrc,
+    "tiff": tiff,
+    "bslz4": lambda folder: file_kit.write_nxmx(folder, [FRAMES[:120], FRAMES[120:]]),
+    "gzip": lambda folder: file_kit.write_nxmx(folder, [FRAMES[:120], FRAMES[120:]], "gzip"),
+    "stempy": lambda folder: file_kit.write_stempy(
+        folder / "a.h5", LISTS, range(300), (15, 20), FRAMES.shape[1:], 3
+    ),
+}
+
+
+def start(rig: Any, path: Path, **parameters: object) -> None:
+    plan = plan_pb2.Plan(reduction=plan_pb2.Reduction(center_of_mass=True))
+    rig.start(detector=file_kit.address(path, **parameters), passive_plan=plan, ring_bytes=1 << 20)
+    rig.stop_when(lambda: rig.pipeline.stats()["acquisitions"] == 1)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_every_format_arrives_whole(rig: Any, tmp_path: Path, name: str) -> None:
+    start(rig, MAKERS[name](tmp_path), scan="15x20")
+    (logged,) = rig.logged().values()
+    logged.check(dict(enumerate(FRAMES.astype(logged.started.dtype))))
+    assert logged.finished.reason == pb.FINISH_REASON_COMPLETE, logged.finished.error
+    assert logged.finished.frames_stored == 300
+    assert (logged.started.plan.scan.size_y, logged.started.plan.scan.size_x) == (15, 20)
+    assert np.array_equal(logged.column("sum"), FRAMES.sum(axis=(1, 2)))
+
+
+def test_a_corrupt_chunk_costs_its_own_frame(rig: Any, tmp_path: Path) -> None:
+    master = file_kit.write_nxmx(tmp_path, [FRAMES[:60]])
+    file_kit.damage_chunk(tmp_path / "scan_data_000001.h5", 37)
+    start(rig, master)
+    (logged,) = rig.logged().values()
+    logged.check(dict(enumerate(FRAMES)))
+    assert list(FrameSet.from_proto(logged.finished.lost)) == [(37, 38)]
+    assert logged.finished.reason == pb.FINISH_REASON_INCOMPLETE
+
+
+def test_a_file_cut_short_is_accounted_for(rig: Any, tmp_path: Path) -> None:
+    path = npy(tmp_path)
+    path.write_bytes(path.read_bytes()[:-20_000])
+    start(rig, path)
+    (logged,) = rig.logged().values()
+    logged.check(dict(enumerate(FRAMES)))
+    assert (logged.finished.frames_announced, logged.finished.frames_stored) == (300, 289)
+    assert logged.finished.error.startswith("TruncatedFile")
