@@ -93,6 +93,9 @@ class Reads:
         finally:
             batch.release()
 
+    def broken(self, error: Exception) -> None:
+        raise AssertionError("the player died") from error
+
     def close_claim(self, claim: Claim, ending: Ending) -> None:
         self.taker.close_claim(claim, ending)
 

@@ -81,6 +81,9 @@ class Taker:
             self.ending = ending
             self.news.notify_all()
 
+    def broken(self, error: Exception) -> None:
+        raise AssertionError("the player died") from error
+
     def wait_for_end(self) -> Ending:
         with self.news:
             assert self.news.wait_for(lambda: self.ending is not None, WAIT_S), "it does not end"

@@ -251,7 +251,7 @@ def _no_arrays() -> Iterator[Any]:
         (_other_shape, FrameSizeChanged, 4),
         (_other_dtype, FrameSizeChanged, 4),
         (_raises, ReaderFailed, 4),
-        (_no_arrays, UnreadableFile, 4),
+        (_no_arrays, ReaderFailed, 4),
     ],
 )
 def test_a_reader_that_does_wrong(

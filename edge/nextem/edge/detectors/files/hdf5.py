@@ -205,12 +205,10 @@ def _pieces(array: _Array, counts: Counts) -> Iterator[Piece]:
 
 def _slices(array: _Array) -> Iterator[NDArray[Any]]:
     step = max(1, PIECE_BYTES // (array.shape[0] * array.shape[1] * array.dtype.itemsize))
-    with open_hdf5(array.place.path) as file:
+    with parsing(array.place.path, "HDF5"), open_hdf5(array.place.path) as file:
         found = file[array.place.name]
         for at in range(0, array.count, step):
-            with parsing(array.place.path, "HDF5"):
-                images = _frames(found, at, min(at + step, array.count))
-            yield images
+            yield _frames(found, at, min(at + step, array.count))
 
 
 def _frames(array: Any, start: int, stop: int) -> NDArray[Any]:

@@ -93,6 +93,11 @@ def _call(reader: Reader, path: Path) -> FrameSource:
 
 def _arrays(source: FrameSource, path: Path) -> Iterator[NDArray[Any]]:
     try:
-        yield from source.frames
+        for array in source.frames:
+            if not isinstance(array, np.ndarray):
+                raise ReaderFailed(f"{path}: frames are arrays (n, y, x), not {type(array).__name__}")
+            yield array
+    except DetectorError:
+        raise
     except Exception as error:
         raise ReaderFailed(f"{path}: {type(error).__name__}: {error}") from error

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
-from threading import Condition, Event, Thread
+from threading import Condition, Event
 
 import numpy as np
 
@@ -28,9 +28,10 @@ from nextem.edge.detectors.base import (
     Sink,
     Slab,
     TruncatedStream,
+    receiving_thread,
 )
 from nextem.edge.detectors.counters import Counters
-from nextem.edge.detectors.files.source import Piece, Recording, UnreadableFile
+from nextem.edge.detectors.files.source import Piece, Recording
 from nextem.wire.clock import Clock
 
 log = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ class FilePlayer:
         self._next = 0  # the frame that comes next where none is missing
         self._first_ns = self._last_ns = 0
         self._started_ns = 0
-        self._thread = Thread(target=self.run, name="file", daemon=True)
+        self._thread = receiving_thread(self.run, sink, "file")
 
     def start(self) -> None:
         self._thread.start()
@@ -122,10 +123,6 @@ class FilePlayer:
         except DetectorError as found:
             kind = EndKind.SENDING_ENDED if isinstance(found, TruncatedStream) else EndKind.FAILED
             error = found
-        except Exception as found:
-            # Whatever a reader does wrong, the acquisition ends with exact accounting.
-            kind, error = EndKind.FAILED, UnreadableFile(f"{type(found).__name__}: {found}")
-            log.exception("reading the file failed (acquisition %s)", claim.acquisition_id)
         if error is not None:
             log.error("%s: %s (acquisition %s)", type(error).__name__, error, claim.acquisition_id)
         ending = Ending(kind, self._next - 1, error, self._first_ns, self._last_ns)
