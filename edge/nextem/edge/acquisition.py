@@ -33,6 +33,7 @@ class Acquisition:
     limits: BlockLimits = field(repr=False)
     _hungry: Callable[[], bool] = field(repr=False)
     _cancel: Callable[[Acquisition], None] = field(repr=False)
+    _backlog: Callable[[], float] = field(default=lambda: 0.0, repr=False)
     encoded_frame_bytes: float = 0.0
     _stop_reason: str | None = None
     _finished: pb.AcquisitionFinished | None = None
@@ -54,6 +55,9 @@ class Acquisition:
     def hungry(self) -> bool:
         return self._hungry()
 
+    def backlog(self) -> float:
+        return self._backlog()
+
     def stop_reason(self) -> str | None:
         return self._stop_reason
 
@@ -69,6 +73,7 @@ def new_acquisition(
     command_id: str,
     hungry: Callable[[], bool],
     cancel: Callable[[Acquisition], None],
+    backlog: Callable[[], float] = lambda: 0.0,
 ) -> Acquisition:
     """A handle whose blocks close as its plan says."""
     reduction = plan.reduction
@@ -78,7 +83,7 @@ def new_acquisition(
         encoded_frame_bytes=lambda: acquisition.encoded_frame_bytes,
         max_frames=MAX_FRAMES,
     )
-    acquisition = Acquisition(acquisition_id, plan, command_id, limits, hungry, cancel)
+    acquisition = Acquisition(acquisition_id, plan, command_id, limits, hungry, cancel, backlog)
     return acquisition
 
 

@@ -264,7 +264,8 @@ class EdgePipeline:
     # ---- inside -------------------------------------------------------------------------------
 
     def _new(self, acquisition_id: str, plan: plan_pb2.Plan, command_id: str) -> Acquisition:
-        return new_acquisition(acquisition_id, plan, command_id, self._reducing.hungry, self._cancel)
+        hungry, backlog = self._reducing.hungry, self._storing.backlog
+        return new_acquisition(acquisition_id, plan, command_id, hungry, self._cancel, backlog)
 
     def _cancel(self, acquisition: Acquisition) -> None:
         """A stop before the detector's header: nothing was announced, so nothing is lost or published."""

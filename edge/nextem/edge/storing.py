@@ -87,11 +87,15 @@ class Storing:
                 _drop(rest, forget)
                 raise
 
+    def backlog(self) -> float:
+        """Fraction of the spool that waits for the log. Any thread."""
+        return self._publisher.waiting_bytes / self._spool.max_bytes
+
     def decide(self, ladder: Ladder, in_time: bool) -> Policy:
         """How the next block is encoded, by what waits for the log and how fast that is. Any thread."""
         now_ns = self._clock.now_ns()
         return ladder.decide(
-            self._publisher.waiting_bytes / self._spool.max_bytes,
+            self.backlog(),
             now_ns,
             self._meter.rate(now_ns),
             self._publisher.link_bytes_per_s(),

@@ -85,3 +85,23 @@ def test_a_file_cut_short_is_accounted_for(rig: Any, tmp_path: Path) -> None:
     logged.check(dict(enumerate(FRAMES)))
     assert (logged.finished.frames_announced, logged.finished.frames_stored) == (300, 289)
     assert logged.finished.error.startswith("TruncatedFile")
+
+
+def test_a_file_waits_for_a_log_that_is_away(rig: Any, tmp_path: Path) -> None:
+    """Noise of three times the spool's size, and the log is away at first: nothing is lost."""
+    frames = np.random.default_rng(3).integers(0, 1 << 16, (800, 128, 128), dtype="u2")
+    rig.log.away.set()
+    plan = plan_pb2.Plan(reduction=plan_pb2.Reduction(degradation=plan_pb2.Degradation()))
+    rig.start(
+        detector=file_kit.address(npy(tmp_path, frames)),
+        passive_plan=plan,
+        spool_bytes=8 << 20,
+        spool_segment_bytes=128 << 10,
+    )
+    rig.wait_for(rig.log.tried.is_set)
+    rig.log.away.clear()
+    rig.stop_when(lambda: rig.pipeline.stats()["acquisitions"] == 1)
+    (logged,) = rig.logged().values()
+    logged.check(dict(enumerate(frames)))
+    assert logged.finished.frames_stored == 800
+    assert logged.finished.reason == pb.FINISH_REASON_COMPLETE, logged.finished.error

@@ -30,6 +30,7 @@ class Taker:
 
     hold: bool = False
     max_frames: int = 64
+    waiting: float = 0.0
     announcement: Announcement | None = None
     ending: Ending | None = None
     images: dict[int, Frames] = field(default_factory=dict)
@@ -45,6 +46,9 @@ class Taker:
 
     def hungry(self) -> bool:
         return True
+
+    def backlog(self) -> float:
+        return self.waiting
 
     def stop_reason(self) -> str | None:
         return self.reason

@@ -70,6 +70,32 @@ def test_it_waits_when_nothing_is_given_back(tmp_path: Path, dtype: str) -> None
     assert player.counters()["frames_received"] == 400
 
 
+def test_it_waits_while_the_spool_waits_for_the_log(tmp_path: Path) -> None:
+    class Slow(kit.Taker):
+        """The log takes one block with every second look."""
+
+        def backlog(self) -> float:
+            self.waiting = 0.5 - self.waiting
+            return self.waiting
+
+        def frames(self, claim: Any, batch: Any) -> None:
+            assert self.waiting == 0.0
+            kit.Taker.frames(self, claim, batch)
+
+    taker = Slow()
+    player = kit.detector(taker, npy(tmp_path, kit.sparse(200)))
+    player.start()
+    taker.wait_for_end()
+    player.close()
+    assert np.array_equal(taker.stack(), kit.sparse(200))
+    stuck = kit.Taker(waiting=0.5)
+    player = kit.detector(stuck, npy(tmp_path, kit.sparse(200)))
+    player.start()
+    player.close()
+    assert stuck.ending is not None
+    assert (stuck.ending.kind, stuck.images) == (EndKind.STOPPED, {})
+
+
 @dataclass(slots=True)
 class StepClock:
     """Time passes by a millisecond with each look."""

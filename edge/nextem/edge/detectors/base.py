@@ -225,6 +225,10 @@ class Claim(Protocol):
         """Whether the reduction waits for work: only then a batch is handed over by age."""
         ...
 
+    def backlog(self) -> float:
+        """Fraction of the spool that waits for the log: a source that can wait lets it be worked off."""
+        ...
+
     def stop_reason(self) -> str | None:
         """Set once somebody asked to stop."""
         ...

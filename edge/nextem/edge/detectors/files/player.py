@@ -1,7 +1,7 @@
 """Plays a recording as a detector would send it, except that it waits: no frame is lost for want of memory.
 
 Frames are handed over where they lie. At most ``ring_bytes`` of them are out at once; then the player waits
-until the reduction has given some back.
+until the reduction has given some back. It also waits while the spool waits for the log.
 """
 
 from __future__ import annotations
@@ -38,6 +38,9 @@ log = logging.getLogger(__name__)
 
 _FIRST_FRAMES = 16  # in a batch while nobody knows how well they compress
 _FRAME_COST = 64  # bytes that an empty frame takes on its way
+_MOST_BATCHES = 16  # out at once: enough for every thread that reduces
+_MOST_BACKLOG = 0.01  # of the spool: so little that the log's pace is never taken for a slow link
+_BACKLOG_S = 0.005  # how long to wait before looking at the backlog again
 _QUIET_S = 0.05  # how long to wait before looking at a stop again
 
 
@@ -51,23 +54,28 @@ class Playback:
 
 
 class Allowance:
-    """Bytes that may be out at once. One piece is always let out, however large."""
+    """Bytes and batches that may be out at once. One batch is always let out, however large."""
 
     def __init__(self, most: int) -> None:
-        self._most, self._out = most, 0
+        self._most, self._out, self._batches = most, 0, 0
         self._changed = Condition()
 
     def take(self, size: int, wait_s: float) -> bool:
         """Waits for room at most so long; says whether there was."""
         with self._changed:
-            if not self._changed.wait_for(lambda: not self._out or self._out + size <= self._most, wait_s):
+            if not self._changed.wait_for(lambda: self._has_room(size), wait_s):
                 return False
             self._out += size
+            self._batches += 1
             return True
+
+    def _has_room(self, size: int) -> bool:
+        return not self._out or (self._batches < _MOST_BATCHES and self._out + size <= self._most)
 
     def give(self, size: int) -> None:
         with self._changed:
             self._out -= size
+            self._batches -= 1
             self._changed.notify()
 
 
@@ -177,6 +185,9 @@ class FilePlayer:
         pixels = self._recording.format
         size = piece.count * pixels.pixel_bytes if piece.sizes is None else int(piece.sizes.sum())
         cost = size + _FRAME_COST * piece.count
+        while claim.backlog() > _MOST_BACKLOG:
+            self._closing.wait(_BACKLOG_S)
+            self._look(claim)
         while not self._allowance.take(cost, _QUIET_S):
             self._look(claim)
         now = self._clock.now_ns()
