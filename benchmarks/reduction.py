@@ -188,11 +188,10 @@ def rows_of(task: Task, peer: Peer | None, runs: int) -> list[Row]:
 
 def plan(**more: Any) -> plan_pb2.Reduction:
     edges = (0.0, 12.0, 40.0, 90.0, -1.0)
+    middle = {"center_y_px": 128, "center_x_px": 128}
     masks = [
-        plan_pb2.Mask(
-            name=f"m{k}", center_y_px=128, center_x_px=128, inner_px=edges[k], outer_px=edges[k + 1]
-        )
-        for k in range(4)
+        plan_pb2.Mask(name=f"from {inner} px", inner_px=inner, outer_px=outer, **middle)
+        for inner, outer in pairwise(edges)
     ]
     return plan_pb2.Reduction(masks=masks, center_of_mass=True, **more)
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit, types
 
-from nextem.wire.pixels import load_pixel, scan_frame
+from nextem.wire.pixels import GROUP, full64, load_pixel, lowest_one, scan_frame
 
 ESCAPE = 255
 """In a byte stream: the number stands in the wide stream."""
@@ -211,38 +211,39 @@ def put_frame(
     wide_values: npt.NDArray[Any],
 ) -> tuple[int, int]:
     """Appends all events of one frame, the first of which is number ``event``; returns as
-    :func:`put_event`, and needs the same room.
+    :func:`put_event`, and needs the same room, and ``GROUP`` more gaps.
 
-    Narrow numbers are written by loops without jumps or carried state, which become vector instructions; wide
-    ones are rare and looked at only where there are any.
+    Narrow numbers are written by loops without jumps or carried state, which become vector instructions, and
+    in types as narrow as can be, so that more of them fit a vector; wide ones are rare and looked for in the
+    narrow ones, 64 at a time.
     """
     n_gaps, n_values = wide
     count = indices.size
     if count == 0:
         return n_gaps, n_values
-    escape = np.uint32(ESCAPE)
     gaps_here, values_here = gaps[event : event + count], values[event : event + count]
-    gaps_here[0] = min(indices[0], escape)
-    found = np.int64(indices[0] >= escape)
+    escape, one = np.uint32(ESCAPE), np.uint32(1)
+    gaps_here[0] = np.uint8(min(indices[0], escape))
     before, after, gaps_after = indices[: count - 1], indices[1:], gaps_here[1:]
     for k in range(before.size):
-        gap = np.uint32(after[k] - before[k] - np.uint32(1))
-        gaps_after[k] = min(gap, escape)
-        found += gap >= escape
-    if found:
-        previous = np.int64(-1)
-        for k in range(count):
-            gap_wide = np.int64(indices[k]) - previous - 1
-            previous = np.int64(indices[k])
-            wide_gaps[n_gaps] = gap_wide
-            n_gaps += int(gap_wide >= ESCAPE)
-    found = np.int64(0)
+        gaps_after[k] = np.uint8(min(np.uint32(after[k] - before[k] - one), escape))
+    for first in range(0, count, GROUP):
+        bits = full64(types.uintp(gaps_here.ctypes.data + first))
+        while bits != 0:
+            k = first + int(lowest_one(bits))
+            if k >= count:
+                break
+            wide_gaps[n_gaps] = indices[k] - indices[k - 1] - one if k else indices[0]
+            n_gaps += 1
+            bits &= bits - np.uint64(1)
+    brightest = pixel_values[0]
     for k in range(pixel_values.size):
-        less_one = np.uint64(pixel_values[k]) - np.uint64(1)
-        values_here[k] = min(less_one, np.uint64(ESCAPE))
-        found += less_one >= np.uint64(ESCAPE)
-    if found:
+        brightest = max(brightest, pixel_values[k])
+        values_here[k] = np.uint8(min(np.uint32(pixel_values[k]), escape + one) - one)
+    if np.uint64(brightest) > np.uint64(ESCAPE):
         for k in range(count):
+            is_wide = np.uint64(pixel_values[k]) > np.uint64(ESCAPE)
+            values_here[k] = ESCAPE if is_wide else values_here[k]
             wide_values[n_values] = pixel_values[k]
-            n_values += int(np.uint64(pixel_values[k]) > np.uint64(ESCAPE))
+            n_values += int(is_wide)
     return n_gaps, n_values

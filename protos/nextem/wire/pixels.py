@@ -59,6 +59,18 @@ def nonzero64(_context: Any, address: Any, like: Any) -> Any:
 
 
 @intrinsic
+def full64(_context: Any, address: Any) -> Any:
+    """Bit k says whether the k-th of the 64 bytes at ``address`` is 255."""
+
+    def build(_target: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        raw = _load(builder, arguments[0], ir.VectorType(ir.IntType(8), GROUP))
+        full = ir.Constant(raw.type, [255] * GROUP)
+        return builder.bitcast(builder.icmp_unsigned("==", raw, full), ir.IntType(GROUP))
+
+    return types.uint64(types.uintp), build
+
+
+@intrinsic
 def copy64(_context: Any, address: Any, swap: Any, target: Any) -> Any:
     """Copies 64 pixels from ``address`` to the start of ``target``, swapped if ``swap``; returns as above."""
 
@@ -112,6 +124,17 @@ def lowest_one(_context: Any, _word: Any) -> Any:
 
     def build(_target: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         return builder.cttz(arguments[0], defined_for_zero)
+
+    return types.uint64(types.uint64), build
+
+
+@intrinsic
+def leading_zeros(_context: Any, _word: Any) -> Any:
+    """Clear bits above the highest set one of a uint64; 64 where there is none."""
+    defined_for_zero = ir.Constant(ir.IntType(1), 0)
+
+    def build(_target: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.ctlz(arguments[0], defined_for_zero)
 
     return types.uint64(types.uint64), build
 

@@ -126,7 +126,7 @@ def reduce_dense(
             correct_list(frame, native.ctypes.data, False, indices, values, tables, figures, scratch)
         else:
             correct_frame(frame, native, tables, figures, scratch)
-        tally_frame(native, found, tally)
+        tally_frame(native, tally)
 
 
 @njit(cache=True, nogil=True)

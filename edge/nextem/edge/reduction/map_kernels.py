@@ -9,6 +9,7 @@ import numpy.typing as npt
 from numba import njit
 
 from nextem.edge.reduction.maps import Tally
+from nextem.wire.pixels import leading_zeros
 
 
 @njit(cache=True, nogil=True)
@@ -29,8 +30,8 @@ def tally_list(indices: npt.NDArray[np.uint32], values: npt.NDArray[Any], pixels
 
 
 @njit(cache=True, nogil=True)
-def tally_frame(native: npt.NDArray[Any], nonzero: int, tally: Tally) -> None:
-    """From all pixels of a frame, of which ``nonzero`` are not zero."""
+def tally_frame(native: npt.NDArray[Any], tally: Tally) -> None:
+    """From all pixels of a frame."""
     total = tally.sum
     for k in range(native.size):
         total[k] += np.uint64(native[k])
@@ -53,8 +54,5 @@ def histogram_bin(value: np.uint64) -> np.int64:
     """The bin of a pixel value, see :class:`nextem.edge.reduction.maps.Maps`."""
     if value < np.uint64(4):
         return np.int64(value)
-    top = np.int64(0)
-    for step in (32, 16, 8, 4, 2, 1):
-        if value >> np.uint64(top + step):
-            top += step
-    return np.int64(4 * (top - 1)) + np.int64((value >> np.uint64(top - 2)) & np.uint64(3))
+    top = np.uint64(63) - leading_zeros(value)
+    return np.int64(np.uint64(4) * (top - np.uint64(1)) + ((value >> (top - np.uint64(2))) & np.uint64(3)))

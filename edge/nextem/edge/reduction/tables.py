@@ -10,7 +10,7 @@ import numpy.typing as npt
 from nextem.edge.calibrations import CorrectionArrays, bad_neighbours
 from nextem.edge.reduction.masks import Regions
 from nextem.wire.event_kernels import ESCAPE
-from nextem.wire.pixels import SCRATCH_EXTRA
+from nextem.wire.pixels import GROUP, SCRATCH_EXTRA
 
 _RECIPROCAL_BITS = 31
 
@@ -133,7 +133,7 @@ def make_figures(n: int, members: int, corrected: bool) -> Figures:
 def make_streams(n: int, pixels: int, dtype: np.dtype[Any]) -> Streams:
     """The system gives memory only to what is written, which in sparse data is little."""
     return Streams(
-        np.empty(n * pixels, np.uint8),
+        np.empty(n * pixels + GROUP, np.uint8),
         np.empty(n * pixels, np.uint8),
         np.empty(n * (pixels // ESCAPE) + 1, np.uint32),
         np.empty(n * pixels + 1, dtype),
