@@ -161,6 +161,14 @@ def test_events_that_do_not_fit_are_refused(events: Events) -> None:
         compile_reduction(plan_pb2.Reduction(), (12, 70), PixelFormat(2)).reduce_events(events)
 
 
+def test_events_may_lie_in_memory_that_cannot_be_written() -> None:
+    events = frames_to_events(np.eye(70, dtype=np.uint16)[None, :12])
+    for array in (events.indptr, events.indices, events.values):
+        array.setflags(write=False)
+    reducer = compile_reduction(plan_pb2.Reduction(), (12, 70), PixelFormat(2))
+    assert reducer.reduce_events(events).sum.tolist() == [12]
+
+
 @pytest.mark.parametrize("bins", [0, 5000])
 def test_a_radial_profile_that_is_none_is_refused(bins: int) -> None:
     wrong = plan_pb2.Reduction(maps=plan_pb2.Maps(radial=plan_pb2.RadialProfile(bins=bins)))

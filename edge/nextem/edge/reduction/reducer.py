@@ -173,8 +173,11 @@ class Reducer:
             raise InvalidFrames(f"events of {events.values.dtype}; this reducer takes {self.dtype}")
         if not 1 <= len(events) <= self.max_frames:
             raise InvalidFrames(f"{len(events)} frames at once; from 1 to {self.max_frames} can be")
-        indptr, indices = np.ascontiguousarray(events.indptr), np.ascontiguousarray(events.indices)
-        values = np.ascontiguousarray(events.values)
+        # The kernels are compiled for one kind of array only; what cannot be written to would be another.
+        indptr, indices, values = (
+            np.require(each, requirements=("C", "W"))
+            for each in (events.indptr, events.indices, events.values)
+        )
         if not is_valid_csr(indptr, indices, values, self.shape[0] * self.shape[1]):
             raise InvalidFrames(f"events are not ascending, not zero and inside frames of {self.shape}")
         return self._reduce_list(Events(indptr, indices, values))
@@ -213,15 +216,15 @@ class Reducer:
 
     def warm_up(self) -> None:
         """Compiles all that the first frames would else wait for; reduces a blank frame to do so."""
+        one = Events(np.array([0, 1], np.uint32), np.zeros(1, np.uint32), np.ones(1, self.dtype))
+        self._reduce_list(one).pixels.streams.part(0, 1).to_frames()
         if self._counter is not None:
             self._counter.warm_up()
-            one = Events(np.array([0, 1], np.uint32), np.zeros(1, np.uint32), np.ones(1, np.uint8))
-            self._reduce_list(one).pixels.streams.to_frames()
         else:
             blank = np.zeros((1, self.frame_bytes), np.uint8)
             where = (blank.ctypes.data, blank.strides[0], self.pixel.swapped)
             self._sparse(where, self._begin(1))
-            self._dense(where, self._begin(1)).streams.part(0, 1).to_frames()
+            self._dense(where, self._begin(1))
         self.maps.clear()
 
     def _begin(self, n: int) -> tables.Figures:
