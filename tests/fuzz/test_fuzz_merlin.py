@@ -115,7 +115,7 @@ def play_clean(edge: FuzzedEdge, camera: Camera, rng: random.Random) -> None:
 
 def test_damaged_streams_cost_no_frame_that_is_not_listed(tmp_path: Path) -> None:
     camera = Camera()
-    options = MerlinOptions("127.0.0.1", camera.port, 256 << 20, idle_timeout_s=2.0)
+    options = MerlinOptions("127.0.0.1", camera.port, 16 << 20, idle_timeout_s=2.0)
     mutator = Mutator(seed=1)
     rng = mutator.random
     with FuzzedEdge(tmp_path, lambda sink, clock: MerlinStream(options, sink, clock)) as edge:

@@ -93,7 +93,7 @@ class Scan:
                 self._connection_ended(pending)
             if odd or self.ended or self.supervise(source.now_ns(), pending):
                 left = bytes(place.view[used : place.filled])
-                placement.leave(place)
+                placement.leave(place, used)
                 return bytearray(left + self._rest)
             place = placement.after(place, used)
 

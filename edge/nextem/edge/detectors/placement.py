@@ -29,7 +29,10 @@ class Placement:
         self._scratch: Slab | None = None
 
     def take(self) -> Place:
-        """The front of a fresh slab."""
+        """Behind what was left last, or the front of a fresh slab."""
+        begun = self._ring.resume(_MESSAGES_AHEAD * self._message_bytes)
+        if begun is not None:
+            return Place(begun[0], True, begun[1])
         slab = self._ring.take()
         if slab is not None:
             return Place(slab, True)
@@ -37,10 +40,14 @@ class Placement:
             self._scratch = Slab(self._ring.slab_bytes)
         return Place(self._scratch, False)
 
-    def leave(self, place: Place) -> None:
-        """Nothing more is read to this slab."""
-        if place.owned:
+    def leave(self, place: Place, used: int | None = None) -> None:
+        """Nothing more is read to this place. The next may begin ``used`` bytes on; None: in another slab."""
+        if not place.owned:
+            return
+        if used is None or not self._ring.is_shared(place.slab):
             self._ring.give(place.slab)
+        else:
+            self._ring.keep(place.slab, place.base + used)
 
     def share(self, place: Place) -> Slab:
         """Somebody else reads this slab from now on, and gives it back to the ring."""

@@ -24,6 +24,12 @@ class Ring:
         self._free: list[Slab] = []
         self._slab_bytes = min(SLAB_BYTES, ring_bytes // _SLABS)
         self._allocated = 0
+        self._begun: tuple[Slab, int] | None = None  # left by its receiver, and free from that byte on
+
+    @property
+    def limit_bytes(self) -> int:
+        """Of all slabs."""
+        return self._limit
 
     @property
     def slab_bytes(self) -> int:
@@ -54,6 +60,26 @@ class Ring:
             slab.users = 1
             return slab
 
+    def keep(self, slab: Slab, used: int) -> None:
+        """The caller leaves a slab that others still read; from byte ``used`` on it may be filled later."""
+        with self._lock:
+            if self._begun is not None:
+                self._give(self._begun[0])
+            self._begun = slab, used
+
+    def resume(self, room: int) -> tuple[Slab, int] | None:
+        """The slab that was kept, and where it is free, if ``room`` bytes are."""
+        with self._lock:
+            if self._begun is None:
+                return None
+            (slab, used), self._begun = self._begun, None
+            if slab.users == 1:
+                used = 0  # all have read it
+            if len(slab.data) == self._slab_bytes and len(slab.data) - used >= room:
+                return slab, used
+            self._give(slab)
+            return None
+
     def share(self, slab: Slab) -> None:
         """One user more."""
         with self._lock:
@@ -66,10 +92,13 @@ class Ring:
     def give(self, slab: Slab) -> None:
         """One user less; the last one gives it back."""
         with self._lock:
-            slab.users -= 1
-            if slab.users:
-                return
-            if len(slab.data) == self._slab_bytes:
-                self._free.append(slab)
-            else:  # of an earlier frame size
-                self._allocated -= len(slab.data)
+            self._give(slab)
+
+    def _give(self, slab: Slab) -> None:
+        slab.users -= 1
+        if slab.users:
+            return
+        if len(slab.data) == self._slab_bytes:
+            self._free.append(slab)
+        else:  # of an earlier frame size
+            self._allocated -= len(slab.data)
