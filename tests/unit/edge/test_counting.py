@@ -15,7 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from nextem.edge.calibrations import CorrectionArrays
-from nextem.edge.reduction.counting import Counter, ThresholdsUnknown
+from nextem.edge.reduction.counting import Counter, ThresholdsUnknown, WordsMisfit
 from nextem.edge.reduction.formats import InvalidReduction, PixelFormat
 from nextem.edge.reduction.thresholds import Thresholds, fit_background
 from nextem.v1 import plan_pb2
@@ -363,6 +363,26 @@ def test_a_plan_that_cannot_be_is_refused(counting: dict[str, Any], message: str
 def test_frames_of_no_pixel_are_refused() -> None:
     with pytest.raises(InvalidReduction, match="0x4"):
         Counter(plan_pb2.Counting(), None, (0, 4), PixelFormat(2))
+
+
+@pytest.mark.parametrize(
+    ("words", "offset"),
+    [
+        (np.zeros((2, 31), np.uint8), 0),
+        (np.zeros((2, 40), np.uint8), 9),
+        (np.zeros((2, 40), np.uint8), -1),
+        (np.zeros((2, 32), np.uint16), 0),
+        (np.zeros(32, np.uint8), 0),
+        (np.zeros((2, 80), np.uint8)[:, ::2], 0),
+    ],
+)
+def test_nothing_is_read_outside_the_words(words: Array, offset: int) -> None:
+    counter = Counter(plan_pb2.Counting(sample_frames=2), None, (4, 4), PixelFormat(2))
+    with pytest.raises(WordsMisfit, match=f"no 32 bytes from byte {offset}"):
+        counter.sample(words, offset)
+    counter.sample(np.zeros((2, 32), np.uint8))
+    with pytest.raises(WordsMisfit, match="no 32 bytes"):
+        counter.count(words, offset)
 
 
 def test_warm_up_leaves_no_trace() -> None:

@@ -17,7 +17,12 @@ import numpy.typing as npt
 from nextem.edge.calibrations import CorrectionArrays, bad_neighbours
 from nextem.edge.reduction import counting_kernels as kernels
 from nextem.edge.reduction.formats import InvalidReduction, PixelFormat
-from nextem.edge.reduction.thresholds import Thresholds, find_thresholds
+from nextem.edge.reduction.thresholds import (
+    Thresholds,
+    find_thresholds,
+    highest_below,
+    highest_not_above,
+)
 from nextem.v1 import plan_pb2
 from nextem.wire.events import Events
 from nextem.wire.pixels import SCRATCH_EXTRA
@@ -35,6 +40,10 @@ MAX_PIXELS = 1 << 29
 
 class ThresholdsUnknown(ValueError):
     """Frames were to be counted, or the sampling ended, before any sample: a bug of the caller."""
+
+
+class WordsMisfit(ValueError):
+    """Bytes that do not hold frames of this counter: a bug of the caller."""
 
 
 class Counter:
@@ -86,17 +95,16 @@ class Counter:
     def sample(self, words: npt.NDArray[np.uint8], offset: int = 0) -> None:
         """Takes frames, as :meth:`count` does, as sample; those beyond ``wants_samples()`` are not looked at.
 
-        After the last that is wanted the thresholds are known.
+        After the last that is wanted the thresholds are known. Raises :class:`WordsMisfit`.
         """
-        pixels = self.shape[0] * self.shape[1]
-        wanted = words[: self.wants_samples()]
-        for frame in range(len(wanted)):
-            address = wanted.ctypes.data + offset + frame * wanted.strides[0]
-            self._pad(address)
-            first = kernels.first(self.shape[1])
-            rows = self._own.padded[first:][: pixels + self.shape[0]].reshape(self.shape[0], -1)
+        address = self._address(words, offset)
+        taken = min(len(words), self.wants_samples())
+        first, pixels = kernels.first(self.shape[1]), self.shape[0] * self.shape[1]
+        rows = self._own.padded[first:][: pixels + self.shape[0]].reshape(self.shape[0], -1)
+        for frame in range(taken):
+            self._pad(address + frame * words.strides[0])
             self._sampling.take(rows[:, :-1])
-        if len(wanted) and self.wants_samples() == 0:
+        if taken and self.wants_samples() == 0:
             self.end_sampling()
 
     def end_sampling(self) -> None:
@@ -116,7 +124,7 @@ class Counter:
 
         ``words`` is (n, bytes of a message), maybe strided; the pixels of each frame start at byte ``offset``
         of its row, aligned or not. The events lie in buffers of this counter: use them before the next call.
-        Raises :class:`ThresholdsUnknown`.
+        Raises :class:`ThresholdsUnknown` and :class:`WordsMisfit`.
         """
         thresholds = self._sampling.thresholds
         if thresholds is None:
@@ -125,11 +133,11 @@ class Counter:
         indptr = np.empty(len(words) + 1, np.uint32)
         indices, ones = self._own.room(len(words), self.shape)
         rules = (
-            _level(thresholds.threshold, dtype),
-            _ceiling(thresholds.xray_threshold, dtype),
+            highest_not_above(thresholds.threshold, dtype),
+            highest_below(thresholds.xray_threshold, dtype),
             self._counting.equal == plan_pb2.EQUAL_NEIGHBOURS_FIRST,
         )
-        frames = (words.ctypes.data + offset, words.strides[0], self.pixel.swapped, self.shape[1])
+        frames = (self._address(words, offset), words.strides[0], self.pixel.swapped, self.shape[1])
         out = (*self._own.scratch, indptr, indices)
         arguments: tuple[Any, ...]
         if self._tables is None:
@@ -148,6 +156,14 @@ class Counter:
         trial._sampling = _Sampling(plan_pb2.Counting(threshold=1, xray_threshold=math.inf), 1)
         trial._pad(blank.ctypes.data)
         trial.count(blank)
+
+    def _address(self, words: npt.NDArray[np.uint8], offset: int) -> int:
+        """Of the first pixel, once it is certain that all are inside ``words``."""
+        wanted = self.shape[0] * self.shape[1] * self.pixel.itemsize
+        flat = words.ndim == 2 and (words.shape[1] == 1 or words.strides[1] == 1)
+        if words.dtype != np.uint8 or not flat or not 0 <= offset <= words.shape[1] - wanted:
+            raise WordsMisfit(f"{words.dtype} {words.shape} hold no {wanted} bytes from byte {offset}")
+        return int(words.ctypes.data) + offset
 
     def _pad(self, address: int) -> None:
         where = (address, self.pixel.swapped, self.shape[1])
@@ -174,34 +190,6 @@ def _check(counting: plan_pb2.Counting, corrected: bool) -> None:
             raise InvalidReduction(f"{name} {sigmas}; 0 takes the default")
     if counting.equal not in plan_pb2.EqualNeighbours.values():
         raise InvalidReduction(f"equal {counting.equal} is no rule for equal neighbours")
-
-
-def _level(threshold: float, dtype: np.dtype[Any]) -> Any:
-    """The highest number of ``dtype`` that is not above ``threshold``, or its lowest one."""
-    nearest = _nearest(threshold, dtype)
-    return _before(nearest) if nearest.item() > threshold else nearest
-
-
-def _ceiling(xray_threshold: float, dtype: np.dtype[Any]) -> Any:
-    """The highest number of ``dtype`` that is below ``xray_threshold``, or its lowest one."""
-    nearest = _nearest(xray_threshold, dtype)
-    return _before(nearest) if nearest.item() >= xray_threshold else nearest
-
-
-def _nearest(number: float, dtype: np.dtype[Any]) -> Any:
-    """``number`` in ``dtype``, as far as its numbers go; whole numbers are rounded up."""
-    if dtype.kind == "u":
-        most = int(np.iinfo(dtype).max)
-        return dtype.type(most if number >= most else max(0, math.ceil(number)))
-    top = float(np.finfo(dtype).max)
-    return dtype.type(min(max(number, -top), top))
-
-
-def _before(number: Any) -> Any:
-    """The next lower number of the same dtype; none is below 0 where there are no signs."""
-    if number.dtype.kind == "f":
-        return np.nextafter(number, number.dtype.type(-np.inf))
-    return number - number.dtype.type(number > 0)
 
 
 class _Sampling:

@@ -142,3 +142,31 @@ def _normal_curve(x: Array, state: Array) -> tuple[Array, Array]:
     shape = np.exp(-0.5 * z**2)
     curve = amplitude * shape
     return curve, np.column_stack([shape, curve * z / sigma, curve * z**2 / sigma])
+
+
+def highest_not_above(threshold: float, dtype: np.dtype[Any]) -> Any:
+    """The highest number of ``dtype`` that is not above ``threshold``, or its lowest one."""
+    nearest = _nearest(threshold, dtype)
+    return _before(nearest) if nearest.item() > threshold else nearest
+
+
+def highest_below(xray_threshold: float, dtype: np.dtype[Any]) -> Any:
+    """The highest number of ``dtype`` that is below ``xray_threshold``, or its lowest one."""
+    nearest = _nearest(xray_threshold, dtype)
+    return _before(nearest) if nearest.item() >= xray_threshold else nearest
+
+
+def _nearest(number: float, dtype: np.dtype[Any]) -> Any:
+    """``number`` in ``dtype``, as far as its numbers go; whole numbers are rounded up."""
+    if dtype.kind == "u":
+        most = int(np.iinfo(dtype).max)
+        return dtype.type(most if number >= most else max(0, math.ceil(number)))
+    top = float(np.finfo(dtype).max)
+    return dtype.type(min(max(number, -top), top))
+
+
+def _before(number: Any) -> Any:
+    """The next lower number of the same dtype; none is below 0 where there are no signs."""
+    if number.dtype.kind == "f":
+        return np.nextafter(number, number.dtype.type(-np.inf))
+    return number - number.dtype.type(number > 0)
