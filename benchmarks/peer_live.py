@@ -41,7 +41,7 @@ def run(context: Any, kind: str, ports: list[int], shape: tuple[int, int]) -> di
         CoMUDF.with_params(cy=shape[0] / 2, cx=shape[1] / 2),
         SumSigUDF(),
     ]
-    where = {"data_host": "127.0.0.1", "data_port": ports[0], "api_host": "127.0.0.1", "api_port": ports[1]}
+    where = {"data_host": "127.0.0.1", "data_port": ports[0], "api_host": "localhost", "api_port": ports[1]}
     with context.make_connection(kind).open(**where) as connection:
         if kind == "dectris":
             arm(ports[1])
@@ -59,7 +59,7 @@ def run(context: Any, kind: str, ports: list[int], shape: tuple[int, int]) -> di
 
 def arm(api_port: int) -> None:
     """Arms the simulated DCU; its recorded stream has an external trigger."""
-    url = f"http://127.0.0.1:{api_port}/detector/api/1.8.0/command/arm"
+    url = f"http://localhost:{api_port}/detector/api/1.8.0/command/arm"
     urllib.request.urlopen(urllib.request.Request(url, method="PUT"), timeout=30).read()
 
 

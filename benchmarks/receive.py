@@ -8,8 +8,10 @@ of both alternate. "receiver alone" reads the same stream and does nothing: it b
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import re
 import signal
 import socket
 import statistics
@@ -17,6 +19,7 @@ import subprocess
 import tempfile
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -31,6 +34,8 @@ from nextem.edge.accounting import unpack_pattern
 from nextem.edge.detectors.base import Announcement, Claim, Ending, FrameBatch, Sink
 from nextem.edge.detectors.registry import connect, parse_address
 from nextem.edge.pipeline import EdgePipeline, PipelineConfig
+from nextem.simulator.dectris import DectrisOptions, detector_config
+from nextem.simulator.dectris_stream import Series, StreamV1, record
 from nextem.simulator.merlin import FrameFormat, FrameHeaders, Stamp, acquisition_header
 from nextem.simulator.merlin_raw import encode_raw
 from nextem.simulator.sampler import PixelFormat, build_tables, fill_frames
@@ -47,6 +52,7 @@ EDGES = (0.0, 12.0, 40.0, 80.0, -1.0)
 GOAL = 2.5
 START_TIMEOUT_S = 60
 RUN_TIMEOUT_S = 300.0
+_STREAM_PORT = re.compile(r"listening on tcp://127.0.0.1:(\d+)")
 
 
 def reduction(size_px: int) -> plan_pb2.Reduction:
@@ -105,6 +111,7 @@ class Camera:
     data_port: int
     address: str
     order: str
+    arm_port: int = 0  # of REST, where the camera waits to be armed
 
 
 @contextmanager
@@ -116,6 +123,37 @@ def merlin_camera(file: Path) -> Iterator[Camera]:
     command += ["--nav-shape", str(side), str(side), str(file)]
     with running(command, file.with_suffix(".log"), (data, control)):
         yield Camera(data, f"merlin://127.0.0.1:{data}", f"merlin {data} {control}")
+
+
+def write_recording(folder: Path, size_px: int, side: int) -> Path:
+    """A DECTRIS stream, version 1, bitshuffled LZ4 of 16 bit, as the peer's simulator replays it."""
+    options = DectrisOptions((size_px, size_px))
+    config = detector_config(options) | {"ntrigger": side * side, "nimages": 1, "trigger_mode": "exte"}
+    stream = StreamV1(Series(1, options.shape, options.dtype, config))
+    images = itertools.chain.from_iterable(sparse_images(side, size_px))
+    path = folder / f"dectris-{size_px}.bin"
+    with path.open("wb") as file:
+        record(file, iter(stream.start()))
+        record(file, (stream.image(number, (image,)) for number, image in enumerate(images)))
+        record(file, [stream.end()])
+    return path
+
+
+@contextmanager
+def dectris_camera(file: Path) -> Iterator[Camera]:
+    """The simulator binds a stream port named to it twice, so it chooses one and tells it in its log."""
+    (control,) = free_ports(1)
+    output = file.with_suffix(".log")
+    command = [str(peer_bin() / "libertem-live-dectris-sim"), "--port", str(control), "--zmqport", "0"]
+    with running([*command, str(file)], output, (control,), says=_STREAM_PORT):
+        data = int(_STREAM_PORT.findall(output.read_text())[-1])
+        yield Camera(data, f"dectris://127.0.0.1:{data}", f"dectris {data} {control}", control)
+
+
+def arm(control_port: int) -> None:
+    """Arms the simulated DCU; its recorded stream has an external trigger."""
+    url = f"http://localhost:{control_port}/detector/api/1.8.0/command/arm"
+    urllib.request.urlopen(urllib.request.Request(url, method="PUT"), timeout=30).read()
 
 
 def acquisition_frames(file: Path) -> str:
@@ -132,13 +170,15 @@ def free_ports(count: int) -> list[int]:
 
 
 @contextmanager
-def running(command: Sequence[str], output: Path, ports: Sequence[int]) -> Iterator[None]:
+def running(
+    command: Sequence[str], output: Path, ports: Sequence[int], says: re.Pattern[str] | None = None
+) -> Iterator[None]:
     """A process, once it listens; nothing is dialled to find out, since it sends to whoever dials first."""
     with output.open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
         try:
             until_s = time.monotonic() + START_TIMEOUT_S
-            while not set(ports) <= listening():
+            while not (set(ports) <= listening() and (says is None or says.search(output.read_text()))):
                 if process.poll() is not None or time.monotonic() > until_s:
                     raise RuntimeError(f"{command[0]} did not start:\n{output.read_text()[-2000:]}")
                 time.sleep(0.05)
@@ -251,6 +291,8 @@ def receive(camera: Camera, size_px: int, stats: dict[str, Any]) -> Run:
         pipeline = EdgePipeline(config, log, MonotonicClock(), make_detector=make_detector)
         stack.callback(pipeline.close)
         pipeline.start()
+        if camera.arm_port:
+            arm(camera.arm_port)
         if not done.wait(RUN_TIMEOUT_S):
             raise RuntimeError("the edge did not finish")
         stats |= pipeline.stats()
@@ -318,14 +360,22 @@ def main() -> None:
         "merlin 12 bit raw": FrameFormat(SIZE_PX, 12, raw=True),
     }
     rows: list[Row] = []
-    with tempfile.TemporaryDirectory(prefix="nextem-bench-") as folder:
+    with tempfile.TemporaryDirectory(prefix="nextem-bench-") as place:
+        folder = Path(place)
         for name, mode in modes.items():
             if options.only in name:
-                file = write_mib(Path(folder), mode, options.side)
-                with Peer(Path(folder), SIZE_PX) as peer, merlin_camera(file) as camera:
+                file = write_mib(folder, mode, options.side)
+                with Peer(folder, SIZE_PX) as peer, merlin_camera(file) as camera:
                     rows += compare(name, camera, peer, SIZE_PX, options.runs, mode.message_bytes)
                 file.with_suffix(".mib").unlink()
-    report(f"live, {options.side}x{options.side} frames of {SIZE_PX}x{SIZE_PX}", rows, options.json)
+        for size_px in (256, 192):
+            name = f"dectris bslz4 {size_px}x{size_px}"
+            if options.only in name:
+                file = write_recording(folder, size_px, options.side)
+                with Peer(folder, size_px) as peer, dectris_camera(file) as camera:
+                    rows += compare(name, camera, peer, size_px, options.runs, 0)
+                file.unlink()
+    report(f"live, {options.side}x{options.side} frames", rows, options.json)
 
 
 if __name__ == "__main__":
