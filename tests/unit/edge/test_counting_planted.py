@@ -39,12 +39,18 @@ class Score:
 
 
 def score(
-    electrons_per_px: float, frames: int, model: ChargeModel = MODEL, sigmas: float = 4, equal: int = FIRST
+    electrons_per_px: float,
+    frames: int,
+    model: ChargeModel = MODEL,
+    *,
+    sigmas: float = 4,
+    xray: float = 3000,
+    equal: int = FIRST,
 ) -> Score:
     detector = ChargeDetector(SHAPE, model, seed=11)
     planted = detector.expose(electrons_per_px, 0, frames)
     corrections = CorrectionArrays.of(SHAPE, dark=detector.dark, gain=detector.gain)
-    plan = plan_pb2.Counting(xray_threshold=3000, background_sigmas=sigmas, equal=equal)
+    plan = plan_pb2.Counting(xray_threshold=xray, background_sigmas=sigmas, equal=equal)
     counter = Counter(plan, corrections, SHAPE, PixelFormat.of("<u2"))
     words = planted.frames.reshape(frames, -1).view(np.uint8)
     counter.sample(words)
@@ -102,3 +108,9 @@ def test_equal_neighbours_matter_where_the_converter_is_coarse() -> None:
     first, none = (score(0.005, 20, coarse, equal=rule) for rule in (FIRST, NONE))
     assert first.recall > none.recall + 0.03
     assert first.false_per_px < 1e-4
+
+
+def test_the_xray_threshold_of_low_dose_cuts_electrons() -> None:
+    """The default, ten standard deviations of all values, grows with the dose."""
+    assert score(0.001, 40, xray=0).recall < 0.5
+    assert score(0.03, 20, xray=0).recall > score(0.03, 20).recall - 0.03

@@ -7,6 +7,7 @@ values are float32, ``(float32(raw) - dark) * gain``.
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,8 @@ from nextem.edge.reduction.thresholds import (
 from nextem.v1 import plan_pb2
 from nextem.wire.events import Events
 from nextem.wire.pixels import SCRATCH_EXTRA
+
+log = logging.getLogger(__name__)
 
 SAMPLE_FRAMES = 20
 BACKGROUND_SIGMAS = 4.0
@@ -114,6 +117,7 @@ class Counter:
         """
         if self._sampling.thresholds is None:
             self._sampling.finish(1.0 if self._tables is None else self._tables.spacing)
+            log.info("electrons by %s", self.thresholds)
 
     def reset(self) -> None:
         """Forgets thresholds that were found, for the next acquisition, in all twins."""
