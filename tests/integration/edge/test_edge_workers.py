@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 from nextem.edge import reducing
+from nextem.edge.accounting import unpack_pattern
 from nextem.edge.calibrations import Calibrations
 from nextem.edge.detectors.base import CorruptFrame, DetectorFailed, FrameFormat, FrameRun, Slab
 from nextem.edge.live import LiveBlock
+from nextem.edge.uplink import spool as spooling
 from nextem.v1 import acquisition_pb2 as pb
 from nextem.v1 import frames_pb2, plan_pb2
 from nextem.wire.events import Events, frames_to_events
@@ -367,6 +369,70 @@ def test_a_listener_that_fails_stops_nothing(rig: Rig, kit: Kit) -> None:
         detector.frames(images)
         detector.end()
         assert handle.wait(kit.wait_s).reason == pb.FINISH_REASON_COMPLETE
+
+
+# ---- representation ----------------------------------------------------------------------------------
+
+
+def test_a_log_that_is_away_costs_pixels_before_it_costs_frames(
+    rig: Rig, kit: Kit, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(spooling, "RESERVE_BYTES", 64 << 10)
+    images = np.random.default_rng(4).integers(0, 1 << 16, (300, 64, 64)).astype("u2")
+    rig.log.away.set()
+    detector = kit.scripted()
+    pipeline = rig.start(detector, spool_bytes=4 << 20, spool_segment_bytes=32 << 10, workers=2)
+    limits = plan_pb2.Degradation(binned_above=0.2, scalars_above=0.23)
+    handle = pipeline.expect("scan", kit.plan(300, degradation=limits), "")
+    detector.open(300)
+    with caplog.at_level(logging.WARNING):
+        detector.frames(images, each=3)
+        detector.end()
+        finished = handle.wait(kit.wait_s)
+    rig.log.away.clear()
+    rig.stop()
+    assert (finished.reason, finished.frames_lost) == (pb.FINISH_REASON_COMPLETE, 0)
+    assert np.array_equal(unpack_pattern(finished.summed_pattern, (64, 64)), images.sum(axis=0, dtype="u8"))
+    logged = rig.logged()["scan"]
+    assert np.array_equal(logged.column("sum"), images.sum(axis=(1, 2), dtype="u8"))
+    kinds = {frames_pb2.REPRESENTATION_BINNED, frames_pb2.REPRESENTATION_SCALARS}
+    reduced = [block for block in logged.blocks if not block.whole]
+    assert {block.representation for block in reduced} == kinds
+    assert {block.reason for block in reduced} == {frames_pb2.REPRESENTATION_REASON_SPOOL}
+    assert finished.frames_by_reason["spool"] == sum(block.count for block in reduced)
+    for block in logged.blocks:
+        if block.whole:
+            assert np.array_equal(block.frames(), images[block.first_frame : block.first_frame + block.count])
+    for step in ("binned", "scalars"):
+        assert caplog.text.count(f"-> {step}, spool") == 1
+
+
+def test_a_plan_without_pixels_sends_none(rig: Rig, kit: Kit) -> None:
+    images = kit.sparse_frames(50)
+    policy = plan_pb2.REPRESENTATION_POLICY_SCALARS
+    finished = acquire(rig, kit, images, representation=policy)
+    assert dict(finished.frames_by_reason) == {"plan": 50}
+    logged = rig.logged()["scan"]
+    assert np.array_equal(logged.column("sum"), images.sum(axis=(1, 2)))
+    assert np.array_equal(unpack_pattern(finished.summed_pattern, (32, 48)), images.sum(axis=0))
+
+
+def test_raw_frames_go_to_the_ring_where_the_plan_says_so(rig: Rig, kit: Kit, tmp_path: Path) -> None:
+    images = kit.sparse_frames(40)
+    detector = kit.scripted()
+    pipeline = rig.start(detector, raw_ring_dir=tmp_path / "raw", raw_ring_bytes=256 << 20)
+    for name, keep in (("kept", True), ("not", False)):
+        handle = pipeline.expect(name, kit.plan(40, keep_raw=keep), "")
+        detector.open(40)
+        detector.frames(images)
+        rig.wait_for(lambda wanted=40 * (1 + (name == "not")): pipeline.stats()["frames_stored"] == wanted)
+        rig.wait_for(lambda: pipeline.stats()["raw_ring"]["frames_kept"] == 40)
+        detector.end()
+        assert handle.wait(kit.wait_s).frames_raw_kept == (40 if keep else 0)
+    found = pipeline.raw_ring.read("kept", 3, 30)
+    assert found.data == images[3:33].tobytes()
+    rig.stop()
+    assert detector.released == 12
 
 
 # ---- live ---------------------------------------------------------------------------------------------
