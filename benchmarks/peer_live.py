@@ -1,6 +1,6 @@
 """Run by the peer's python: LiberTEM-live receives an acquisition and computes the same set as we do.
 
-Reads one line for each run: ``merlin`` or ``dectris``, data port, control port. Answers with one of JSON:
+Reads one line for each run: ``merlin``, ``dectris`` or ``qd``, data port, control port. Answers with JSON:
 seconds from the acquisition's header to the merged result, and the total that it summed.
 """
 
@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 import time
 import urllib.request
 from typing import Any
 
+import libertem_qd_mpx
 import numpy as np
 from libertem.udf.com import CoMUDF
 from libertem.udf.masks import ApplyMasksUDF
@@ -57,6 +59,37 @@ def run(context: Any, kind: str, ports: list[int], shape: tuple[int, int]) -> di
     return {"images": side * side, "seconds": seconds, "total": total}
 
 
+def drain(port: int, shape: tuple[int, int]) -> dict[str, float]:
+    """The wheel libertem-qd-mpx alone: every frame received and turned into native words."""
+    with tempfile.TemporaryDirectory() as folder:
+        connection = libertem_qd_mpx.QdConnection(
+            data_host="127.0.0.1",
+            data_port=port,
+            frame_stack_size=16,
+            shm_handle_path=f"{folder}/shm",
+            drain=False,
+            recovery_strategy="immediate_reconnect",
+            huge=False,
+        )
+        connection.start_passive()
+        header = connection.wait_for_arm(timeout=30.0)
+        images, got = header.frames_in_acquisition(), 0
+        start_s, start_cpu_s = time.perf_counter(), time.process_time()
+        client = libertem_qd_mpx.CamClient(connection.get_socket_path())
+        buffer = np.zeros((64, *shape), np.uint16 if header.get_counter_depth() == 12 else np.uint8)
+        total = 0.0
+        while got < images:
+            stack = connection.get_next_stack(max_size=64)
+            client.decode_range_into_buffer(stack, buffer[: len(stack)], 0, len(stack))
+            total += float(buffer[0, shape[0] // 2].sum())  # of some: that it was decoded
+            got += len(stack)
+            client.done(stack)
+        seconds, cpu_s = time.perf_counter() - start_s, time.process_time() - start_cpu_s
+        client.close()
+        connection.close()
+    return {"images": images, "seconds": seconds, "total": total, "processor_s": cpu_s}
+
+
 def arm(api_port: int) -> None:
     """Arms the simulated DCU; its recorded stream has an external trigger."""
     url = f"http://localhost:{api_port}/detector/api/1.8.0/command/arm"
@@ -69,7 +102,9 @@ def main() -> None:
         print(json.dumps({"ready": True}), flush=True)
         for line in sys.stdin:
             kind, *ports = line.split()
-            print(json.dumps(run(context, kind, [int(port) for port in ports], shape)), flush=True)
+            numbers = [int(port) for port in ports]
+            answer = drain(numbers[0], shape) if kind == "qd" else run(context, kind, numbers, shape)
+            print(json.dumps(answer), flush=True)
 
 
 if __name__ == "__main__":

@@ -204,6 +204,7 @@ class Run:
     images: int
     seconds: float
     total: float
+    processor_s: float = 0.0
 
     @property
     def rate(self) -> float:
@@ -231,9 +232,10 @@ class Peer:
         self._process.wait()
         self._errors.close()
 
-    def run(self, camera: Camera) -> Run:
+    def run(self, camera: Camera, order: str = "") -> Run:
+        """``order`` is another one than the camera's."""
         assert self._process.stdin is not None
-        self._process.stdin.write(camera.order + "\n")
+        self._process.stdin.write((order or camera.order) + "\n")
         self._process.stdin.flush()
         return Run(**self._answer())
 
@@ -264,6 +266,9 @@ class _Timed:
 
     def close_claim(self, claim: Claim, ending: Ending) -> None:
         self._to.close_claim(claim, ending)
+
+    def broken(self, error: Exception) -> None:
+        self._to.broken(error)
 
 
 def receive(camera: Camera, size_px: int, stats: dict[str, Any]) -> Run:

@@ -136,7 +136,7 @@ class Watch:
     def __init__(self, to: Sink) -> None:
         self._to = to
         self.handed: dict[str, Handed] = {}
-        self.broken: list[str] = []
+        self.wrong: list[str] = []
 
     def open(self, announcement: Announcement) -> Claim | None:
         claim = self._to.open(announcement)
@@ -165,9 +165,13 @@ class Watch:
         handed.ending = ending
         self._to.close_claim(claim, ending)
 
+    def broken(self, error: Exception) -> None:
+        self.wrong.append(f"the receiver died of {type(error).__name__}: {error}")
+        self._to.broken(error)
+
     def _demand(self, holds: bool, text: str) -> None:
         if not holds:
-            self.broken.append(text)
+            self.wrong.append(text)
 
 
 class Nowhere:
@@ -240,6 +244,7 @@ class FuzzedEdge:
         until_s = time.monotonic() + WAIT_S
         while not condition():
             assert not self._crashes, self._crashes
+            assert not self.watch.wrong, self.watch.wrong[:5]
             assert time.monotonic() < until_s, f"hangs: {what}"
             with self._news:
                 self._news.wait(0.005)
@@ -261,7 +266,7 @@ class FuzzedEdge:
         handed = self.watch.handed
         self.wait_for(lambda: len(self.finished) == len(handed), "an acquisition has not ended")
         assert not self._crashes, self._crashes
-        assert not self.watch.broken, self.watch.broken[:5]
+        assert not self.watch.wrong, self.watch.wrong[:5]
         for acquisition_id, finished in self.finished.items():
             check_account(finished, handed[acquisition_id])
 
