@@ -269,3 +269,21 @@ def test_tiff_scan_truncation_and_colour(tmp_path: Path) -> None:
     path.write_bytes(b"no tiff at all")
     with pytest.raises(UnreadableFile):
         kit.play(path)
+
+
+@pytest.mark.parametrize("bigtiff", [False, True])
+def test_tiff_pages_that_lead_in_circles(tmp_path: Path, bigtiff: bool) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(
+        path, kit.sparse(4), photometric="minisblack", compression="zlib", metadata=None, bigtiff=bigtiff
+    )
+    with tifffile.TiffFile(path) as file:
+        order = file.byteorder
+        first, last = file.pages[0].offset, file.pages[3]
+        tags = len(last.tags)
+    data = bytearray(path.read_bytes())
+    at = last.offset + (8 + 20 * tags if bigtiff else 2 + 12 * tags)
+    struct.pack_into(order + ("Q" if bigtiff else "I"), data, at, first)
+    path.write_bytes(data)
+    with pytest.raises(UnreadableFile, match="leads back"):
+        kit.play(path)

@@ -6,6 +6,7 @@ Uncompressed stacks that lie in one piece are mapped; others are decoded page by
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from nextem.edge.detectors.files.source import (
     Piece,
     Recording,
     UnreadableFile,
+    map_file,
     parsing,
     raster,
 )
@@ -36,6 +38,7 @@ from nextem.edge.detectors.files.source import (
 
 def read(path: Path, parameters: Parameters) -> Recording:
     """Raises :class:`UnreadableFile`, :class:`UnsupportedFormat` and what :func:`read_plain` raises."""
+    _check_chain(path)
     with parsing(path, "TIFF"), tifffile.TiffFile(path) as file:
         series = file.series[0]
         if series.axes[-2:] != "YX" or series.keyframe.samplesperpixel != 1:
