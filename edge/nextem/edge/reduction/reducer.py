@@ -257,9 +257,9 @@ class Reducer:
 
     def _goes_sparse(self) -> bool:
         policy = self._plan.reduction.representation
-        if policy == plan_pb2.REPRESENTATION_POLICY_SMALLEST:
-            return self._last_was_sparse
-        return policy != plan_pb2.REPRESENTATION_POLICY_DENSE
+        if policy == plan_pb2.REPRESENTATION_POLICY_EVENTS:
+            return True
+        return policy != plan_pb2.REPRESENTATION_POLICY_DENSE and self._last_was_sparse
 
     def _check(self, words: npt.NDArray[np.uint8], offset: int) -> None:
         if words.dtype != np.uint8 or words.ndim != 2 or (words.shape[1] > 1 and words.strides[1] != 1):
