@@ -6,6 +6,7 @@
   does not tell it (``header_detail`` ``none``).
 * ``channel=threshold_1``: which channel of a stream with several is taken; else the first. The others are
   counted and not stored.
+* ``waiting=1000``: how many messages may wait inside libzmq, on top of the ring.
 
 Which version a message is of is seen from its first byte: JSON begins with a brace, CBOR with a map.
 """
@@ -44,7 +45,8 @@ from nextem.wire.clock import Clock
 log = logging.getLogger(__name__)
 
 V1_PORT = 9999
-_MOST_HEADERS = 1000  # messages inside libzmq before the size of an image is known
+MOST_WAITING = 1000
+"""Messages that may wait inside libzmq."""
 
 
 def connect(options: DetectorOptions, sink: Sink, clock: Clock) -> DectrisStream:
@@ -67,6 +69,7 @@ class DectrisStream:
     def __init__(self, options: DetectorOptions, sink: Sink, clock: Clock) -> None:
         self._options, self._sink, self._clock = options, sink, clock
         self._address = f"tcp://{options.host}:{options.port or V1_PORT}"
+        self._waiting = _waiting(options.parameters.get("waiting", str(MOST_WAITING)))
         self._rest = _rest(options.parameters.get("rest", ""))
         self._ring = Ring(options.ring_bytes)
         self._counters = Counters()
@@ -90,7 +93,7 @@ class DectrisStream:
         return asdict(self._counters)
 
     def _run(self) -> None:
-        receiver = Receiver(self._address, _MOST_HEADERS)
+        receiver = Receiver(self._address, self._waiting)
         self._counters.connections += 1
         log.info("waits for series from %s", self._address)
         try:
@@ -174,7 +177,6 @@ class DectrisStream:
             except UnsupportedFormat as error:
                 series.finish(EndKind.FAILED, error)
                 return
-            receiver.let_wait(series.waiting(self._options.ring_bytes))
         self._queue.appendleft(parts)
         series.read(receiver, self._queue)
 
@@ -185,6 +187,12 @@ class DectrisStream:
         if self._series is not None and self._series.number == end.series:
             self._series.sending_ended("the series ended")
             self._series = None
+
+
+def _waiting(number: str) -> int:
+    if not number.isdigit() or not 0 < int(number) <= 1 << 20:
+        raise BadAddress(f"waiting={number!r} is not a number from 1 to {1 << 20}")
+    return int(number)
 
 
 def _rest(address: str) -> Rest | None:

@@ -81,7 +81,10 @@ class Receiver:
     """A PULL socket. Belongs to one thread."""
 
     def __init__(self, address: str, most_waiting: int = 1000) -> None:
-        """Connects, now or as soon as somebody binds there. ``most_waiting``: messages inside libzmq."""
+        """Connects, now or as soon as somebody binds there. ``most_waiting``: messages inside libzmq.
+
+        That bound is set once: libzmq may stop for good where it changes on a connection with messages.
+        """
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.PULL)
         self._socket.setsockopt(zmq.LINGER, 0)
@@ -99,10 +102,6 @@ class Receiver:
         self._pointer = ctypes.c_void_p(self._message.ctypes.data)
         library.zmq_msg_init(self._pointer)
         self.table = Table.empty()
-
-    def let_wait(self, messages: int) -> None:
-        """From now on so many messages may wait inside libzmq."""
-        self._socket.setsockopt(zmq.RCVHWM, messages)
 
     def wait(self, timeout_ns: int) -> bool:
         """Whether a message is there, or comes in time."""

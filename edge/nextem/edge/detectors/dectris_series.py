@@ -44,7 +44,6 @@ _STOP_LIMIT_NS = 2_000_000_000  # and this long in any case
 _HUNGRY_NS = 1_000_000  # how often to ask again whether the reduction waits for work
 _FIRST_FRAMES = 16  # in a batch while nobody knows how well they compress
 _EXTRA_BYTES = 64 << 10  # of a message beside its pixels
-_MOST_WAITING = 16384  # messages inside libzmq, where the ring is large enough
 
 Parts = list[bytes]
 Parse = Callable[[Sequence[bytes]], Message]
@@ -97,10 +96,6 @@ class Series:
             raise UnsupportedFormat(f"images of {image.layout.pixel_bytes} bytes do not fit the ring twice")
         self._first, self._format = image, image.layout.format()
         self._placement = Placement(self._ring, self._largest)
-
-    def waiting(self, ring_bytes: int) -> int:
-        """Messages that may wait inside libzmq: no more bytes than the ring has."""
-        return max(16, min(_MOST_WAITING, ring_bytes // self._largest))
 
     def read(self, receiver: Receiver, queue: deque[Parts]) -> None:
         """Reads images, first those in ``queue``, until the series ends or something else comes.
