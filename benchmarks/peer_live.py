@@ -1,7 +1,8 @@
 """Run by the peer's python: LiberTEM-live receives an acquisition and computes the same set as we do.
 
-Reads one line for each run: ``merlin``, ``dectris`` or ``qd``, data port, control port. Answers with JSON:
-seconds from the acquisition's header to the merged result, and the total that it summed.
+Reads one line for each run: ``merlin`` or ``dectris``, data port, control port; or ``qd``, data port, bytes of
+a pixel. Answers with one line of JSON: seconds from the acquisition's header to the merged result, and the
+total that it summed.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def run(context: Any, kind: str, ports: list[int], shape: tuple[int, int]) -> di
     return {"images": side * side, "seconds": seconds, "total": total}
 
 
-def drain(port: int, shape: tuple[int, int]) -> dict[str, float]:
+def drain(port: int, itemsize: int, shape: tuple[int, int]) -> dict[str, float]:
     """The wheel libertem-qd-mpx alone: every frame received and turned into native words."""
     with tempfile.TemporaryDirectory() as folder:
         connection = libertem_qd_mpx.QdConnection(
@@ -76,7 +77,7 @@ def drain(port: int, shape: tuple[int, int]) -> dict[str, float]:
         images, got = header.frames_in_acquisition(), 0
         start_s, start_cpu_s = time.perf_counter(), time.process_time()
         client = libertem_qd_mpx.CamClient(connection.get_socket_path())
-        buffer = np.zeros((64, *shape), np.uint16 if header.get_counter_depth() == 12 else np.uint8)
+        buffer = np.zeros((64, *shape), f"u{itemsize}")
         total = 0.0
         while got < images:
             stack = connection.get_next_stack(max_size=64)
@@ -103,7 +104,9 @@ def main() -> None:
         for line in sys.stdin:
             kind, *ports = line.split()
             numbers = [int(port) for port in ports]
-            answer = drain(numbers[0], shape) if kind == "qd" else run(context, kind, numbers, shape)
+            answer = (
+                drain(numbers[0], numbers[1], shape) if kind == "qd" else run(context, kind, numbers, shape)
+            )
             print(json.dumps(answer), flush=True)
 
 

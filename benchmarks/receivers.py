@@ -74,11 +74,11 @@ def receive(camera: Camera) -> Run:
     return Run(sink.images, sink.ended_s - sink.opened_s, 0.0, cpu_s)
 
 
-def compare(name: str, camera: Camera, peer: Peer, runs: int) -> list[Row]:
+def compare(name: str, camera: Camera, peer: Peer, runs: int, itemsize: int) -> list[Row]:
     ours: list[Run] = []
     theirs: list[Run] = []
     for _ in range(runs + 1):  # the first of each is not counted
-        theirs.append(peer.run(camera, f"qd {camera.data_port}"))
+        theirs.append(peer.run(camera, f"qd {camera.data_port} {itemsize}"))
         ours.append(receive(camera))
 
     def median(values: list[float]) -> float:
@@ -103,7 +103,7 @@ def main() -> None:
         for name, mode in modes.items():
             file = write_mib(Path(folder), mode, options.side)
             with Peer(Path(folder), SIZE_PX) as peer, merlin_camera(file) as camera:
-                rows += compare(name, camera, peer, options.runs)
+                rows += compare(name, camera, peer, options.runs, mode.pixel_bytes)
     report(f"receivers, {options.side}x{options.side} frames of {SIZE_PX}x{SIZE_PX}", rows, options.json)
 
 
