@@ -64,6 +64,31 @@ def read(path: Path, parameters: Parameters) -> Recording:
     )
 
 
+def _check_chain(path: Path) -> None:
+    """Follows the pages from one to the next: a damaged file may lead in circles, which tifffile does not see.
+
+    Raises :class:`UnreadableFile`. Source: TIFF 6.0, section 2, and the BigTIFF design.
+    """
+    data = map_file(path)
+    order = {b"II": "<", b"MM": ">"}.get(bytes(data[:2]))
+    if order is None or data.size < 16:
+        raise UnreadableFile(f"{path}: a TIFF starts with 'II' or 'MM', this file with {bytes(data[:4])!r}")
+    big = struct.unpack_from(order + "H", data, 2)[0] == 43
+    offset, tags, tag_bytes = (order + "Q", order + "Q", 20) if big else (order + "I", order + "H", 12)
+    at = struct.unpack_from(offset, data, 8 if big else 4)[0]
+    seen: set[int] = set()
+    while at:
+        if at in seen:
+            raise UnreadableFile(f"{path}: page {len(seen)} leads back to byte {at}, where another page is")
+        seen.add(at)
+        if at + struct.calcsize(tags) > data.size:
+            return  # tifffile says what is wrong here, and keeps the pages before
+        at += struct.calcsize(tags) + tag_bytes * int(struct.unpack_from(tags, data, at)[0])
+        if at + struct.calcsize(offset) > data.size:
+            return
+        at = struct.unpack_from(offset, data, at)[0]
+
+
 def _pages(path: Path, frames: int, shape: tuple[int, int], dtype: np.dtype[Any]) -> Iterator[NDArray[Any]]:
     step = max(1, PIECE_BYTES // (shape[0] * shape[1] * dtype.itemsize))
     with parsing(path, "TIFF"), tifffile.TiffFile(path) as file:
