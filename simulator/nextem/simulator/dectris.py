@@ -90,15 +90,22 @@ def detector_config(options: DectrisOptions) -> dict[str, Any]:
     }
 
 
+def stream_config(options: DectrisOptions) -> dict[str, Any]:
+    """The configuration of its stream."""
+    form = "legacy" if options.version == 1 else "cbor"
+    return {"mode": "enabled", "format": form, "header_detail": options.header_detail}
+
+
 class DectrisDetector:
     """Runs until :meth:`close`. Every method may be called from any thread."""
 
     def __init__(self, options: DectrisOptions, frames: Frames) -> None:
         self._options, self._frames = options, frames
         self._lock = threading.Lock()
-        self._config = detector_config(options)
+        self._config = {"detector": detector_config(options), "stream": stream_config(options)}
         self._number = 0
         self._armed: Series | None = None
+        self._make: Callable[[Series], Stream] = StreamV1
         self._triggers = 0
         self._work: SimpleQueue[Iterator[Parts] | None] = SimpleQueue()
         self._closing = threading.Event()
@@ -135,31 +142,37 @@ class DectrisDetector:
 
     # ---- what the detector is told ----------------------------------------------------------------
 
-    def configure(self, **values: Any) -> None:
-        """Sets parameters of :func:`detector_config`. Raises :class:`KeyError` for one that there is not."""
-        with self._lock:
-            for name, value in values.items():
-                if name not in self._config:
-                    raise KeyError(name)
-                self._config[name] = value
+    def configure(self, module: str = "detector", **values: Any) -> None:
+        """Sets parameters of :func:`detector_config` or :func:`stream_config`, for the next arming.
 
-    def config(self) -> Mapping[str, Any]:
+        Raises :class:`KeyError` for a module or parameter that there is not.
+        """
         with self._lock:
-            return dict(self._config)
+            config = self._config[module]
+            for name, value in values.items():
+                if name not in config:
+                    raise KeyError(name)
+                config[name] = value
+
+    def config(self, module: str = "detector") -> Mapping[str, Any]:
+        """All parameters of a module; none where there is no such module."""
+        with self._lock:
+            return dict(self._config.get(module, {}))
 
     def arm(self) -> int:
         """A new series; its number. One that is armed ends first."""
         with self._lock:
             self._end()
             self._number += 1
-            options = self._options
+            options, stream = self._options, self._config["stream"]
             self._armed = Series(
-                self._number, options.shape, options.dtype, dict(self._config), options.encoding,
-                options.header_detail, options.joined_header, options.appendix, options.channels,
+                self._number, options.shape, options.dtype, dict(self._config["detector"]), options.encoding,
+                stream["header_detail"], options.joined_header, options.appendix, options.channels,
                 options.column_major,
             )  # fmt: skip
+            self._make = StreamV2 if stream["format"] == "cbor" else StreamV1
             self._triggers = 0
-            self._work.put(iter(self._stream(self._armed).start()))
+            self._work.put(iter(self._make(self._armed).start()))
             return self._number
 
     def trigger(self) -> None:
@@ -187,14 +200,11 @@ class DectrisDetector:
 
     def _end(self) -> None:
         if self._armed is not None:
-            self._work.put(iter([self._stream(self._armed).end()]))
+            self._work.put(iter([self._make(self._armed).end()]))
             self._armed = None
 
-    def _stream(self, series: Series) -> Stream:
-        return StreamV1(series) if self._options.version == 1 else StreamV2(series)
-
     def _images(self, series: Series, start: int, stop: int) -> Iterator[Parts]:
-        stream = self._stream(series)
+        stream = self._make(series)
         return (stream.image(number, self._frames(number)) for number in range(start, stop))
 
     def _send(self) -> None:
@@ -217,10 +227,10 @@ def _handler(detector: DectrisDetector) -> type[http.server.BaseHTTPRequestHandl
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             module, task, name = _path(self.path)
-            config = detector.config()
+            config = detector.config(module)
             if (module, task) == ("detector", "version"):
                 self._answer(200, {"value": API, "value_type": "string"})
-            elif (module, task) == ("detector", "config") and name in config:
+            elif task == "config" and name in config:
                 self._answer(200, {"value": config[name]})
             else:
                 self._answer(404, {"error": f"no {self.path}"})
@@ -234,9 +244,9 @@ def _handler(detector: DectrisDetector) -> type[http.server.BaseHTTPRequestHandl
             elif (module, task, name) == ("detector", "command", "trigger"):
                 detector.trigger()
                 self._answer(200, {})
-            elif (module, task) == ("detector", "config") and name in detector.config():
+            elif task == "config" and name in detector.config(module):
                 try:
-                    detector.configure(**{name: json.loads(body)["value"]})
+                    detector.configure(module, **{name: json.loads(body)["value"]})
                 except (ValueError, KeyError, TypeError):
                     self._answer(400, {"error": "the body is not a JSON object with a value"})
                 else:
