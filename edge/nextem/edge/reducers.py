@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from nextem.edge.calibrations import Calibrations
 from nextem.edge.detectors.base import CorruptFrame, FrameBatch, FrameFormat
 from nextem.edge.reduction import PixelFormat, Reducer, compile_reduction
@@ -73,8 +71,8 @@ class Holding:
         for run in batch.runs:
             for part in parts_of(run, self.reducer.max_frames):
                 try:
-                    words = batch.read(part)
+                    words = batch.read_words(part)
                 except CorruptFrame:
                     continue  # told when it is to be reduced
-                if isinstance(words, np.ndarray) and self.reducer.wants_samples():
+                if self.reducer.wants_samples():
                     self.reducer.sample(words)

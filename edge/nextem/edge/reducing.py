@@ -266,7 +266,7 @@ class Reducing:
         """Reduces, encodes and spools one run; of one that cannot be decoded, the frames that can."""
         t0 = time.thread_time_ns()
         try:
-            read = task.batch.read(run)
+            read = task.batch.read_words(run) if reducer.counted else task.batch.read(run)
         except CorruptFrame as error:
             if run.count > 1:
                 for half in parts_of(run, (run.count + 1) // 2):

@@ -97,6 +97,32 @@ def test_raw_pixels_of_any_height_and_width_equal_their_numpy_twin(
     )
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from([6, 12]),
+    st.integers(1, 4),
+    st.floats(0, 0.2),
+    st.integers(0, 2**32),
+)
+def test_sparse_raw_pixels_read_in_place_are_the_same_frames(
+    depth: int, frames: int, lit: float, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    counts = rng.integers(0, 1 << depth, (frames, 16, 64)) * (rng.random((frames, 16, 64)) < lit)
+    pixels = raw_format(64, 16, "1x1", 1, depth)
+    sent = counts.astype(pixels.dtype)
+    raw = np.zeros((frames, pixels.pixel_bytes + 7), np.uint8)[:, 7:]
+    raw[:] = encode_raw(sent, FrameFormat(256, depth, "1x1", True))
+    assert pixels.events is not None
+    events = pixels.events(raw)
+    if np.count_nonzero(sent) <= sent.size / 8 - 64:
+        assert events is not None
+    if events is not None:
+        assert events.values.dtype == pixels.dtype
+        assert np.array_equal(events.to_frames(pixels.shape), sent)
+        assert (np.diff(events.indptr) == np.count_nonzero(sent, axis=(1, 2))).all()
+
+
 def test_raw_24_bit_of_a_quad_is_refused_by_both_sides() -> None:
     with pytest.raises(UnsupportedFormat, match="of one chip, these are of 4"):
         raw_format(2048, 256, "2x2", 4, 24)

@@ -121,9 +121,10 @@ class FrameFormat:
     for as raw. Without ``decode`` and ``unpack`` the pixels already are row-major words of ``dtype``,
     big-endian or not. ``decode`` takes ``(frames, pixel_bytes)`` raw bytes, strided along axis 0, and returns
     such words, contiguous, as ``(frames, y * x * itemsize)`` bytes, in memory that holds until the same
-    thread calls it again. ``unpack`` takes a slab's bytes and a run with ``offsets``, whose messages have
-    sizes of their own, and returns such words or events. Both may run in several threads at once, and raise
-    :class:`CorruptFrame`.
+    thread calls it again. ``events`` takes the same and returns the frames as events, which hold as long, or
+    None where they are too many to be worth it. ``unpack`` takes a slab's bytes and a run with ``offsets``,
+    whose messages have sizes of their own, and returns such words or events. All may run in several threads
+    at once, and raise :class:`CorruptFrame`.
     """
 
     shape: tuple[int, int]
@@ -132,6 +133,7 @@ class FrameFormat:
     decode: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None = None
     unpack: Callable[[NDArray[np.uint8], FrameRun], NDArray[np.uint8] | Events] | None = None
     big_endian: bool = True
+    events: Callable[[NDArray[np.uint8]], Events | None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,11 +173,26 @@ class FrameBatch:
         return sum(run.count for run in self.runs) * self.format.pixel_bytes
 
     def read(self, run: FrameRun) -> NDArray[np.uint8] | Events:
-        """Words ``(count, y * x * itemsize)``, perhaps strided along axis 0, or events."""
+        """Words ``(count, y * x * itemsize)``, perhaps strided along axis 0, or events: what is cheaper."""
+        if self.format.events is not None:
+            events = self.format.events(self.pixels(run))
+            if events is not None:
+                return events
         if self.format.unpack is not None:
             return self.format.unpack(self.slab.data, run)
         raw = self.pixels(run)
         return self.format.decode(raw) if self.format.decode else raw
+
+    def read_words(self, run: FrameRun) -> NDArray[np.uint8]:
+        """As :meth:`read`, for who cannot take events."""
+        if self.format.unpack is None:
+            raw = self.pixels(run)
+            return self.format.decode(raw) if self.format.decode else raw
+        read = self.format.unpack(self.slab.data, run)
+        if isinstance(read, np.ndarray):
+            return read
+        words = read.to_frames(self.format.shape).reshape(run.count, -1)
+        return words.astype(words.dtype.newbyteorder(">" if self.format.big_endian else "<")).view(np.uint8)
 
     def pixels(self, run: FrameRun) -> NDArray[np.uint8]:
         """The raw pixel bytes of ``run``: ``(count, pixel_bytes)``, strided along axis 0, no copy."""

@@ -14,18 +14,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from threading import local
+from typing import Any
 
 import numpy as np
 from numba import njit, types
 from numpy.typing import NDArray
 
 from nextem.edge.detectors.base import FrameFormat, UnsupportedFormat
-from nextem.wire.pixels import load_pixel, store_word
+from nextem.wire.events import Events
+from nextem.wire.pixels import GROUP, load_pixel, lowest_one, nonzero64, store_word
 
 CHIP_PX = 256
 GAP_PX = 2  # columns and rows between chips in the layouts with a G
 _BITS = {1: 1, 6: 8, 12: 16, 24: 32}  # counter depth -> bits on the wire
 _GROUP_BYTES = 8
+_EVENT_SHARE = 8  # frames with more than one pixel in so many lit become images
+_ODD = np.uint64(0x5555555555555555)
+_PAIRS = np.uint64(0x3333333333333333)
+_NIBBLES = np.uint64(0x0F0F0F0F0F0F0F0F)
 _WORD = np.empty(0, np.uint64)  # tells the kernels what to load
 
 Words = NDArray[np.uint64]
@@ -59,7 +65,9 @@ def raw_format(width: int, height: int, layout: str, chips: int, depth: int | No
     pixel_bytes = width * height * _BITS[12 if depth == 24 else depth] // 8
     decode = _decoder(depth, runs.astype(np.int64), shape[0] * shape[1] * itemsize)
     dtype: np.dtype[np.unsignedinteger] = np.dtype(f"u{itemsize}")
-    return FrameFormat(shape, dtype, pixel_bytes, decode=decode, big_endian=False)
+    in_place = chips == 1 and depth in (6, 12) and width * height % GROUP == 0
+    events = _event_reader(width * height, dtype) if in_place else None
+    return FrameFormat(shape, dtype, pixel_bytes, decode=decode, big_endian=False, events=events)
 
 
 def _check_groups(width: int, height: int, depth: int) -> None:
@@ -109,6 +117,72 @@ def _decoder(
         return out
 
     return decode
+
+
+def _event_reader(
+    pixels: int, dtype: np.dtype[np.unsignedinteger]
+) -> Callable[[NDArray[np.uint8]], Events | None]:
+    """A function from raw bytes to events; what it returns holds until its thread calls it again.
+
+    It reads the words where they lie, which spares sparse frames the image.
+    """
+    kept = local()
+
+    def events(raw: NDArray[np.uint8]) -> Events | None:
+        most = len(raw) * (pixels // _EVENT_SHARE)
+        if getattr(kept, "most", 0) < most:
+            kept.most, kept.indices, kept.values = most, np.empty(most, np.uint32), np.empty(most, dtype)
+        indptr = np.empty(len(raw) + 1, np.uint32)
+        found = _read_events(
+            raw.ctypes.data, raw.strides[0], pixels, indptr, kept.indices[:most], kept.values[:most]
+        )
+        if found < 0:
+            return None
+        return Events(indptr, kept.indices[:found], kept.values[:found])
+
+    return events
+
+
+@njit(cache=True, nogil=True)
+def _read_events(
+    source: int,
+    stride: int,
+    pixels: int,
+    indptr: NDArray[np.uint32],
+    indices: NDArray[np.uint32],
+    values: NDArray[Any],
+) -> int:
+    """Events of ``indptr.size - 1`` frames; -1 where they are more than there is room for.
+
+    The pixels of an 8-byte group are reversed: bits of the mask are turned round within each group, and pixel
+    i lies where i with its lowest bits inverted would.
+    """
+    swap = values.itemsize > 1
+    last = 8 // values.itemsize - 1
+    found, one = 0, np.uint64(1)
+    indptr[0] = 0
+    for frame in range(indptr.size - 1):
+        begin = source + frame * stride
+        for first in range(0, pixels, GROUP):
+            bits = nonzero64(types.uintp(begin + first * values.itemsize), values)
+            if bits == 0:
+                continue
+            if found + GROUP > indices.size:
+                return -1
+            bits = ((bits >> one) & _ODD) | ((bits & _ODD) << one)
+            bits = ((bits >> np.uint64(2)) & _PAIRS) | ((bits & _PAIRS) << np.uint64(2))
+            if last == 7:
+                bits = ((bits >> np.uint64(4)) & _NIBBLES) | ((bits & _NIBBLES) << np.uint64(4))
+            while bits != 0:
+                index = first + np.int64(lowest_one(bits))
+                indices[found] = index
+                values[found] = load_pixel(
+                    types.uintp(begin + (index ^ last) * values.itemsize), swap, values
+                )
+                bits &= bits - one
+                found += 1
+        indptr[frame + 1] = found
+    return found
 
 
 @njit(cache=True, nogil=True)
