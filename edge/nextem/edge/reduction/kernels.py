@@ -1,9 +1,9 @@
-"""The fused passes over a block of frames; :mod:`nextem.edge.reduction.reducer` picks one for each block.
+"""The two fused passes over a block of frames; :mod:`nextem.edge.reduction.reducer` picks one for each.
 
-All add, per frame: the sum by region, the first moments and the number of non-zero pixels; all add the frames
-to the maps. :func:`reduce_sparse` reads the detector's bytes in place, jumps over zeros and writes the event
-streams; :func:`reduce_list` does so from events; :func:`reduce_dense` visits every pixel and writes native
-frames. Integers are uint64, modulo 2**64.
+Both add, per frame: the sum by region, the first moments and the number of non-zero pixels; both add the
+frames to the maps. :func:`reduce_sparse` reads the detector's bytes in place, jumps over zeros and writes the
+event streams, or does so from events; :func:`reduce_dense` visits every pixel and writes native frames.
+Integers are uint64, modulo 2**64.
 
 A frame becomes a short list of its pixels first, and every figure is then one loop over that list: loops
 without jumps, which the compiler turns into vector instructions.
@@ -20,7 +20,7 @@ from numba import njit, types
 from nextem.edge.reduction.correcting import correct_frame, correct_list
 from nextem.edge.reduction.map_kernels import tally_frame, tally_list
 from nextem.edge.reduction.maps import Tally
-from nextem.edge.reduction.tables import Figures, Scratch, Streams, Tables
+from nextem.edge.reduction.tables import Csr, Figures, Scratch, Streams, Tables
 from nextem.wire.event_kernels import put_frame
 from nextem.wire.pixels import copy_pixels, load_pixel, scan_frame
 
@@ -38,65 +38,64 @@ def reduce_sparse(
     address: int,
     stride: int,
     swap: bool,
+    csr: Csr,
     tables: Tables,
     figures: Figures,
     tally: Tally,
     scratch: Scratch,
     streams: Streams,
 ) -> tuple[int, int, int]:
-    """Reduces ``nonzero.size`` frames, ``stride`` bytes apart; returns events, wide gaps and wide values
-    written."""
+    """Reduces ``nonzero.size`` frames, ``stride`` bytes apart, or where ``csr`` has rows those, which the
+    caller has checked; returns events, wide gaps and wide values written."""
     event = 0
     wide = (0, 0)
-    pixels = scratch.frame.size
     for frame in range(figures.nonzero.size):
         start = address + frame * stride
-        found = scan_frame(start, pixels, scratch.values, scratch.indices)
+        if csr.indptr.size:
+            start, swap = scratch.frame.ctypes.data, False
+            found = _take_row(frame, csr, tables, tally, scratch)
+        else:
+            found = _take_frame(start, swap, tables, tally, scratch)
         indices, values = scratch.indices[:found], scratch.values[:found]
-        for k in range(found):
-            index = np.int64(indices[k])
-            value = load_pixel(types.uintp(start + index * values.itemsize), swap, values)
-            values[k] = value
-            scratch.labels[k] = tables.labels[index]
-            tally.sum[index] += np.uint64(value)
         _list_figures(frame, start, swap, indices, values, tables, figures, scratch)
-        tally_list(indices, values, pixels, tally)
-        wide = _put(event, indices, values, wide, streams)
+        if csr.indptr.size and tables.gain.size:
+            for k in range(found):
+                scratch.frame[indices[k]] = 0
+        tally_list(indices, values, scratch.frame.size, tally)
+        wide = put_frame(
+            event, indices, values, wide, streams.gaps, streams.values, streams.wide_gaps, streams.wide_values
+        )
         event += found
     return event, wide[0], wide[1]
 
 
 @njit(cache=True, nogil=True)
-def reduce_list(
-    indptr: npt.NDArray[np.uint32],
-    all_indices: npt.NDArray[np.uint32],
-    all_values: npt.NDArray[Any],
-    tables: Tables,
-    figures: Figures,
-    tally: Tally,
-    scratch: Scratch,
-    streams: Streams,
-) -> tuple[int, int]:
-    """The same from CSR, checked before by the caller; returns wide gaps and wide values written."""
-    wide = (0, 0)
-    image = scratch.frame
-    for frame in range(figures.nonzero.size):
-        first, last = np.int64(indptr[frame]), np.int64(indptr[frame + 1])
-        indices, values = all_indices[first:last], all_values[first:last]
-        for k in range(indices.size):
-            index = np.int64(indices[k])
-            scratch.labels[k] = tables.labels[index]
-            tally.sum[index] += np.uint64(values[k])
+def _take_frame(start: int, swap: bool, tables: Tables, tally: Tally, scratch: Scratch) -> int:
+    """Lists the frame at ``start`` in ``scratch`` and adds it to the summed pattern."""
+    found = scan_frame(start, scratch.frame.size, scratch.values, scratch.indices)
+    for k in range(found):
+        index = np.int64(scratch.indices[k])
+        value = load_pixel(types.uintp(start + index * scratch.values.itemsize), swap, scratch.values)
+        scratch.values[k] = value
+        scratch.labels[k] = tables.labels[index]
+        tally.sum[index] += np.uint64(value)
+    return found
+
+
+@njit(cache=True, nogil=True)
+def _take_row(frame: int, csr: Csr, tables: Tables, tally: Tally, scratch: Scratch) -> int:
+    """The same from CSR. Where frames are corrected the frame itself is needed too, for its bad pixels."""
+    first = np.int64(csr.indptr[frame])
+    found = int(csr.indptr[frame + 1]) - int(first)
+    for k in range(found):
+        index, value = np.int64(csr.indices[first + k]), csr.values[first + k]
+        scratch.indices[k] = index
+        scratch.values[k] = value
+        scratch.labels[k] = tables.labels[index]
+        tally.sum[index] += np.uint64(value)
         if tables.gain.size:
-            for k in range(indices.size):
-                image[indices[k]] = values[k]
-        _list_figures(frame, image.ctypes.data, False, indices, values, tables, figures, scratch)
-        if tables.gain.size:
-            for k in range(indices.size):
-                image[indices[k]] = 0
-        tally_list(indices, values, image.size, tally)
-        wide = _put(int(first), indices, values, wide, streams)
-    return wide
+            scratch.frame[index] = value
+    return found
 
 
 @njit(cache=True, nogil=True)
@@ -127,18 +126,6 @@ def reduce_dense(
         else:
             correct_frame(frame, native, tables, figures, scratch)
         tally_frame(native, tally)
-
-
-@njit(cache=True, nogil=True)
-def _put(
-    event: int,
-    indices: npt.NDArray[np.uint32],
-    values: npt.NDArray[Any],
-    wide: tuple[int, int],
-    streams: Streams,
-) -> tuple[int, int]:
-    gaps, narrow, wide_gaps, wide_values = streams
-    return put_frame(event, indices, values, wide, gaps, narrow, wide_gaps, wide_values)
 
 
 @njit(cache=True, nogil=True)

@@ -121,6 +121,7 @@ class Reducer:
         self._scratch = tables.make_scratch(plan.regions, self.dtype)
         self._streams = tables.make_streams(self.max_frames, pixels, self.dtype)
         self._frames = np.empty((self.max_frames, pixels), self.dtype)
+        self._no_csr = tables.Csr(np.empty(0, np.uint32), np.empty(0, np.uint32), np.empty(0, self.dtype))
         self._last_was_sparse = True
 
     def twin(self) -> Reducer:
@@ -159,7 +160,8 @@ class Reducer:
             return self._reduce_list(self._counter.count(words, offset))
         figures = self._begin(len(words))
         where = (words.ctypes.data + offset, words.strides[0], self.pixel.swapped)
-        pixels = self._sparse(where, figures) if self._goes_sparse() else self._dense(where, figures)
+        sparse = self._goes_sparse()
+        pixels = self._sparse(where, figures, self._no_csr) if sparse else self._dense(where, figures)
         return self._end(figures, pixels)
 
     def reduce_events(self, events: Events) -> ReducedBlock:
@@ -223,7 +225,6 @@ class Reducer:
         else:
             blank = np.zeros((1, self.frame_bytes), np.uint8)
             where = (blank.ctypes.data, blank.strides[0], self.pixel.swapped)
-            self._sparse(where, self._begin(1))
             self._dense(where, self._begin(1))
         self.maps.clear()
 
@@ -272,22 +273,16 @@ class Reducer:
             rule = f"{self.frame_bytes} bytes of pixels from byte {offset}"
             raise InvalidFrames(f"messages of {words.shape[1]} bytes do not hold {rule}")
 
-    def _sparse(self, where: tuple[int, int, bool], figures: tables.Figures) -> Pixels:
-        events, wide_gaps, wide_values = kernels.reduce_sparse(
-            *where, self._plan.tables, figures, self._tally, self._scratch, self._streams
-        )
-        return self._written(figures, events, wide_gaps, wide_values)
-
     def _reduce_list(self, events: Events) -> ReducedBlock:
         figures = self._begin(len(events))
-        csr = (events.indptr, events.indices, events.values)
-        wide = kernels.reduce_list(
-            *csr, self._plan.tables, figures, self._tally, self._scratch, self._streams
-        )
-        return self._end(figures, self._written(figures, events.indices.size, *wide))
+        csr = tables.Csr(events.indptr, events.indices, events.values)
+        return self._end(figures, self._sparse((0, 0, False), figures, csr))
 
-    def _written(self, figures: tables.Figures, events: int, wide_gaps: int, wide_values: int) -> Pixels:
+    def _sparse(self, where: tuple[int, int, bool], figures: tables.Figures, csr: tables.Csr) -> Pixels:
         streams = self._streams
+        events, wide_gaps, wide_values = kernels.reduce_sparse(
+            *where, csr, self._plan.tables, figures, self._tally, self._scratch, streams
+        )
         written = EventStreams(
             figures.nonzero,
             streams.gaps[:events],

@@ -42,6 +42,14 @@ class Tables(NamedTuple):
     near: npt.NDArray[np.uint32]  # flat indices of the good neighbours
 
 
+class Csr(NamedTuple):
+    """Events as :class:`nextem.wire.events.Events`; all of size zero where frames come as words."""
+
+    indptr: npt.NDArray[np.uint32]
+    indices: npt.NDArray[np.uint32]
+    values: npt.NDArray[Any]
+
+
 class Figures(NamedTuple):
     """What is computed of n frames. Without corrections the integers are filled, with them the floats."""
 
