@@ -70,6 +70,16 @@ def raw_format(width: int, height: int, layout: str, chips: int, depth: int | No
     return FrameFormat(shape, dtype, pixel_bytes, decode=decode, big_endian=False, events=events)
 
 
+def warm_up() -> None:
+    """Has the kernels compiled, so that no acquisition waits for it."""
+    for depth in _BITS:
+        pixels = raw_format(128, 1, "1x1", 1, depth)
+        blank = np.zeros((1, pixels.pixel_bytes), np.uint8)
+        for read in (pixels.decode, pixels.events):
+            if read is not None:
+                read(blank)
+
+
 def _check_groups(width: int, height: int, depth: int) -> None:
     bits = width * height * _BITS[12 if depth == 24 else depth]
     halves = 2 if depth == 24 else 1

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from threading import Event
 
+from nextem.edge.detectors import merlin_check, merlin_raw
 from nextem.edge.detectors.base import (
     Announcement,
     DetectorAway,
@@ -32,7 +33,7 @@ from nextem.edge.detectors.merlin import (
     parse_acquisition_header,
     payload_length,
 )
-from nextem.edge.detectors.merlin_check import Expectation, warm_up
+from nextem.edge.detectors.merlin_check import Expectation
 from nextem.edge.detectors.merlin_scan import QUIET_NS, Scan
 from nextem.edge.detectors.registry import DetectorOptions
 from nextem.edge.detectors.ring import Ring
@@ -77,7 +78,8 @@ class MerlinStream:
         self._thread = receiving_thread(self._run, sink, "merlin")
 
     def start(self) -> None:
-        warm_up()
+        merlin_check.warm_up()
+        merlin_raw.warm_up()
         self._thread.start()
 
     def close(self) -> None:
