@@ -218,6 +218,8 @@ def test_thresholds_are_found_from_the_first_frames() -> None:
     assert np.array_equal(maps.sum, planted.sum(0))
     short = reduce_array(frames[:3], reducer, 2)
     assert short.frames == 3
+    with pytest.raises(InvalidFrames):
+        reducer.sample(as_words(frames[:, :-1]))
 
 
 @pytest.mark.parametrize("dtype", ["<u2", ">u2", "u1"])

@@ -156,6 +156,7 @@ class Reducer:
         Raises :class:`InvalidFrames`, and ``ThresholdsUnknown`` while ``wants_samples()``.
         """
         self._check(words, offset)
+        self._check_number(len(words))
         if self._counter is not None:
             return self._reduce_list(self._counter.count(words, offset))
         figures = self._begin(len(words))
@@ -173,8 +174,7 @@ class Reducer:
             raise InvalidFrames("events of a detector cannot be counted again")
         if events.values.dtype != self.dtype:
             raise InvalidFrames(f"events of {events.values.dtype}; this reducer takes {self.dtype}")
-        if not 1 <= len(events) <= self.max_frames:
-            raise InvalidFrames(f"{len(events)} frames at once; from 1 to {self.max_frames} can be")
+        self._check_number(len(events))
         # The kernels are compiled for one kind of array only; what cannot be written to would be another.
         indptr, indices, values = (
             np.require(each, requirements=("C", "W"))
@@ -189,7 +189,11 @@ class Reducer:
         return 0 if self._counter is None else self._counter.wants_samples()
 
     def sample(self, words: npt.NDArray[np.uint8], offset: int = 0) -> None:
-        """Shows frames to the counting, which finds its thresholds; they are reduced afterwards."""
+        """Shows frames to the counting, which finds its thresholds; they are reduced afterwards.
+
+        ``words`` as for :meth:`reduce`, of any number. Raises :class:`InvalidFrames`.
+        """
+        self._check(words, offset)
         if self._counter is not None:
             self._counter.sample(words, offset)
 
@@ -267,11 +271,13 @@ class Reducer:
             raise InvalidFrames(
                 f"words must be bytes (frames, bytes of a message), not {words.dtype} {words.shape}"
             )
-        if not 1 <= len(words) <= self.max_frames:
-            raise InvalidFrames(f"{len(words)} frames at once; from 1 to {self.max_frames} can be")
         if offset < 0 or offset + self.frame_bytes > words.shape[1]:
             rule = f"{self.frame_bytes} bytes of pixels from byte {offset}"
             raise InvalidFrames(f"messages of {words.shape[1]} bytes do not hold {rule}")
+
+    def _check_number(self, n: int) -> None:
+        if not 1 <= n <= self.max_frames:
+            raise InvalidFrames(f"{n} frames at once; from 1 to {self.max_frames} can be")
 
     def _reduce_list(self, events: Events) -> ReducedBlock:
         figures = self._begin(len(events))
