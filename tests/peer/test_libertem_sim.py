@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import socket
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, closing
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 
 from nextem.edge.accounting import unpack_pattern
+from nextem.edge.detectors.merlin_control import Arming, MerlinControl
 from nextem.edge.pipeline import EdgePipeline, PipelineConfig
 from nextem.v1 import acquisition_pb2 as pb
 from nextem.v1 import plan_pb2
@@ -128,12 +128,13 @@ def test_its_garbage_before_a_triggered_scan_is_skipped(
         caplog.at_level(logging.ERROR),
         start_peer(scan, "--wait-trigger", "--garbage") as camera,
         closing(Listener(tmp_path, camera.data_port)) as listener,
-        socket.create_connection(("127.0.0.1", camera.control_port), timeout=WAIT_S) as control,
+        MerlinControl(port=camera.control_port) as control,
     ):
         listener.pipeline.start()
-        for command in (b"CMD,STARTACQUISITION", b"CMD,SOFTTRIGGER"):
-            control.sendall(b"MPX,%010d," % (len(command) + 1) + command)
-            assert control.recv(1024).endswith(b",0")
+        # Its replies count their length without the comma.
+        control.arm(Arming(frames=8, soft_trigger=True))
+        assert control.get("NUMFRAMESTOACQUIRE") == "8"
+        control.trigger()
         listener.wait_for(1)
         assert "GarbageSkipped: 21504 bytes" in caplog.text
         # The file is sent once for each trigger, so that this is all.
