@@ -2,8 +2,8 @@
 
 Frames are simulated: 256x256 uint16 of the polycrystal, one scan row after another, so that grains change
 within a block. The bound is the entropy of such frames for somebody who knows each frame's expected pattern:
-electrons are Poisson and independent, so it is the sum over pixels of the entropy of a Poisson number with the
-pixel's expectation. No lossless code can be shorter on average, and no real code knows the expectation.
+electrons are Poisson and independent, so it is the sum of the entropies of Poisson numbers with each pixel's
+expectation. No lossless code can be shorter on average, and no real code knows the expectation.
 
 Sizes are of whole encoded blocks with their header, columns (sum) and checksum. Times are of one thread,
 medians, from event streams to the encoded block (from frames for the others); the codes alternate.

@@ -9,9 +9,8 @@
   on bright frames they take six times the processor time to write and eight times to read (measured by
   ``benchmarks/kernels.py``), and an edge that falls behind loses frames.
 
-With the policy "compact": the smaller of events and the pattern code, which takes about 0.8 of events and
-seven to ten times their processor time (``benchmarks/volume.py``). It is for links that are slower than the
-detector.
+With the policy "compact": the smaller of events and the pattern code, which takes about 0.75 of events and
+several times their processor time (``benchmarks/volume.py``). It is for links slower than the detector.
 
 ``tests/unit/wire/test_packing.py`` holds the choice to within 10 % of the smaller one on sparse blocks and
 within half on the others, over drawn doses and patterns. A policy that names a representation is followed,

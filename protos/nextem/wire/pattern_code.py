@@ -9,7 +9,7 @@ one class all pixels are about equally bright. Its events then are a list of num
 
 that ascends over the whole block, with gaps that are nearly geometric, and each class has adaptive odds of
 its own for the gaps and for the values. The last gap of a class leads to its end, so nothing is counted.
-:mod:`nextem.wire.pattern_kernels` is the arithmetic coder. ``benchmarks/volume.py`` compares the size with
+:mod:`nextem.wire.arithmetic` is the arithmetic coder. ``benchmarks/volume.py`` compares the size with
 the entropy of frames whose expected pattern is known, which no code can be below.
 
 ====================  ==================================================================================
@@ -20,8 +20,9 @@ coded                 arithmetic code: classes in the order of pixels, each in u
 raw                   low bits of large numbers, which no model would make shorter; highest bit first
 ====================  ==================================================================================
 
-A number n is coded as the bit length of n + 1, in unary, and then its bits below the highest: two coded, the
-others raw.
+Of a gap, the part above ``2**usual`` is in unary, and of the ``usual`` bits below two are coded, the others
+raw; ``usual`` follows from the class and the number of frames. A value less one, n, is coded as the bit length
+of n + 1, in unary, and then its bits below the highest: two coded, the others raw.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from typing import Any
 import numpy as np
 
 from nextem.wire import pattern_kernels as kernels
+from nextem.wire.arithmetic import MARGIN, Bytes
 from nextem.wire.events import MAX_DECODED_BYTES, PIXEL_DTYPES, CorruptEvents, Events
 
 MAGIC = b"NXP1"
@@ -56,9 +58,9 @@ def encode_pattern(events: Events, shape: tuple[int, int], limit_bytes: int) -> 
     kernels.classify(events.indices, classes)
     positions, values = np.empty(nonzero, np.int64), np.empty(nonzero, np.uint64)
     starts = kernels.sort_by_class(events.indptr, events.indices, events.values, classes, positions, values)
-    out = np.empty(limit_bytes + kernels.MARGIN, np.uint8)
-    bits = np.empty(limit_bytes + kernels.MARGIN, np.uint8)
-    coded, raw = kernels.encode(classes, x, len(events), starts, positions, values, out, bits)
+    out = np.empty(limit_bytes + 8 * nonzero + MARGIN, np.uint8)
+    bits = np.empty(limit_bytes + MARGIN, np.uint8)
+    coded, raw = kernels.encode(classes, x, len(events), starts, positions, values, limit_bytes, out, bits)
     if coded < 0 or _HEADER.size + coded + raw > limit_bytes:
         return None
     itemsize = events.values.itemsize
@@ -87,7 +89,7 @@ def decode_pattern(
 
 
 def _decoded(
-    data: kernels.Bytes, coded: int, form: tuple[int, int, int], nonzero: int, dtype: np.dtype[Any]
+    data: Bytes, coded: int, form: tuple[int, int, int], nonzero: int, dtype: np.dtype[Any]
 ) -> Events:
     n, y, x = form
     found_frames, found_pixels = np.empty(nonzero, np.uint32), np.empty(nonzero, np.uint32)

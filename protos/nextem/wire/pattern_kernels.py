@@ -1,10 +1,4 @@
-"""Numba kernels of the pattern code; :mod:`nextem.wire.pattern_code` says what is coded.
-
-A binary arithmetic coder with adaptive probabilities: the interval ``low .. high`` of 32 bits is cut in
-proportion to the probability of a one, the part of the coded bit is kept, and top bytes that can no longer
-change are written. Every probability starts at one half and moves by 1/32 towards each bit it sees. (Witten,
-Neal and Cleary, Arithmetic coding for data compression, CACM 30, 520 (1987).)
-"""
+"""Numba kernels of the pattern code; :mod:`nextem.wire.pattern_code` says what is coded."""
 
 from __future__ import annotations
 
@@ -14,30 +8,35 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from nextem.wire.arithmetic import (
+    LENGTHS,
+    LOW32,
+    Bytes,
+    Coder,
+    Decoder,
+    Int,
+    Odds,
+    Raw,
+    byte,
+    even_odds,
+    get_bit,
+    get_number,
+    put_bit,
+    put_number,
+    put_raw,
+)
+
 Array = npt.NDArray[Any]
-Bytes = npt.NDArray[np.uint8]
-Odds = npt.NDArray[np.uint16]
 
 CLASSES = 64
 """By how many frames a pixel is lit in: 0, 1, 2, 3, then two a doubling."""
 
 CONTEXTS = 128
-LENGTHS = 64
-"""Bit lengths of a number, less one."""
-
-TOP, LOW32, RATE, ONE = 24, (1 << 32) - 1, 5, 1 << 15
-MARGIN = 1024
-"""More than the bytes of any one event, or of one pixel of the map."""
+QUOTIENTS = 12
+"""Of a gap by the usual one: so many odds, the last for all that are greater."""
 
 OK, RUNS_OUT, TOO_MANY, NOT_A_GAP, NOT_A_VALUE = range(5)
 """What :func:`decode` found."""
-
-Int = Any
-"""A 64-bit number: numba's, which has no other, and numpy's to a type checker."""
-
-Coder = tuple[Int, Int, Int]  # low, high, place of the next byte
-Decoder = tuple[Int, Int, Int, Int]  # low, high, the 32 bits that are looked at, place of the next byte
-Raw = tuple[Int, Int, Int]  # bits of the byte under way, how many, its place
 
 
 @njit(cache=True, nogil=True)
@@ -49,6 +48,16 @@ def class_of(lit: int) -> int:
     while lit >> (bits + 1):
         bits += 1
     return min(2 * bits + ((lit >> (bits - 1)) & 1), CLASSES - 1)
+
+
+@njit(cache=True, nogil=True)
+def usual_gap(kind: int, frames: int) -> int:
+    """Bits of the gap to be expected between events of a class."""
+    lit = kind if kind < 4 else (2 + (kind & 1)) << (kind // 2 - 1)
+    bits = 0
+    while frames // lit >> (bits + 1):
+        bits += 1
+    return bits
 
 
 @njit(cache=True, nogil=True)
@@ -89,7 +98,7 @@ def sort_by_class(
     return starts
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, inline="always")
 def _context(classes: Bytes, at: int, width: int) -> Int:
     """From the four neighbours that are known already: left, and the three above."""
     column = at % width
@@ -100,65 +109,20 @@ def _context(classes: Bytes, at: int, width: int) -> Int:
     return min(2 * (left + above) + before + behind, CONTEXTS - 1)
 
 
-@njit(cache=True, nogil=True)
-def _odds(numbers: int) -> Odds:
-    return np.full(numbers, ONE // 2, np.uint16)
-
-
-# ---- writing ----------------------------------------------------------------------------------
-
-
-@njit(cache=True, nogil=True)
-def _put_bit(coder: Coder, out: Bytes, odds: Odds, at: Int, bit: Int) -> Coder:
-    low, high, place = coder
-    p = np.int64(odds[at])
-    middle = low + ((high - low) >> 15) * p
-    if bit:
-        high = middle
-        odds[at] = p + ((ONE - p) >> RATE)
-    else:
-        low = middle + 1
-        odds[at] = p - (p >> RATE)
-    while (low ^ high) >> TOP == 0:
-        out[place] = high >> TOP
-        place += 1
-        low = (low << 8) & LOW32
-        high = ((high << 8) & LOW32) | 255
-    return low, high, place
-
-
-@njit(cache=True, nogil=True)
-def _put_raw(raw: Raw, bits: Bytes, value: np.uint64, count: Int) -> Raw:
-    """The lowest ``count`` bits of ``value``, the highest of them first."""
-    held, size, place = raw
-    for step in range(count - 1, -1, -1):
-        held = (held << 1) | np.int64((value >> np.uint64(step)) & np.uint64(1))
-        size += 1
-        if size == 8:
-            bits[place] = held
-            place += 1
-            held, size = 0, 0
-    return held, size, place
-
-
-@njit(cache=True, nogil=True)
-def _put_number(
-    coder: Coder, raw: Raw, out: Bytes, bits: Bytes, lengths: Odds, tops: Odds, number: np.uint64
+@njit(cache=True, nogil=True, inline="always")
+def _put_gap(
+    coder: Coder, raw: Raw, out: Bytes, bits: Bytes, odds: Odds, gap: Int, usual: Int
 ) -> tuple[Coder, Raw]:
-    """Bit length of ``number + 1`` in unary, its next two bits by the length, the others as they are."""
-    value = number + np.uint64(1)
-    length = 0
-    while length < LENGTHS - 1 and value >> np.uint64(length + 1):
-        length += 1
-    for step in range(length):
-        coder = _put_bit(coder, out, lengths, step, 1)
-    coder = _put_bit(coder, out, lengths, length, 0)
+    """``gap >> usual`` in unary; of the ``usual`` bits below the highest two coded, the others raw."""
+    for step in range(gap >> usual):
+        coder = put_bit(coder, out, odds, min(step, QUOTIENTS - 1), 1)
+    coder = put_bit(coder, out, odds, min(gap >> usual, QUOTIENTS - 1), 0)
     node: Int = 1
-    for step in range(min(length, 2)):
-        bit = np.int64((value >> np.uint64(length - 1 - step)) & np.uint64(1))
-        coder = _put_bit(coder, out, tops, 4 * length + node, bit)
+    for step in range(min(usual, 2)):
+        bit = (gap >> (usual - 1 - step)) & 1
+        coder = put_bit(coder, out, odds, QUOTIENTS + node, bit)
         node = 2 * node + bit
-    return coder, _put_raw(raw, bits, value, max(length - 2, 0))
+    return coder, put_raw(raw, bits, np.uint64(gap), max(usual - 2, 0))
 
 
 @njit(cache=True, nogil=True)
@@ -169,42 +133,43 @@ def encode(
     starts: Array,
     positions: Array,
     values: Array,
+    limit: int,
     out: Bytes,
     bits: Bytes,
 ) -> tuple[Int, Int]:
     """The map of classes, then each class' gaps and values; returns the bytes of ``out`` and ``bits``.
 
-    (-1, -1) where they do not fit.
+    (-1, -1) where one of them is over ``limit``. Gaps take no more than two steps an event, and no step takes
+    more than four bytes: ``out`` has so much more room, and :data:`nextem.wire.arithmetic.MARGIN`.
     """
     coder, raw = (np.int64(0), np.int64(LOW32), np.int64(0)), (np.int64(0), np.int64(0), np.int64(0))
-    out_limit, bits_limit = out.size - MARGIN, bits.size - MARGIN
-    map_odds, size = _odds(CONTEXTS * CLASSES), np.zeros(CLASSES, np.int64)
+    map_odds, size = even_odds(CONTEXTS * CLASSES), np.zeros(CLASSES, np.int64)
     for pixel in range(classes.size):
         kind: Int = np.int64(classes[pixel])
         size[kind] += 1
         first = _context(classes, pixel, width) * CLASSES
         for step in range(kind):
-            coder = _put_bit(coder, out, map_odds, first + step, 1)
+            coder = put_bit(coder, out, map_odds, first + step, 1)
         if kind < CLASSES - 1:
-            coder = _put_bit(coder, out, map_odds, first + kind, 0)
-        if coder[2] > out_limit:
+            coder = put_bit(coder, out, map_odds, first + kind, 0)
+        if coder[2] > limit:
             return -1, -1
     for kind in range(1, CLASSES):
         if size[kind] == 0:
             continue
-        gap_odds, gap_tops = _odds(LENGTHS), _odds(4 * LENGTHS)
-        value_odds, value_tops = _odds(LENGTHS), _odds(4 * LENGTHS)
+        gap_odds, usual = even_odds(QUOTIENTS + 4), usual_gap(kind, frames)
+        value_odds, value_tops = even_odds(LENGTHS), even_odds(4 * LENGTHS)
         before = np.int64(-1)
         for event in range(starts[kind], starts[kind + 1]):
-            gap = np.uint64(positions[event] - before - 1)
+            gap = positions[event] - before - 1
             before = positions[event]
-            coder, raw = _put_number(coder, raw, out, bits, gap_odds, gap_tops, gap)
+            coder, raw = _put_gap(coder, raw, out, bits, gap_odds, gap, usual)
             less_one = np.uint64(values[event]) - np.uint64(1)
-            coder, raw = _put_number(coder, raw, out, bits, value_odds, value_tops, less_one)
-            if coder[2] > out_limit or raw[2] > bits_limit:
+            coder, raw = put_number(coder, raw, out, bits, value_odds, value_tops, less_one)
+            if coder[2] > limit or raw[2] > limit:
                 return -1, -1
-        gap = np.uint64(frames * size[kind] - before - 1)
-        coder, raw = _put_number(coder, raw, out, bits, gap_odds, gap_tops, gap)
+        gap = frames * size[kind] - before - 1
+        coder, raw = _put_gap(coder, raw, out, bits, gap_odds, gap, usual)
     low, _, place = coder
     for shift in (24, 16, 8, 0):
         out[place] = (low >> shift) & 255
@@ -216,57 +181,27 @@ def encode(
     return place, raw_place
 
 
-# ---- reading ----------------------------------------------------------------------------------
-
-
-@njit(cache=True, nogil=True)
-def _byte(data: Bytes, place: Int) -> Int:
-    """Past the end zeros are read; the place tells."""
-    return np.int64(data[place]) if place < data.size else np.int64(0)
-
-
-@njit(cache=True, nogil=True)
-def _get_bit(coder: Decoder, data: Bytes, odds: Odds, at: Int) -> tuple[Int, Decoder]:
-    low, high, seen, place = coder
-    p = np.int64(odds[at])
-    middle = low + ((high - low) >> 15) * p
-    bit = np.int64(seen <= middle)
-    if bit:
-        high = middle
-        odds[at] = p + ((ONE - p) >> RATE)
-    else:
-        low = middle + 1
-        odds[at] = p - (p >> RATE)
-    while (low ^ high) >> TOP == 0:
-        low = (low << 8) & LOW32
-        high = ((high << 8) & LOW32) | 255
-        seen = ((seen << 8) & LOW32) | _byte(data, place)
-        place += 1
-    return bit, (low, high, seen, place)
-
-
-@njit(cache=True, nogil=True)
-def _get_number(
-    coder: Decoder, raw: Int, data: Bytes, bits: Bytes, lengths: Odds, tops: Odds
-) -> tuple[np.uint64, Decoder, Int]:
-    """Undoes :func:`_put_number`; ``raw`` counts bits. The largest number stands for one that is too long."""
-    length = 0
-    bit, coder = _get_bit(coder, data, lengths, length)
-    while bit and length < LENGTHS - 1:
-        length += 1
-        bit, coder = _get_bit(coder, data, lengths, length)
-    if bit:
-        return np.uint64(0xFFFFFFFFFFFFFFFF), coder, raw
-    value, node = np.uint64(1), 1
-    for _ in range(min(length, 2)):
-        bit, coder = _get_bit(coder, data, tops, 4 * length + node)
+@njit(cache=True, nogil=True, inline="always")
+def _get_gap(
+    coder: Decoder, raw: Int, data: Bytes, bits: Bytes, odds: Odds, usual: Int, most: Int
+) -> tuple[Int, Decoder, Int]:
+    """Undoes :func:`_put_gap`; for a gap of more than ``most``, and where the bytes run out, ``most + 1``."""
+    quotient = np.int64(0)
+    bit, coder = get_bit(coder, data, odds, 0)
+    while bit:
+        quotient += 1
+        if quotient << usual > most or coder[3] > data.size:
+            return most + 1, coder, raw
+        bit, coder = get_bit(coder, data, odds, min(quotient, QUOTIENTS - 1))
+    gap, node = quotient, 1
+    for _ in range(min(usual, 2)):
+        bit, coder = get_bit(coder, data, odds, QUOTIENTS + node)
         node = 2 * node + bit
-        value = (value << np.uint64(1)) | np.uint64(bit)
-    for _ in range(max(length - 2, 0)):
-        bit = (_byte(bits, raw >> 3) >> (7 - (raw & 7))) & 1
-        value = (value << np.uint64(1)) | np.uint64(bit)
+        gap = (gap << 1) | bit
+    for _ in range(max(usual - 2, 0)):
+        gap = (gap << 1) | ((byte(bits, raw >> 3) >> (7 - (raw & 7))) & 1)
         raw += 1
-    return value - np.uint64(1), coder, raw
+    return gap, coder, raw
 
 
 @njit(cache=True, nogil=True)
@@ -287,13 +222,13 @@ def decode(
     """
     seen = np.int64(0)
     for place in range(4):
-        seen = (seen << 8) | _byte(data, place)
+        seen = (seen << 8) | byte(data, place)
     coder, raw, pixels = (np.int64(0), np.int64(LOW32), seen, np.int64(4)), np.int64(0), classes.size
-    map_odds, starts = _odds(CONTEXTS * CLASSES), np.zeros(CLASSES + 1, np.int64)
+    map_odds, starts = even_odds(CONTEXTS * CLASSES), np.zeros(CLASSES + 1, np.int64)
     for pixel in range(pixels):
         first, kind = _context(classes, pixel, width) * CLASSES, 0
         while kind < CLASSES - 1:
-            bit, coder = _get_bit(coder, data, map_odds, first + kind)
+            bit, coder = get_bit(coder, data, map_odds, first + kind)
             if not bit:
                 break
             kind += 1
@@ -312,19 +247,19 @@ def decode(
         size = starts[kind + 1] - starts[kind]
         if size == 0:
             continue
-        gap_odds, gap_tops = _odds(LENGTHS), _odds(4 * LENGTHS)
-        value_odds, value_tops = _odds(LENGTHS), _odds(4 * LENGTHS)
+        gap_odds, usual = even_odds(QUOTIENTS + 4), usual_gap(kind, frames)
+        value_odds, value_tops = even_odds(LENGTHS), even_odds(4 * LENGTHS)
         position, places = np.int64(0), frames * size
         while True:
-            gap, coder, raw = _get_number(coder, raw, data, bits, gap_odds, gap_tops)
-            if gap > np.uint64(places - position):
+            gap, coder, raw = _get_gap(coder, raw, data, bits, gap_odds, usual, places - position)
+            if gap > places - position:
                 return NOT_A_GAP
-            position += np.int64(gap)
+            position += gap
             if position == places:
                 break
             if event >= values.size:
                 return TOO_MANY
-            value, coder, raw = _get_number(coder, raw, data, bits, value_odds, value_tops)
+            value, coder, raw = get_number(coder, raw, data, bits, value_odds, value_tops)
             if value >= largest:
                 return NOT_A_VALUE
             if coder[3] > data.size or raw > 8 * bits.size:
