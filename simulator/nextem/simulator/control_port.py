@@ -65,6 +65,8 @@ class ControlPort:
             return str(self._numbers[name])
         if name == "COUNTERDEPTH":
             return str(self._instrument.mode.depth_bits)
+        if name in ("IMAGEX", "IMAGEY"):
+            return str(self._instrument.mode.size_px)
         if name == "FILEFORMAT":
             return "2" if self._instrument.mode.raw else "0"
         if name == "DETECTORSTATUS":
