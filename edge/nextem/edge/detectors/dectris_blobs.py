@@ -28,7 +28,7 @@ SPARSE_RATIO = 16
 
 _EVENTS_PER_PIXEL = 1 / 8  # more events than this, and words are taken
 
-_BITSHUFFLE = re.compile(r"bs(8|16|32|64)-lz4([<>])")
+_BITSHUFFLE = re.compile(r"bs(8|16|32)-lz4([<>])")
 
 
 class Packing(Enum):
@@ -58,7 +58,7 @@ class Layout:
         y, x = self.shape
         if y <= 0 or x <= 0 or y * x > MAX_PIXELS:
             raise HeaderError(f"an image has 1 to {MAX_PIXELS} pixels, this one {y} x {x}")
-        if self.itemsize not in (1, 2, 4, 8) or self.width not in (1, 2, 4, 8):
+        if self.itemsize not in (1, 2, 4, 8) or self.width not in (1, 2, 4):
             raise UnsupportedFormat(f"pixels of {self.itemsize} bytes, shuffled as {self.width}")
 
     @property

@@ -72,30 +72,34 @@ def _repeat(target: int, op: int, offset: int, length: int) -> None:
     to = target + op
     stop = to + length
     if offset >= 16:
+        # Twice without asking: a jump that depends on data costs more than a useless copy.
+        copy16(types.uintp(to - offset), types.uintp(to))
+        copy16(types.uintp(to - offset + 16), types.uintp(to + 16))
+        to += 32
         while to < stop:
             copy16(types.uintp(to - offset), types.uintp(to))
             to += 16
-    elif offset == 1 or offset == 2 or offset == 4 or offset == 8:
-        word = load64(types.uintp(to - offset))
-        if offset == 1:
-            word = (word & np.uint64(0xFF)) * np.uint64(0x0101010101010101)
-        elif offset == 2:
-            word = (word & np.uint64(0xFFFF)) * np.uint64(0x0001000100010001)
-        elif offset == 4:
-            word = (word & np.uint64(0xFFFFFFFF)) * np.uint64(0x0000000100000001)
+        return
+    word = load64(types.uintp(to - offset))
+    rest = np.uint64(0)
+    if offset < 8:
+        word &= (np.uint64(1) << np.uint64(8 * offset)) - np.uint64(1)
+    elif offset > 8:
+        rest = load64(types.uintp(to - 8))
+    if (word | rest) == 0:
         while to < stop:
-            fill_wide(types.uintp(to), word)
+            fill_wide(types.uintp(to), np.uint64(0))
             to += WIDE
-    else:
-        # The pattern is repeated by bytes until it is long enough to be copied in pieces of 16.
-        distance = offset * (16 // offset + 1)
-        ready = min(stop, to + distance - offset)
-        while to < ready:
-            store8(types.uintp(to), load8(types.uintp(to - offset)))
-            to += 1
-        while to < stop:
-            copy16(types.uintp(to - distance), types.uintp(to))
-            to += 16
+        return
+    # The pattern is repeated by bytes until it is long enough to be copied in pieces of 16.
+    distance = offset * (16 // offset + 1)
+    ready = min(stop, to + distance - offset)
+    while to < ready:
+        store8(types.uintp(to), load8(types.uintp(to - offset)))
+        to += 1
+    while to < stop:
+        copy16(types.uintp(to - distance), types.uintp(to))
+        to += 16
 
 
 @njit(cache=True, nogil=True)
@@ -123,6 +127,9 @@ def lz4_block(source: int, size: int, readable: int, target: int, wanted: int) -
         if literals > wanted - op:
             return OVERFLOW
         done = 0
+        if ip + 16 <= readable:  # even where there is none: no jump that depends on data
+            copy16(types.uintp(source + ip), types.uintp(target + op))
+            done = 16
         while done < literals and ip + done + 16 <= readable:
             copy16(types.uintp(source + ip + done), types.uintp(target + op + done))
             done += 16
@@ -231,16 +238,14 @@ def _take_events(
             bits &= mask
             upper &= mask
         bits |= upper
-        if bits == 0:
-            continue
         if found + 64 > indices.size:
             return TOO_MANY
         place, left = np.uint32(first + 64 * word), bits
-        for lane in range(4):  # always four, as in nextem.wire.pixels.scan_frame
+        for lane in range(2):  # always two, even of none: see _repeat
             indices[found + lane] = place + np.uint32(lowest_one(left))
             values[found + lane] = lowest
             left &= left - one
-        more = found + 4
+        more = found + 2
         while left != 0:
             indices[more] = place + np.uint32(lowest_one(left))
             values[more] = lowest
