@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 
 import numpy as np
-from receive import SIZE_PX, Camera, Peer, Run, merlin_camera, write_mib
+from receive import SIZE_PX, Peer, Run
+from streams import Camera, merlin_camera, write_mib
 from table import Row, parser, report
 
 from nextem.edge.detectors.base import Announcement, BlockLimits, Claim, Ending, FrameBatch
