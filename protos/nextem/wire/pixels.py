@@ -20,7 +20,12 @@ intrinsic: Any = extending.intrinsic  # its stub counts the typing context as an
 GROUP = 64
 """Pixels looked at in one go: as many as a bit mask of one machine word describes."""
 
-SCRATCH_EXTRA = 4
+_STRIDE = 16
+"""Groups that :func:`scan_frame` reads before it looks at any."""
+
+_SPARE = 4
+
+SCRATCH_EXTRA = _SPARE + 1 + 2 * _STRIDE
 """How many more entries than pixels the index buffer of :func:`scan_frame` must have."""
 
 
@@ -143,28 +148,41 @@ def leading_zeros(_context: Any, _word: Any) -> Any:
 def scan_frame(address: int, pixels: int, like: npt.NDArray[Any], indices: npt.NDArray[np.uint32]) -> int:
     """Writes the flat indices of the non-zero pixels, ascending, to ``indices``; returns how many.
 
-    ``indices`` has room for ``pixels + SCRATCH_EXTRA`` entries: four are always written for a group that is
-    not empty, because a jump that depends on data costs more than three useless stores (as simdjson does it,
-    Langdale and Lemire, VLDB J. 28, 941 (2019), section 3.2.1).
+    ``indices``, whose memory starts at a multiple of 8 bytes, has room for ``pixels + SCRATCH_EXTRA``
+    entries. Four are always written for a group that is not empty, because a jump that depends on data costs
+    more than three useless stores (as simdjson does it, Langdale and Lemire, VLDB J. 28, 941 (2019), section
+    3.2.1). And several groups are read before any is looked at, so that a jump foreseen wrongly does not keep
+    the memory waiting: their bit masks lie in the last entries.
     """
     found = 0
     one = np.uint64(1)
     groups = pixels // GROUP
-    for group in range(groups):
-        bits = nonzero64(types.uintp(address + group * GROUP * like.itemsize), like)
-        if bits == 0:
+    masks_at = pixels + _SPARE + pixels % 2
+    masks = indices[masks_at : masks_at + 2 * _STRIDE].view(np.uint64)
+    for first_group in range(0, groups, _STRIDE):
+        count = min(_STRIDE, groups - first_group)
+        any_bits = np.uint64(0)
+        for k in range(count):
+            bits = nonzero64(types.uintp(address + (first_group + k) * GROUP * like.itemsize), like)
+            masks[k] = bits
+            any_bits |= bits
+        if any_bits == 0:
             continue
-        after = found + count_ones(bits)
-        first = np.uint32(group * GROUP)
-        for lane in range(4):
-            indices[found + lane] = first + np.uint32(lowest_one(bits))
-            bits &= bits - one
-        found += 4
-        while bits != 0:
-            indices[found] = first + np.uint32(lowest_one(bits))
-            bits &= bits - one
-            found += 1
-        found = after
+        for k in range(count):
+            bits = masks[k]
+            if bits == 0:
+                continue
+            after = found + count_ones(bits)
+            first = np.uint32((first_group + k) * GROUP)
+            for lane in range(_SPARE):
+                indices[found + lane] = first + np.uint32(lowest_one(bits))
+                bits &= bits - one
+            found += _SPARE
+            while bits != 0:
+                indices[found] = first + np.uint32(lowest_one(bits))
+                bits &= bits - one
+                found += 1
+            found = after
     for pixel in range(groups * GROUP, pixels):
         if load_pixel(types.uintp(address + pixel * like.itemsize), False, like) != 0:
             indices[found] = pixel
