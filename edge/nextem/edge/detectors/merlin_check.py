@@ -51,6 +51,8 @@ class Expectation:
                 f"this one has {payload_bytes}"
             )
         commas = [at for at, byte in enumerate(head[:128]) if byte == _COMMA]
+        if len(commas) < 8:
+            raise HeaderError(f"the layout of a frame is in the first 128 bytes, here are {head[:128]!r}")
         return cls(
             header=header,
             format=pixels,
