@@ -114,7 +114,7 @@ class Mutator:
             return self._overwrite(data)
         match = self.random.choice(found)
         number = self.random.choice(_NEW_NUMBERS)
-        if self.random.random() < 0.7:
+        if self.random.random() < 0.5:
             width = match.end() - match.start()
             number = number[-width:].rjust(width, b"0")
         return bytes(data[: match.start()] + number + data[match.end() :])

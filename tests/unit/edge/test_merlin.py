@@ -131,9 +131,16 @@ def test_the_acquisition_header_tolerates_carriage_returns_and_padding() -> None
 
 
 @pytest.mark.parametrize(
-    "text", [b"MQ1,", b"HDR,\nEnd\t", b"HDR,\nFrames in Acquisition (Number):\tmany\nEnd\t"]
+    "text",
+    [
+        b"MQ1,",
+        b"HDR,\nEnd\t",
+        b"HDR,\nFrames in Acquisition (Number):\tmany\nEnd\t",
+        b"HDR,\nFrames in Acquisition (Number):\t9999999999\nEnd\t",
+        b"HDR,\nFrames in Acquisition (Number):\t8\nScanX:\t9999999999\nScanY:\t1\nEnd\t",
+    ],
 )
-def test_an_acquisition_header_without_a_number_of_frames_is_refused(text: bytes) -> None:
+def test_an_acquisition_header_without_a_usable_number_of_frames_is_refused(text: bytes) -> None:
     with pytest.raises(HeaderError):
         parse_acquisition_header(text)
 

@@ -27,6 +27,7 @@ _NEXTEM = re.compile(rb"NXTM,(\d+),(\d+),")
 _PIXEL_BYTES = {"U08": 1, "U16": 2, "U32": 4, "U64": 8}
 MAX_PAYLOAD_BYTES = 1 << 28
 _MAX_SIDE_PX = 1 << 14
+_MAX_DIGITS = 9  # of a number in an acquisition header
 
 
 def message_prefix(payload_bytes: int) -> bytes:
@@ -85,8 +86,8 @@ def _number(fields: Mapping[str, str], key: str) -> int | None:
     value = fields.get(key)
     if value is None:
         return None
-    if not (value.isascii() and value.isdigit()):
-        raise HeaderError(f"{key!r} is a number, this one is {value[:40]!r}")
+    if not (value.isascii() and value.isdigit() and len(value) <= _MAX_DIGITS):
+        raise HeaderError(f"{key!r} is a number of 1 to {_MAX_DIGITS} digits, this one is {value[:40]!r}")
     return int(value)
 
 
