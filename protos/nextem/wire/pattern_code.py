@@ -21,8 +21,8 @@ raw                   low bits of large numbers, which no model would make short
 ====================  ==================================================================================
 
 Of a gap, the part above ``2**usual`` is in unary, and of the ``usual`` bits below two are coded, the others
-raw; ``usual`` follows from the class and the number of frames. A value less one, n, is coded as the bit length
-of n + 1, in unary, and then its bits below the highest: two coded, the others raw.
+raw; ``usual`` follows from the class and the number of frames. A value less one, n, is coded as the bit
+length of n + 1, in unary, and then its bits below the highest: two coded, the others raw.
 """
 
 from __future__ import annotations
