@@ -157,7 +157,7 @@ def test_damaged_files_cost_no_frame_that_is_not_listed(tmp_path: Path) -> None:
                 shelf.play(path, edge.watch if through else reads)
             except (DetectorError, BadAddress) as error:
                 refused[type(error).__name__] += 1
-            assert not reads.broken, (name, reads.broken)
+            assert not reads.wrong, (name, reads.wrong)
             if mutator.mutated >= MESSAGES:
                 break
         edge.check()

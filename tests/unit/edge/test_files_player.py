@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -311,3 +312,17 @@ def test_readers_that_cannot_begin(tmp_path: Path, reader: Any) -> None:
     reader.read = lambda path: np.zeros(3)
     with pytest.raises(ReaderFailed, match="returns a FrameSource"):
         kit.play(user_file(tmp_path), reader="users_reader:read")
+
+
+def test_the_example_of_the_page(tmp_path: Path, reader: Any) -> None:
+    page = Path(__file__).parents[3] / "docs" / "files.md"
+    code = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)[0]
+    exec(compile(code, str(page), "exec"), reader.__dict__)
+    path = user_file(tmp_path)
+    with path.open("r+b") as file:
+        file.truncate(128 * 128 * 256 * 256 * 2)  # takes no room: nothing is written
+    source = reader.read(str(path))
+    first = next(iter(source.frames))
+    assert (source.scan, source.shape, first.shape) == ((128, 128), (256, 256), (128, 256, 256))
+    recording = read_file(path, Parameters(reader="users_reader:read"))
+    assert (recording.frames, recording.scan) == (128 * 128, (128, 128))

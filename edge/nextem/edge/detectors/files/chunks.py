@@ -16,7 +16,8 @@ from numba import njit
 from numpy.typing import NDArray
 
 from nextem.edge.detectors.base import CorruptFrame, FrameRun
-from nextem.edge.detectors.dectris_lz4 import BLOCK_BYTES, SLACK, WHY, read_frame, read_lz4
+from nextem.edge.detectors.dectris_lz4 import BLOCK_BYTES, SLACK, WHY, read_lz4
+from nextem.edge.detectors.dectris_planes import read_frame
 from nextem.edge.detectors.files.source import Piece, TruncatedFile
 
 _BITSHUFFLE, _LZ4 = 32008, 32004

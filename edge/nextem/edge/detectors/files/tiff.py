@@ -65,7 +65,7 @@ def read(path: Path, parameters: Parameters) -> Recording:
 
 
 def _check_chain(path: Path) -> None:
-    """Follows the pages from one to the next: a damaged file may lead in circles, which tifffile does not see.
+    """Follows the pages: a damaged file may lead in circles, which tifffile does not see.
 
     Raises :class:`UnreadableFile`. Source: TIFF 6.0, section 2, and the BigTIFF design.
     """
