@@ -22,6 +22,8 @@ import zmq
 
 from nextem.simulator.dectris_blob import Encoding
 from nextem.simulator.dectris_stream import HeaderDetail, Parts, Series, Stream, StreamV1, StreamV2
+from nextem.simulator.detector import FrameSource
+from nextem.simulator.merlin import FrameFormat
 
 Array = npt.NDArray[Any]
 Frames = Callable[[int], Sequence[Array]]
@@ -35,6 +37,18 @@ _SEND_TIMEOUT_MS = 100
 def frames_of(array: Array) -> Frames:
     """Replays ``array`` (frames, y, x), again and again, as the one channel."""
     return lambda number: (array[number % len(array)],)
+
+
+def frames_from(source: FrameSource, mode: FrameFormat) -> Frames:
+    """What a specimen makes for a detector in ``mode``, not raw, as the one channel."""
+
+    def frame(number: int) -> Sequence[Array]:
+        rows = np.zeros((1, mode.message_bytes), np.uint8)
+        source.fill(rows, number)
+        pixels = rows[0, mode.pixels_at :].view(f">u{mode.pixel_bytes}").reshape(mode.stated_shape)
+        return (pixels.astype(f"u{mode.pixel_bytes}"),)
+
+    return frame
 
 
 @dataclass(frozen=True, slots=True)

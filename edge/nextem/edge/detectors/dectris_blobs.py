@@ -16,6 +16,7 @@ import numpy.typing as npt
 from numba import njit
 
 from nextem.edge.detectors import dectris_lz4 as kernels
+from nextem.edge.detectors import dectris_planes as planes
 from nextem.edge.detectors.base import CorruptFrame, FrameFormat, FrameRun, HeaderError, UnsupportedFormat
 from nextem.edge.detectors.dectris_memory import LANES
 from nextem.wire.events import Events
@@ -198,7 +199,7 @@ def _read_events(
     found = 0
     indptr[0] = 0
     for frame in range(offsets.size):
-        found = kernels.read_events(
+        found = planes.read_events(
             data, offsets[frame], sizes[frame], pixels, indices, values, found, scratch
         )
         if found < 0:
@@ -219,7 +220,7 @@ def _read_frames(
 ) -> tuple[int, int]:
     for frame in range(offsets.size):
         target = words.ctypes.data + frame * total
-        result = kernels.read_frame(data, offsets[frame], sizes[frame], target, total, like, scratch)
+        result = planes.read_frame(data, offsets[frame], sizes[frame], target, total, like, scratch)
         if result < 0:
             return frame, result
     return offsets.size, 0
