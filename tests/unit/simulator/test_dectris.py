@@ -9,6 +9,7 @@ import urllib.request
 from contextlib import closing
 from typing import Any
 
+import cbor2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -99,3 +100,25 @@ def test_rest_tells_and_takes_the_configuration() -> None:
             refused.value.close()
         with pytest.raises(KeyError):
             detector.configure(colour="red")
+
+
+@pytest.mark.parametrize("encoding", [Encoding(), Encoding("lz4"), Encoding("none")], ids=str)
+def test_version_2_is_read_by_cbor2_and_the_vendors_decoder(encoding: Encoding) -> None:
+    vendor = pytest.importorskip("dectris.compression")
+
+    def hook(tag: cbor2.CBORTag, _immutable: bool) -> Any:
+        if tag.tag == 56500:
+            algorithm, width, packed = tag.value
+            return vendor.decompress(packed, algorithm, elem_size=width)
+        if tag.tag == 69:
+            return np.frombuffer(tag.value, "<u2")
+        shape, pixels = tag.value
+        return pixels.reshape(shape)
+
+    config = detector_config(DectrisOptions((6, 10)))
+    stream = StreamV2(Series(1, (6, 10), "uint16", config, encoding, channels=("low", "high")))
+    message = cbor2.loads(stream.image(4, list(FRAMES))[0], tag_hook=hook)
+    assert (next(iter(message)), message["type"], message["image_id"]) == ("type", "image", 4)
+    assert list(message["data"]) == ["low", "high"]
+    assert np.array_equal(message["data"]["low"], FRAMES[0])
+    assert np.array_equal(message["data"]["high"], FRAMES[1])
