@@ -200,6 +200,7 @@ class EdgePipeline:
         )
         return {
             **self._storing.totals,
+            "representation_changes": dict(self._storing.representation_changes),
             "acquisitions": self._acquisitions,
             "frames_received": received["frames_received"],
             "frames_lost": self._frames_lost,

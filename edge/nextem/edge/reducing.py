@@ -191,7 +191,7 @@ class Reducing:
     def _compile(self, work: Work, form: FrameFormat) -> None:
         reduction = work.acquisition.plan.reduction
         work.reducers = self._pool.get(reduction, form)
-        work.ladder = Ladder(reduction, work.acquisition_id)
+        work.ladder = Ladder(reduction, work.acquisition_id, self._storing.representation_changes)
         if work.reducers[0].wants_samples():
             work.holding = Holding(work.reducers[0], self._hold_bytes)
         if reduction.HasField("movie"):

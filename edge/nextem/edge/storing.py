@@ -17,7 +17,7 @@ from nextem.edge.meter import Meter
 from nextem.edge.numbering import number
 from nextem.edge.recovery import pack_checkpoint
 from nextem.edge.retention.raw_ring import RawGone, RawRing
-from nextem.edge.retention.representation import Ladder, Policy
+from nextem.edge.retention.representation import Ladder, Policy, no_changes
 from nextem.edge.uplink.publisher import Publisher
 from nextem.edge.uplink.spool import Entry, Kind, Spool, SpoolFull
 from nextem.edge.work import Work
@@ -52,6 +52,7 @@ class Storing:
         self._meter = Meter()  # of encoded bytes
         self.closing = Event()
         names = ("frames_stored", "frames_lost_spool", "frames_lost_corrupt", "blocks")
+        self.representation_changes = no_changes()
         self.totals = dict.fromkeys((*names, "bytes_raw", "bytes_encoded"), 0)
 
     def receive(self, work: Work, batch: FrameBatch) -> None:

@@ -61,6 +61,8 @@ def test_while_the_log_is_away_less_is_sent_and_no_frame_is_lost(rig: Rig, kit: 
         rig.camera.send(kit.stream(noise[start : start + 4], start + 1))
     finished = handle.wait(kit.wait_s)
     assert (finished.frames_stored, finished.frames_lost) == (96, 0)
+    changes = pipeline.stats()["representation_changes"]
+    assert (changes["binned"], changes["scalars"]) == (1, 1)
     rig.log.away.clear()
     rig.stop()
     blocks = sorted(rig.logged()["scan"].blocks, key=lambda block: block.first_frame)

@@ -129,6 +129,11 @@ def _is_busy(degradation: plan_pb2.Degradation, load: Load, share: float) -> boo
     return link > 0 and load.encoded_bytes_per_s > share * link
 
 
+def no_changes() -> dict[str, int]:
+    """A count for each step."""
+    return {step.name.lower(): 0 for step in Step}
+
+
 class Ladder:
     """The steps of one acquisition. Thread-safe.
 
@@ -136,15 +141,20 @@ class Ladder:
     ``encode_run(head, pixels, policy.policy, bin_px=policy.bin_px, reason=policy.reason)``.
     """
 
-    def __init__(self, reduction: plan_pb2.Reduction, acquisition_id: str) -> None:
-        """Without ``degradation`` in the plan frames stay as planned, whatever comes."""
+    def __init__(
+        self, reduction: plan_pb2.Reduction, acquisition_id: str, changes: dict[str, int] | None = None
+    ) -> None:
+        """Without ``degradation`` in the plan frames stay as planned, whatever comes.
+
+        ``changes``, as of :func:`no_changes`, is counted up: how often each step was entered.
+        """
         self._acquisition_id = acquisition_id
         self._planned = reduction.representation
         self._degradation = reduction.degradation if reduction.HasField("degradation") else None
         self._bin_px = reduction.degradation.bin_px or BIN_PX
         self._lock = Lock()
         self._state = State()
-        self._changes = dict.fromkeys(Step, 0)
+        self._changes = no_changes() if changes is None else changes
 
     @property
     def step(self) -> Step:
@@ -175,10 +185,10 @@ class Ladder:
     def changes(self) -> Mapping[str, int]:
         """How often each step was entered: "as_planned", "compact", "binned", "scalars"."""
         with self._lock:
-            return {step.name.lower(): count for step, count in self._changes.items()}
+            return dict(self._changes)
 
     def _tell(self, before: Step, state: State, load: Load) -> None:
-        self._changes[state.step] += 1
+        self._changes[state.step.name.lower()] += 1
         reason = pb.RepresentationReason.Name(state.reason)
         log.warning(
             "representation: %s -> %s, %s: spool at %.0f %%, %.3g of %.3g MB/s (acquisition %s)",
