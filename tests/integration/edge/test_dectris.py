@@ -400,6 +400,7 @@ def test_nobody_wants_it_and_it_is_drained() -> None:
         assert receiver.counters()["frames_unclaimed"] == 30
 
 
+@pytest.mark.data
 def test_the_captured_stream_is_understood_and_its_cut_images_are_named(
     data_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -418,6 +419,7 @@ def test_the_captured_stream_is_understood_and_its_cut_images_are_named(
     assert "CorruptFrame: frame 0: the pixels are 20000 bytes, their header says 755083" in caplog.text
 
 
+@pytest.mark.data
 def test_real_configurations_are_open_ended(data_dir: Path) -> None:
     """They were armed for 16,777,215 triggers of a scan each: as many as anybody will want."""
     files = sorted((data_dir / "dectris-arina-metadata").glob("*.json"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from pathlib import Path
 from typing import Any
 
 import bitshuffle
@@ -218,3 +219,14 @@ def test_impossible_shapes_are_named() -> None:
         Layout((0, 5), 2, Packing.PLAIN)
     with pytest.raises(UnsupportedFormat, match="3 bytes"):
         Layout((1, 5), 3, Packing.PLAIN)
+
+
+@pytest.mark.data
+def test_frames_that_a_real_detector_packed(data_dir: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(data_dir / "dectris-arina-4x4-empty" / "test_00_data_000001.h5") as file:
+        frames = file["entry/data/data"]
+        blobs = [bytes(frames.id.read_direct_chunk((number, 0, 0))[1]) for number in range(len(frames))]
+        layout = Layout(frames.shape[1:], frames.dtype.itemsize, Packing.BITSHUFFLE, frames.dtype.itemsize)
+    assert len(blobs) == 16
+    assert not unpack(layout, blobs).any(), "there was no beam"
