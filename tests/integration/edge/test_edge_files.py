@@ -88,10 +88,12 @@ def test_a_file_cut_short_is_accounted_for(rig: Any, tmp_path: Path) -> None:
 
 
 def test_a_file_waits_for_a_log_that_is_away(rig: Any, tmp_path: Path) -> None:
-    """Noise of three times the spool's size, and the log is away at first: nothing is lost."""
-    frames = np.random.default_rng(3).integers(0, 1 << 16, (800, 128, 128), dtype="u2")
+    """Noise of four times what the spool holds, and the log is away at first: nothing is lost."""
+    frames = np.random.default_rng(3).integers(0, 1 << 16, (2000, 64, 64), dtype="u2")
     rig.log.away.set()
-    plan = plan_pb2.Plan(reduction=plan_pb2.Reduction(degradation=plan_pb2.Degradation()))
+    plan = plan_pb2.Plan(
+        reduction=plan_pb2.Reduction(degradation=plan_pb2.Degradation(), block_bytes=1 << 16)
+    )
     rig.start(
         detector=file_kit.address(npy(tmp_path, frames)),
         passive_plan=plan,
@@ -103,5 +105,5 @@ def test_a_file_waits_for_a_log_that_is_away(rig: Any, tmp_path: Path) -> None:
     rig.stop_when(lambda: rig.pipeline.stats()["acquisitions"] == 1)
     (logged,) = rig.logged().values()
     logged.check(dict(enumerate(frames)))
-    assert logged.finished.frames_stored == 800
+    assert logged.finished.frames_stored == 2000
     assert logged.finished.reason == pb.FINISH_REASON_COMPLETE, logged.finished.error

@@ -122,7 +122,7 @@ def test_a_corrupt_chunk_names_its_frame(tmp_path: Path) -> None:
     taker.wait_for_end()
     player.close()
     (batch,) = taker.held
-    with pytest.raises(CorruptFrame, match="frame 3: the message ends inside a block"):
+    with pytest.raises(CorruptFrame, match="frame 3 .*the message ends inside a block"):
         batch.read(batch.runs[0])
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from nextem.edge.detectors.base import DetectorError, FrameFormat, FrameSizeChanged, UnsupportedFormat
 from nextem.edge.detectors.files.arrays import check_shape, counted_format, counted_pieces
-from nextem.edge.detectors.files.chunks import Packing, packing_of, read_chunks, unpacker
+from nextem.edge.detectors.files.chunks import Packing, packed_format, packing_of, read_chunks
 from nextem.edge.detectors.files.counts import Counts
 from nextem.edge.detectors.files.parameters import Parameters
 from nextem.edge.detectors.files.source import (
@@ -179,10 +179,11 @@ def _look(place: Place) -> _Array | DetectorError:
 def _format(array: _Array, counts: Counts) -> FrameFormat:
     if not counts.as_they_are or (array.packing is None and array.offset is None):
         return counted_format(array.shape, counts)
+    if array.packing is not None:
+        return packed_format(array.packing, array.shape, array.dtype)
     big = array.dtype.newbyteorder(">") == array.dtype and array.dtype.itemsize > 1
     size = array.shape[0] * array.shape[1] * array.dtype.itemsize
-    unpack = unpacker(array.packing, size) if array.packing else None
-    return FrameFormat(array.shape, counts.dtype, size, unpack=unpack, big_endian=big)
+    return FrameFormat(array.shape, counts.dtype, size, big_endian=big)
 
 
 def _pieces(array: _Array, counts: Counts) -> Iterator[Piece]:

@@ -69,9 +69,9 @@ def _check_chain(path: Path) -> None:
 
     Raises :class:`UnreadableFile`. Source: TIFF 6.0, section 2, and the BigTIFF design.
     """
-    data = map_file(path)
+    data = map_file(path).data
     order = {b"II": "<", b"MM": ">"}.get(bytes(data[:2]))
-    if order is None or data.size < 16:
+    if order is None or data.nbytes < 16:
         raise UnreadableFile(f"{path}: a TIFF starts with 'II' or 'MM', this file with {bytes(data[:4])!r}")
     big = struct.unpack_from(order + "H", data, 2)[0] == 43
     offset, tags, tag_bytes = (order + "Q", order + "Q", 20) if big else (order + "I", order + "H", 12)
@@ -81,10 +81,10 @@ def _check_chain(path: Path) -> None:
         if at in seen:
             raise UnreadableFile(f"{path}: page {len(seen)} leads back to byte {at}, where another page is")
         seen.add(at)
-        if at + struct.calcsize(tags) > data.size:
+        if at + struct.calcsize(tags) > data.nbytes:
             return  # tifffile says what is wrong here, and keeps the pages before
         at += struct.calcsize(tags) + tag_bytes * int(struct.unpack_from(tags, data, at)[0])
-        if at + struct.calcsize(offset) > data.size:
+        if at + struct.calcsize(offset) > data.nbytes:
             return
         at = struct.unpack_from(offset, data, at)[0]
 
