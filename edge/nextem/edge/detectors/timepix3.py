@@ -36,7 +36,7 @@ from nextem.edge.detectors.counters import Counters
 from nextem.edge.detectors.registry import DetectorOptions
 from nextem.edge.detectors.ring import Ring
 from nextem.edge.detectors.stream_socket import Backoff, ConnectionEnded, StreamSocket, dial
-from nextem.edge.detectors.timepix3_decoder import WORK_HITS, Decoder, Reach
+from nextem.edge.detectors.timepix3_decoder import Decoder, Reach
 from nextem.edge.detectors.timepix3_options import Timepix3Options, parse_options
 from nextem.edge.detectors.timepix3_records import event_format
 from nextem.edge.detectors.timepix3_scan import Scan
@@ -199,7 +199,7 @@ class _Session:
             self._heard_ns, self._settled = self._source.received_ns, False
             self._first_byte_ns = self._first_byte_ns or self._heard_ns
             self._decode()
-        if self.decoder.waiting > WORK_HITS or now_ns - self._worked_ns >= _WORK_AGE_NS:
+        if self.decoder.due or now_ns - self._worked_ns >= _WORK_AGE_NS:
             self._work_off(Reach.WINDOW)
         if not self._settled and now_ns - self._heard_ns >= SETTLE_NS:
             self._settle()

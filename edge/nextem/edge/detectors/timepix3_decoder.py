@@ -63,6 +63,7 @@ class Decoder:
         self._keys = np.empty(1 << 17, np.uint64)
         self._keys_used = self._keys_sorted = 0
         self._begun = False
+        self._left = 0
         margin = (self.shape[0] + 2) * (self.shape[1] + 2)
         self._newest = np.full(margin, -1, np.int32)
         self._room = 0
@@ -88,6 +89,11 @@ class Decoder:
     def waiting(self) -> int:
         """Hits and edges that wait."""
         return int(self._state[words.HITS] + self._state[words.EDGES])
+
+    @property
+    def due(self) -> bool:
+        """Whether so much came since it was last worked off that going over what was left then pays."""
+        return self.waiting - self._left >= max(WORK_HITS, self._left)
 
     @property
     def memory_bytes(self) -> int:
@@ -171,6 +177,7 @@ class Decoder:
         for row in self._skips[: clock[positions.SKIPPED]]:
             self._skipped.append((int(row[0]), int(row[1])))
         clock[positions.SKIPPED] = 0
+        self._left = self.waiting
 
     def _place(self, before: int, closed: int) -> None:
         """Hits older than ``before`` go to clusters; those begun before ``closed`` become events."""
@@ -270,6 +277,7 @@ class Decoder:
         self._state, self._clock = state, clock
         self.complete = self._keys_used = self._keys_sorted = 0
         self._skipped.clear()
+        self._left = 0
         self._begun = False
 
     def _make_room(self, hits: int) -> None:
