@@ -14,6 +14,7 @@ from nextem.wire.ids import uuid7
 
 BLOCK_BYTES = 256 << 10
 BLOCK_AGE_MS = 5
+MAX_SIDE = 2**32 - 1  # what a plan's scan can count
 
 
 class AcquisitionBusy(Exception):
@@ -99,5 +100,6 @@ def passive_plan(template: plan_pb2.Plan, announcement: Announcement) -> plan_pb
         rows, columns = announcement.scan or (1, announcement.frames)
         if rows * columns != announcement.frames:
             rows, columns = 1, announcement.frames
-        plan.scan.size_y, plan.scan.size_x = rows, columns
+        if max(rows, columns) <= MAX_SIDE:
+            plan.scan.size_y, plan.scan.size_x = rows, columns
     return plan

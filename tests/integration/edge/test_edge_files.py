@@ -12,6 +12,8 @@ import pytest
 import tifffile
 from file_kit import Frames
 
+from nextem.edge.acquisition import passive_plan
+from nextem.edge.detectors.base import Announcement
 from nextem.v1 import acquisition_pb2 as pb
 from nextem.v1 import plan_pb2
 from nextem.wire.coverage import FrameSet
@@ -107,3 +109,9 @@ def test_a_file_waits_for_a_log_that_is_away(rig: Any, tmp_path: Path) -> None:
     logged.check(dict(enumerate(frames)))
     assert logged.finished.frames_stored == 2000
     assert logged.finished.reason == pb.FINISH_REASON_COMPLETE, logged.finished.error
+
+
+def test_a_header_may_claim_more_frames_than_a_scan_can_count() -> None:
+    """A damaged header must not end the receiver."""
+    plan = passive_plan(plan_pb2.Plan(), Announcement("", 9_999_999_999, None, 0))
+    assert (plan.scan.size_y, plan.scan.size_x) == (0, 0)
