@@ -142,8 +142,7 @@ class Reducing:
                     return None
                 if isinstance(item, Frames):
                     work = self._work[item.acquisition.acquisition_id]
-                    item = self._keep_raw(work, item)
-                    self._prepare(work, item.batch)
+                    item = self._prepare(work, item)
                     if work.holding is None:
                         return _Task(self._turns.issue(), work, item.batch)
                     self._hold(work, work.holding, item)
@@ -173,20 +172,22 @@ class Reducing:
         except Exception:
             log.exception("whoever waits for the end of acquisition %s failed", work.acquisition_id)
 
-    def _prepare(self, work: Work, batch: FrameBatch) -> None:
-        """What must have happened before these frames are reduced."""
+    def _prepare(self, work: Work, item: Frames) -> Frames:
+        """What must have happened before these frames are reduced; the frames to go on with."""
         if work.failed is not None:
-            return
+            return item
         try:
             if work.started is None:
                 self._turns.wait_for_all()
-                self._storing.start(work, batch.format)
-                self._compile(work, batch.format)
+                self._storing.start(work, item.batch.format)
+                self._compile(work, item.batch.format)
             elif self._storing.wants_checkpoint(work):
                 self._turns.wait_for_all()
                 self._storing.checkpoint(work)
+            return self._keep_raw(work, item)
         except Exception as error:  # noqa: BLE001  whatever it is ends the acquisition and not the thread
             work.fail(error)
+            return item
 
     def _compile(self, work: Work, form: FrameFormat) -> None:
         reduction = work.acquisition.plan.reduction

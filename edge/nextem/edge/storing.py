@@ -171,6 +171,8 @@ class Storing:
         """From here a recovery can go on."""
         assert work.started is not None
         self._sum_up(work)
+        if work.movie is not None:  # frames that it holds back are in the maps already
+            work.account.pattern = UNKNOWN_PATTERN
         checkpoint = pack_checkpoint(work.started, work.account)
         self._spool.need_from(self._event(Kind.CHECKPOINT, work.acquisition_id, checkpoint))
         work.segment = self._spool.segment()
@@ -188,8 +190,8 @@ class Storing:
             )
         self._sum_up(work)
         finished = work.account.finish(ending, self._clock.now_ns())
-        finished.frames_raw_kept = self._raw_kept(work)
         try:
+            finished.frames_raw_kept = self._raw_kept(work)
             if work.started is None:
                 self.start(work, None)
             self._send_maps(work)

@@ -6,6 +6,10 @@ import sys
 import threading
 from typing import Any
 
+import pytest
+
+from nextem.edge.detectors import merlin_stream
+from nextem.edge.detectors.base import DetectorFailed
 from nextem.edge.service import EdgeOptions, run_edge
 from nextem.v1 import acquisition_pb2 as pb
 from nextem.wire.log import ACQUISITIONS
@@ -46,3 +50,23 @@ def test_an_edge_without_steering_takes_what_comes_and_stops(rig: Rig, kit: Kit)
     (logged,) = rig.logged().values()
     logged.check(dict(enumerate(sent)))
     assert not (rig.folder / "journal.db").exists()
+
+
+def test_an_edge_whose_detector_thread_died_ends_with_its_error(
+    rig: Rig, kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever supervises the process starts it anew."""
+
+    def broken(*args: Any) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(merlin_stream, "dial", broken)
+    options = EdgeOptions(
+        instrument="listener",
+        log=str(rig.folder / "log"),
+        detector=f"127.0.0.1:{rig.camera.port}",
+        spool_dir=rig.folder / "spool",
+        journal_path=rig.folder / "journal.db",
+    )
+    with pytest.raises(DetectorFailed, match="RuntimeError: a bug"):
+        run_edge(options, threading.Event())
