@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from nextem.edge.recovery import pack_checkpoint, recover
 from nextem.edge.uplink.spool import Entry, Kind, Spool
 from nextem.v1 import acquisition_pb2 as pb
 from nextem.v1 import frames_pb2
-from nextem.wire.blocks import DENSE, Block, encode_block
+from nextem.wire.blocks import DENSE, SCALARS, Block, encode_block
 from nextem.wire.coverage import FrameSet
 
 SHAPE = (8, 16)
@@ -81,4 +82,26 @@ def test_a_finished_acquisition_is_left_alone(tmp_path: Path) -> None:
     fill(spool, 3)
     spool.append(Entry(Kind.FINISHED, "a", pb.AcquisitionFinished(acquisition_id="a").SerializeToString()))
     assert recover(spool) == []
+    spool.close()
+
+
+@pytest.mark.parametrize("whole", [BLOCKS[:0], BLOCKS[:3]])
+def test_where_pixels_were_not_kept_the_sum_is_not_known_and_says_so(
+    tmp_path: Path, whole: list[Block]
+) -> None:
+    """The accounting is exact all the same."""
+    spool = Spool(tmp_path)
+    spool.append(Entry(Kind.STARTED, "a", STARTED.SerializeToString()))
+    nothing = replace(
+        block(len(whole), 40, 7),
+        representation=SCALARS,
+        reason=frames_pb2.REPRESENTATION_REASON_SPOOL,
+        payload=b"",
+    )
+    for one in (*whole, nothing, block(len(whole) + 1, 60, 5)):
+        spool.append(Entry(Kind.BLOCK, "a", encode_block(one), one.block_number, one.last_byte_ns))
+    (finished,) = recover(spool)
+    assert finished.frames_stored == 5 * len(whole) + 12
+    assert finished.summed_pattern == b""
+    assert dict(finished.frames_by_reason) == {"spool": 7}
     spool.close()
