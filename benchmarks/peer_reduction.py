@@ -1,9 +1,9 @@
 """The peer's half of ``benchmarks/reduction.py``; runs in the peer's own environment.
 
 Reads one request a line from standard input, JSON, and answers each with a line of JSON: seconds, or an
-error. The figures are asked for in LiberTEM's fastest way that we know: frame sum, masks and first moments
-stacked in one ApplyMasksUDF, so that a tile of frames meets all weights in one matrix product, beside one
-SumUDF.
+error. The figures are asked for in one of two ways: "udfs" as LiberTEM offers them, SumUDF, SumSigUDF,
+ApplyMasksUDF and CoMUDF in one run; "stacked" in the fastest way that we know, frame sum, masks and first
+moments in one ApplyMasksUDF, so that a tile of frames meets all weights in one matrix product, and SumUDF.
 """
 
 from __future__ import annotations
@@ -22,10 +22,13 @@ from libertem.executor.concurrent import ConcurrentJobExecutor
 from libertem.executor.inline import InlineJobExecutor
 from libertem.executor.pipelined import PipelinedExecutor
 from libertem.io.corrections import CorrectionSet
+from libertem.udf.com import CoMUDF
 from libertem.udf.masks import ApplyMasksUDF
 from libertem.udf.sum import SumUDF
+from libertem.udf.sumsigudf import SumSigUDF
 
 THREADS = 2
+ROW = 64  # frames in one row of the scan; every scan has whole rows
 
 
 def executor(name: str) -> Any:
@@ -48,13 +51,12 @@ class Peer:
         context = self._context(request["executor"])
         dataset = self._dataset(context, request)
         shape = tuple(request["shape"])
-        stack = functools.partial(weights, request["masks"], shape[1:])
-        udfs = [
-            SumUDF(),
-            ApplyMasksUDF(
-                mask_factories=stack, use_sparse=False, mask_count=len(stack()), mask_dtype=np.float32
-            ),
-        ]
+        stacked = request["way"] == "stacked"
+        stack = functools.partial(weights, request["masks"], shape[1:], stacked)
+        masks = ApplyMasksUDF(
+            mask_factories=stack, use_sparse=False, mask_count=len(stack()), mask_dtype=np.float32
+        )
+        udfs = [SumUDF(), masks] if stacked else [SumUDF(), masks, SumSigUDF(), CoMUDF.with_params()]
         corrections = None
         if "dark" in request:
             bad = np.array(np.nonzero(np.load(request["bad"])))
@@ -78,17 +80,23 @@ class Peer:
         n, y, x = request["shape"]
         if request["from"] == "file":
             return context.load(
-                "raw", path=request["path"], dtype=request["dtype"], nav_shape=(n,), sig_shape=(y, x)
+                "raw",
+                path=request["path"],
+                dtype=request["dtype"],
+                nav_shape=(n // ROW, ROW),
+                sig_shape=(y, x),
             )
         path = request["path"]
         if path not in self.frames:
             self.frames.clear()
-            self.frames[path] = np.fromfile(path, request["dtype"]).reshape(n, y, x)
+            self.frames[path] = np.fromfile(path, request["dtype"]).reshape(n // ROW, ROW, y, x)
         return context.load("memory", data=self.frames[path], sig_dims=2, num_partitions=2 * THREADS)
 
 
-def weights(path: str, shape: tuple[int, int]) -> np.ndarray:
-    """The masks (masks, y, x) of a file, then ones, y and x, all float32."""
+def weights(path: str, shape: tuple[int, int], stacked: bool) -> np.ndarray:
+    """The masks (masks, y, x) of a file; if ``stacked`` then ones, y and x as well; all float32."""
+    if not stacked:
+        return np.load(path)
     y, x = np.mgrid[: shape[0], : shape[1]].astype(np.float32)
     return np.concatenate([np.load(path), np.ones_like(y)[None], y[None], x[None]])
 

@@ -3,7 +3,9 @@
 Frames are 256x256 uint16: diffraction disks with 1000 electrons a frame, or the same electrons in noise of a
 charge-integrating detector. What is computed: sum of all frames; frame sum, four masks and centre of mass of
 each frame; ours encodes the event list (zstd) of every block as well. The peer runs in its own environment
-with the fastest of its executors, found first; ours and the peer's runs alternate on the same data. Medians.
+with the fastest of its executors, found first, and in two ways: with the four UDFs that it has for these
+figures, and with masks, sums and moments stacked by hand into one matrix product. Ours and the peer's runs
+alternate on the same data. Medians.
 
 A raw file is memory-mapped from the page cache. "Opened anew": the mapping is new for each run, so that the
 system must enter every page again; "opened before": it is not.
@@ -49,6 +51,7 @@ HERE = Path(__file__).resolve().parent
 SHAPE = (256, 256)
 THREADS = 2
 EXECUTORS = ("inline", "concurrent", "pipelined")
+WAYS = {"udfs": "its UDFs", "stacked": "stacked by hand"}
 DISTINCT = 512
 NOISE_THRESHOLD = 12.0
 
@@ -69,7 +72,7 @@ class Task:
 @dataclass
 class Times:
     ours_s: list[float] = field(default_factory=list)
-    peer_s: list[float] = field(default_factory=list)
+    peer_s: dict[str, list[float]] = field(default_factory=dict)  # by way
     read_s: list[float] = field(default_factory=list)
     encoded_bytes: int = 0
 
@@ -141,7 +144,7 @@ def libertem() -> Iterator[Peer | None]:
 def measure(task: Task, peer: Peer | None, runs: int) -> Times:
     """Alternates; the first run of each side does not count."""
     times = Times()
-    request = None if peer is None else peer.best(task.request)
+    ways = {} if peer is None else {way: peer.best(task.request | {"way": way}) for way in WAYS}
     for _ in range(runs + 1):
         frames = task.frames()
         sizes: list[int] = []
@@ -158,12 +161,14 @@ def measure(task: Task, peer: Peer | None, runs: int) -> Times:
         times.ours_s.append(time.perf_counter() - start)
         times.encoded_bytes = sum(sizes)
         times.read_s.append(read_seconds(frames))
-        if peer is not None and request is not None:
+        for way, request in ways.items():
+            assert peer is not None
             seconds, total = peer.seconds(request)
-            times.peer_s.append(seconds)
+            times.peer_s.setdefault(way, []).append(seconds)
             if task.exact and total != float(maps.sum.sum()):
                 raise Unequal(f"{task.name}: all frames add up to {maps.sum.sum()}, for LiberTEM to {total}")
-    del times.ours_s[0], times.read_s[0], times.peer_s[:1]
+    for each in (times.ours_s, times.read_s, *times.peer_s.values()):
+        del each[0]
     return times
 
 
@@ -181,12 +186,11 @@ def rows_of(task: Task, peer: Peer | None, runs: int) -> list[Row]:
     frames = task.frames()
     rate = len(frames) / statistics.median(times.ours_s)
     read = frames.nbytes / statistics.median(times.read_s) / 1e9
-    compared = ()
-    if times.peer_s:
-        compared = ("LiberTEM, no list", len(frames) / statistics.median(times.peer_s))
     size = times.encoded_bytes / len(frames)
+    peers = {way: len(frames) / statistics.median(each) for way, each in times.peer_s.items()}
+    rates = [Row(task.name, rate, "images/s", f"LiberTEM, {WAYS[way]}", each) for way, each in peers.items()]
     return [
-        Row(task.name, rate, "images/s", *compared),
+        *(rates or [Row(task.name, rate, "images/s")]),
         Row(f"{task.name}: read", rate * frames[0].nbytes / 1e9, "GB/s", "read bandwidth", read),
         Row(f"{task.name}: event list", size, "bytes/image", "raw", frames[0].nbytes),
     ]
@@ -269,11 +273,12 @@ def main() -> int:
     arguments = parser(__doc__)
     arguments.add_argument("--frames", type=int, default=8192, help="a quarter where corrected")
     arguments.add_argument("--runs", type=int, default=7)
+    arguments.add_argument("--only", default="", help="rows whose names have this")
     options = arguments.parse_args()
     count = max(1, options.frames // (4 * DISTINCT)) * 4 * DISTINCT
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="nextem-bench-") as name, libertem() as peer:
-        tasks = make_tasks(Path(name), count, count // 4)
+        tasks = [task for task in make_tasks(Path(name), count, count // 4) if options.only in task.name]
         while tasks:
             task = tasks.pop(0)  # its frames are given up with it
             try:
