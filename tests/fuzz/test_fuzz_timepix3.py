@@ -123,7 +123,7 @@ def test_random_words_cost_no_frame_that_is_not_listed(tmp_path: Path) -> None:
     tops = np.array([0xB, 0xB, 0xB, 0x6F >> 4, 0x4, 0xA, 0x5, 0x7], np.uint64)
     sent_words = 0
     with edge_on(tmp_path, timepix3.connect, address) as edge:
-        while sent_words < 20 * MESSAGES:
+        while sent_words < 10 * MESSAGES:
             chunks = []
             for _ in range(40):
                 made = numbers.integers(0, 2**60, 50, np.uint64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from nextem.simulator import timepix3_words as words
 from nextem.simulator.timepix3 import Recording, Timepix3Camera, Timepix3Scan, record
+from nextem.simulator.timepix3_server import StreamServer
 from nextem.v1 import acquisition_pb2 as pb
 from nextem.v1 import plan_pb2
 from nextem.wire.coverage import FrameSet
@@ -77,6 +79,22 @@ def test_electrons_of_a_scan_reach_the_log(rig: Any, kit: Any) -> None:
     check(logged, truth)
     column = logged.column("sum")
     assert np.array_equal(column, electrons(truth))
+
+
+def test_the_simulator_s_server_plays_a_recording_at_a_rate(rig: Any, kit: Any) -> None:
+    truth = recording()
+    with closing(StreamServer()) as server:
+        server.start()
+        rig.ended = []
+        rig.start(
+            detector=address(server.port),
+            passive_plan=plan_pb2.Plan(reduction=kit.plan(1).reduction),
+            on_finished=rig.ended.append,
+        )
+        assert server.play([truth.data], bytes_per_s=1e6) == len(truth.data)
+        (logged,) = stored(rig, kit)
+    assert logged.finished.reason == pb.FINISH_REASON_COMPLETE
+    check(logged, truth)
 
 
 def test_any_pieces_in_any_rhythm(rig: Any, kit: Any) -> None:
