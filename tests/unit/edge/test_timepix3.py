@@ -53,9 +53,9 @@ def decode(data: bytes, options: Timepix3Options, cuts: Sequence[int] = (), reac
     for start, stop in zip([0, *cuts], [*cuts, len(data)], strict=True):
         piece = rest + data[start:stop]
         while True:
-            used, restarts = decoder.read(np.frombuffer(bytearray(piece), np.uint8))
+            used, over = decoder.read(np.frombuffer(bytearray(piece), np.uint8))
             piece = piece[used:]
-            assert not restarts
+            assert not over or (not piece and stop == len(data))
             if not used or len(piece) < 8:
                 break
         rest = piece
@@ -197,8 +197,8 @@ def test_every_kind_of_word_is_known() -> None:
     hit = written.hit_words(START + 5, 10, 20, 9)
     edge = written.edge_words(6 * START, 0)
     end = written.control_word(0xA0)
-    data = written.chunk(np.concatenate([edge, *others[:-1], hit, others[-1], end]))
-    data += written.chunk(hit, chip=3)
+    data = written.chunk(hit, chip=3)
+    data += written.chunk(np.concatenate([edge, *others[:-1], hit, others[-1], end]))
     seen = decode(data, OPTIONS)
     wanted = {"hits": 1, "hits_without_time": 1, "words_unknown": 1, "hits_of_unknown_chips": 1}
     assert {name: n for name, n in seen.counters.items() if n} == wanted
@@ -345,6 +345,31 @@ def test_a_pause_of_the_beam_loses_nothing() -> None:
     seen = decode(data, OPTIONS)
     assert [sum(seen.frames[k].values()) for k in range(12)] == [1] * 12
     assert seen.counters["words_implausible"] == seen.counters["hits_late"] == 0
+
+
+def test_a_measurement_is_over_when_every_chip_has_said_so() -> None:
+    options = replace(OPTIONS, chips=4)
+    decoder = Decoder(options)
+    edge, hit = written.edge_words(6 * START, 0), written.hit_words(START + 5, 10, 20, 9)
+    parts = [np.concatenate([edge, hit, written.control_word(0xB0)])]
+    parts += [np.concatenate([hit, written.control_word(0xA0 + 16 * (k % 2))]) for k in (1, 2)]
+    data = b"".join(written.chunk(part, chip) for chip, part in enumerate(parts))
+    assert decoder.read(np.frombuffer(bytearray(data), np.uint8)) == (len(data), False)
+    last = written.chunk(np.concatenate([hit, written.control_word(0xB0)]), 3)
+    more = written.chunk(np.concatenate([edge, hit]))
+    assert decoder.read(np.frombuffer(bytearray(last + more), np.uint8)) == (len(last), True)
+    assert decoder.ended
+    decoder.work_off(Reach.END)
+    frames: Frames = {}
+    collect(decoder, frames)
+    assert (sum(frames[0].values()), len(frames)) == (4, 4)
+    decoder.restart()
+    assert not decoder.ended
+    assert decoder.read(np.frombuffer(bytearray(more), np.uint8)) == (len(more), False)
+    decoder.work_off(Reach.END)
+    again: Frames = {}
+    collect(decoder, again)
+    assert sum(again[0].values()) == 1
 
 
 def test_positions_of_lost_edges_are_passed_over() -> None:

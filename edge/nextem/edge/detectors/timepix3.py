@@ -208,13 +208,13 @@ class _Session:
     def _decode(self) -> None:
         """Decodes what was read; bytes that are no whole word yet stay at the front of the buffer."""
         while self._filled >= 8:
-            used, restarts = self.decoder.read(self._buffer[: self._filled])
+            used, over = self.decoder.read(self._buffer[: self._filled])
             if not used:
                 break
             self._filled -= used
             self._buffer[: self._filled] = self._buffer[used : used + self._filled].copy()
-            if restarts:
-                self._end(EndKind.SENDING_ENDED, TruncatedStream("another measurement began"))
+            if over:
+                self._end(EndKind.SENDING_ENDED, TruncatedStream("the readout ended before the scan did"))
         garbage = self.decoder.garbage_bytes - self._garbage
         self._garbage += garbage
         self._garbage_run = self._garbage_run + garbage if garbage else 0
@@ -241,10 +241,7 @@ class _Session:
     def _settle(self) -> None:
         """Nothing is on its way any more: the sorting window need not be waited for."""
         self._settled = True
-        if self.decoder.ended:
-            self._end(EndKind.SENDING_ENDED, TruncatedStream("the readout ended before the scan did"))
-        else:
-            self._work_off(Reach.ALL)
+        self._work_off(Reach.ALL)
 
     def _supervise(self, now_ns: int) -> None:
         if self._scan is None:

@@ -82,8 +82,9 @@ class Decoder:
 
     @property
     def ended(self) -> bool:
-        """Whether the stream told the end of the readout."""
-        return bool(self._state[words.ENDED])
+        """Whether all chips told the end of their readout."""
+        every = (1 << self.options.chips) - 1
+        return int(self._state[words.ENDED]) & every == every
 
     @property
     def waiting(self) -> int:
@@ -122,8 +123,8 @@ class Decoder:
     def read(self, data: npt.NDArray[np.uint8]) -> tuple[int, bool]:
         """Decodes from the front of ``data``, aligned to 8 bytes and writable; returns the bytes it took.
 
-        True: a new measurement began there, and the old one is to be worked off to its ``END`` and
-        :meth:`restart` called. The bytes left are for the next call, with what comes after them.
+        True: a measurement ended there, and is to be worked off to its ``END`` and :meth:`restart` called.
+        The bytes left are for the next call, with what comes after them.
         """
         stream = data[: data.size & ~7].view(np.uint64)
         kind = words.EDGE_KINDS[self.options.edge]
@@ -133,7 +134,7 @@ class Decoder:
                 stream[at:], kind, self._window, self._state, self._layout, self._hits, self._edges
             )
             at += took
-            if why == words.REOPENED:
+            if why == words.OVER:
                 return 8 * at, True
             if why == words.BAD_HEADER:
                 return 8 * at + self._skip_garbage(data[8 * at :]), False

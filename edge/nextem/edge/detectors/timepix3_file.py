@@ -31,11 +31,11 @@ def read_tpx3(path: Path, options: Timepix3Options) -> Iterator[tuple[int, Event
             rest += piece
             used = 1
             while used and len(rest) >= 8:
-                used, restarts = decoder.read(np.frombuffer(bytearray(rest), np.uint8))
+                used, over = decoder.read(np.frombuffer(bytearray(rest), np.uint8))
                 rest = rest[used:]
-                decoder.work_off(Reach.END if restarts else Reach.WINDOW)
+                decoder.work_off(Reach.END if over else Reach.WINDOW)
                 yield from _taken(decoder, record, first)
-                if restarts:
+                if over:
                     first += -(-decoder.frame // options.positions) * options.positions
                     decoder.restart()
         decoder.work_off(Reach.END)

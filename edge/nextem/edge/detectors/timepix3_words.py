@@ -59,11 +59,10 @@ X_SHIFT, Y_SHIFT, TIME_SHIFT = 10, 20, 30
     SEEN, LATE_HITS, LATE_EDGES, IMPLAUSIBLE, NO_TIME_HITS, STRANGE_CHIP, UNKNOWN, STATE_SIZE,
 ) = range(20)  # fmt: skip
 """Places in a decoder's state: words left in the chunk; its chip; newest tick; tick below which all is late;
-base of packed hits; hits and edges that wait; a word far ahead, its tick and chip, and
-the words since; end of readout seen; and
-counters."""
+base of packed hits; hits and edges that wait; a word far ahead, its tick and chip, and the words since; the
+chips, as bits, that told the end of their readout; and counters."""
 
-ALL_READ, BAD_HEADER, FULL, REOPENED = range(4)
+ALL_READ, BAD_HEADER, FULL, OVER = range(4)
 """Why :func:`decode` stopped."""
 
 Words = npt.NDArray[np.uint64]
@@ -250,13 +249,20 @@ def _hits(words: Words, start: int, window: int, state: Numbers, layout: Numbers
 
 
 @njit(cache=True, nogil=True)
+def _is_over(word: np.uint64, state: Numbers, layout: Numbers) -> bool:
+    """Whether every chip has told the end of its readout, or the shutter opened after one had."""
+    kind, every = np.int64(word >> np.uint64(56)), (1 << layout.shape[0]) - 1
+    return kind == SHUTTER_OPEN or (kind == CONTROL and state[ENDED] & every == every)
+
+
+@njit(cache=True, nogil=True)
 def decode(
     words: Words, edge_kind: int, window: int, state: Numbers, layout: Numbers, hits: Words, edges: Numbers
 ) -> tuple[int, int]:
     """Appends the hits and the edges of one kind to those that wait; returns words read and why it stopped.
 
     ``window`` in ticks. FULL: what waits must be worked off, then the next word is read again.
-    BAD_HEADER: the next word should be a header and is none. REOPENED: a measurement ended before this word.
+    BAD_HEADER: the next word should be a header and is none. OVER: a measurement ended with the last word.
     """
     i = 0
     while i < words.size:
@@ -279,8 +285,8 @@ def decode(
             return i, FULL
         state[LEFT] -= 1
         i += 1
-        if np.int64(word >> np.uint64(56)) == SHUTTER_OPEN and state[ENDED] != 0:
-            return i, REOPENED
+        if state[ENDED] != 0 and _is_over(word, state, layout):
+            return i, OVER
     return i, ALL_READ
 
 
@@ -311,7 +317,7 @@ def _one(
         state[NO_TIME_HITS] += 1
     elif kind == CONTROL:
         if np.int64(word >> np.uint64(48)) & 0xFF in END_OF_READOUT:
-            state[ENDED] = 1
+            state[ENDED] |= 1 << min(state[CHIP], 62)
     elif kind not in (GLOBAL_HIGH, PACKET, SHUTTER_OPEN, SHUTTER_CLOSE, HEARTBEAT):
         state[UNKNOWN] += 1
     return True
