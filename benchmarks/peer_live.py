@@ -1,8 +1,8 @@
 """Run by the peer's python: LiberTEM-live receives an acquisition and computes the same set as we do.
 
-Reads one line for each run: ``merlin`` or ``dectris``, data port, control port; or ``qd``, data port, bytes of
-a pixel. Answers with one line of JSON: seconds from the acquisition's header to the merged result, and the
-total that it summed.
+Reads one line for each run: ``merlin`` or ``dectris``, data port, control port; or ``qd``, data port, bytes
+of a pixel. Answers with one line of JSON: seconds from the acquisition's header to the merged result, and
+the total that it summed.
 """
 
 from __future__ import annotations
