@@ -252,7 +252,7 @@ def _hits(words: Words, start: int, window: int, state: Numbers, layout: Numbers
 def _is_over(word: np.uint64, state: Numbers, layout: Numbers) -> bool:
     """Whether every chip has told the end of its readout, or the shutter opened after one had."""
     kind, every = np.int64(word >> np.uint64(56)), (1 << layout.shape[0]) - 1
-    return kind == SHUTTER_OPEN or (kind == CONTROL and state[ENDED] & every == every)
+    return bool(kind == SHUTTER_OPEN or (kind == CONTROL and state[ENDED] & every == every))
 
 
 @njit(cache=True, nogil=True)
