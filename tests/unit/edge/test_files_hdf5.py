@@ -229,3 +229,15 @@ def test_an_electron_outside_the_frame(tmp_path: Path) -> None:
     player.close()
     with pytest.raises(CorruptFrame, match="outside of 11 x 7"):
         taker.held[0].read(taker.held[0].runs[0])
+
+
+@pytest.mark.parametrize("size", [0, 2**40])
+def test_a_damaged_heap_of_lists_is_refused(tmp_path: Path, size: int) -> None:
+    """HDF5 would follow an object of no size for ever, and take memory for one that is too large."""
+    path = kit.write_stempy(tmp_path / "a.h5", [[1], [2, 3], [4]], [0, 1, 2], (1, 3), (11, 7), 3)
+    data = bytearray(path.read_bytes())
+    heap = data.rindex(b"GCOL")
+    data[heap + 24 : heap + 32] = size.to_bytes(8, "little")
+    path.write_bytes(data)
+    with pytest.raises(UnreadableFile, match="list . is object . of the heap"):
+        kit.play(path)

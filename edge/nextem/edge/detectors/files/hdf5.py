@@ -36,6 +36,8 @@ from nextem.edge.detectors.files.source import (
 )
 from nextem.edge.detectors.registry import BadAddress
 
+_LOW = "image_nr_low"
+
 with suppress(ImportError):
     import hdf5plugin  # noqa: F401  registers its filters
 
@@ -43,6 +45,14 @@ with suppress(ImportError):
 def open_hdf5(path: Path) -> h5py.File:
     """For reading, without a lock: the file may lie where nobody can write. Raises OSError."""
     return h5py.File(path, "r", locking=False)
+
+
+def number(item: Any, name: str) -> int:
+    """An attribute that is one integer; of another type it is not even read. Raises KeyError, ValueError."""
+    kind = item.attrs.get_id(name).dtype
+    if kind.kind not in "iu":
+        raise ValueError(f"attribute {name} is an integer, not {kind}")
+    return int(np.asarray(item.attrs[name]).reshape(-1)[0])
 
 
 def kind_of(path: Path, dataset: str | None) -> str:
@@ -162,13 +172,13 @@ def _look(place: Place) -> _Array | DetectorError:
             array = file[place.name]
             if not isinstance(array, h5py.Dataset) or array.ndim < 2:
                 return UnsupportedFormat(f"{place.path}: frames are an array (..., y, x), not {array!r}")
-            low = array.attrs.get("image_nr_low") if place.linked else None
+            low = number(array, _LOW) if place.linked and _LOW in array.attrs else None
             return _Array(
                 place,
                 tuple(int(n) for n in array.shape[:-2]),
                 (int(array.shape[-2]), int(array.shape[-1])),
                 array.dtype,
-                None if low is None else int(low) - 1,
+                None if low is None else low - 1,
                 packing_of(array),
                 array.id.get_offset() if array.chunks is None and not array.is_virtual else None,
             )

@@ -61,7 +61,8 @@ def _beside(path: Path, name: str) -> Path:
 def _number(file: h5py.File, name: str) -> int:
     """A count; 0 where it is not told, so that the arrays' own lengths count."""
     found = file.get(name)
-    return int(np.asarray(found).reshape(-1)[0]) if isinstance(found, h5py.Dataset) and found.size else 0
+    told = isinstance(found, h5py.Dataset) and found.size == 1 and found.dtype.kind in "iu"
+    return int(np.asarray(found).reshape(-1)[0]) if told else 0
 
 
 def _told(file: h5py.File) -> str:
@@ -69,7 +70,7 @@ def _told(file: h5py.File) -> str:
     lines: list[str] = []
 
     def note(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset) and item.size == 1 and item.dtype.kind in "iufSO":
+        if isinstance(item, h5py.Dataset) and item.size == 1 and item.dtype.kind in "iufS":
             value = np.asarray(item).reshape(-1)[0]
             lines.append(f"{name}\t{value.decode(errors='replace') if isinstance(value, bytes) else value}")
 

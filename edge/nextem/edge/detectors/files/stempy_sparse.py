@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 
 from nextem.edge.detectors.base import CorruptFrame, FrameFormat, FrameRun, UnsupportedFormat
 from nextem.edge.detectors.files.arrays import check_shape
+from nextem.edge.detectors.files.hdf5 import number, open_hdf5
+from nextem.edge.detectors.files.heap import Places, find_lists
 from nextem.edge.detectors.files.parameters import Parameters
 from nextem.edge.detectors.files.source import Piece, Recording, UnreadableFile, map_file, parsing
 from nextem.wire.events import Events
@@ -30,7 +32,6 @@ from nextem.wire.events import Events
 FRAMES, POSITIONS = "electron_events/frames", "electron_events/scan_positions"
 _LISTS = 4096  # read at once
 _DTYPE = np.dtype("u2")
-_REFERENCE = np.dtype([("length", "<u4"), ("heap", "<u8"), ("index", "<u4")])  # of a list, in HDF5
 _OUTSIDE, _OVERFLOW = -2, -3
 
 
@@ -38,16 +39,18 @@ def read(path: Path, parameters: Parameters) -> Recording:
     """Raises :class:`UnreadableFile` and :class:`UnsupportedFormat`."""
     if parameters.scale is not None or parameters.offset is not None:
         raise UnsupportedFormat(f"{path}: electrons are counted already, scale and offset mean nothing")
-    with parsing(path, "stempy file"), h5py.File(path, "r", locking=False) as file:
+    with parsing(path, "stempy file"), open_hdf5(path) as file:
         lists, positions = file[FRAMES], file[POSITIONS]
-        version = int(file.attrs.get("version", 1))
-        shape = (int(lists.attrs["Nx"]), int(lists.attrs["Ny"]))
-        scan = (int(positions.attrs["Ny"]), int(positions.attrs["Nx"]))
+        version = number(file, "version") if "version" in file.attrs else 1
+        shape = (number(lists, "Nx"), number(lists, "Ny"))
+        scan = (number(positions, "Ny"), number(positions, "Nx"))
         kind = h5py.check_vlen_dtype(lists.dtype)
         if kind is None or np.dtype(kind) != np.uint32:
             raise UnsupportedFormat(f"{path}: {FRAMES} are lists of uint32, these are {lists.dtype}")
+        if positions.dtype.kind not in "iu":
+            raise UnreadableFile(f"{path}: {POSITIONS} are integers, these are {positions.dtype}")
         of_list = _positions(path, version, np.asarray(positions), lists.shape)
-        _check_lengths(path, lists)
+        places = find_lists(path, lists)
     check_shape(path, scan[0] * scan[1], shape, _DTYPE.itemsize)
     if min(scan) < 1 or (of_list.size and not 0 <= of_list.min() <= of_list.max() < scan[0] * scan[1]):
         raise UnreadableFile(
@@ -58,7 +61,7 @@ def read(path: Path, parameters: Parameters) -> Recording:
         shape, _DTYPE, shape[0] * shape[1] * _DTYPE.itemsize, unpack=_unpacker(shape), big_endian=False
     )
     text = f"stempy version {version}, {of_list.size} frames of {shape[0]}x{shape[1]} pixels"
-    return Recording(text, scan[0] * scan[1], scan, pixels, lambda: _pieces(path, of_list))
+    return Recording(text, scan[0] * scan[1], scan, pixels, lambda: _pieces(path, places, of_list))
 
 
 def _positions(path: Path, version: int, told: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.int64]:
@@ -71,53 +74,24 @@ def _positions(path: Path, version: int, told: NDArray[Any], shape: tuple[int, .
     return np.repeat(told.astype(np.int64), lists // told.size)
 
 
-def _check_lengths(path: Path, lists: Any) -> None:
-    """HDF5 believes any length that a damaged file claims, and takes so much memory.
-
-    Raises :class:`UnreadableFile` where the lists claim to be longer than the file.
-    """
-    offset = lists.id.get_offset()
-    if offset is None or lists.size == 0:  # nothing written yet, or in chunks
-        return
-    data = map_file(path)
-    if offset + lists.size * _REFERENCE.itemsize > data.size:
-        raise UnreadableFile(f"{path}: {lists.size} lists from byte {offset} on, the file has {data.size}")
-    told = np.frombuffer(data, _REFERENCE, lists.size, offset)["length"].sum(dtype=np.uint64)
-    if int(told) * 4 > data.size:
-        raise UnreadableFile(f"{path}: lists of {told} electrons do not fit in {data.size} bytes")
-
-
-def _pieces(path: Path, of_list: NDArray[np.int64]) -> Iterator[Piece]:
+def _pieces(path: Path, places: Places, of_list: NDArray[np.int64]) -> Iterator[Piece]:
     """Lists in the order of their positions, those of one position joined."""
     order = np.argsort(of_list, kind="stable")
-    with parsing(path, "stempy file"), h5py.File(path, "r", locking=False) as file:
-        lists = file[FRAMES]
-        at = 0
-        while at < order.size:
-            stop = min(at + _LISTS, order.size)
-            while stop < order.size and of_list[order[stop]] == of_list[order[stop - 1]]:
-                stop += 1  # all of one position
-            wanted = order[at:stop]
-            rows = _read_lists(lists, wanted)
-            yield from _joined(rows, of_list[wanted])
-            at = stop
+    data = map_file(path)
+    at = 0
+    while at < order.size:
+        stop = min(at + _LISTS, order.size)
+        while stop < order.size and of_list[order[stop]] == of_list[order[stop - 1]]:
+            stop += 1  # all of one position
+        wanted = order[at:stop]
+        yield from _joined(places.read(data, wanted), places.lengths[wanted], of_list[wanted])
+        at = stop
 
 
-def _read_lists(lists: Any, wanted: NDArray[np.int64]) -> list[NDArray[np.uint32]]:
-    """In the order asked for; HDF5 reads in the order of the file."""
-    first, last = int(wanted.min()), int(wanted.max())
-    if last - first < 4 * wanted.size:
-        found = lists[first : last + 1]
-        return [found[i - first] for i in wanted]
-    ascending = np.sort(wanted)
-    found = lists[ascending]
-    return [found[i] for i in np.searchsorted(ascending, wanted)]
-
-
-def _joined(rows: list[NDArray[np.uint32]], positions: NDArray[np.int64]) -> Iterator[Piece]:
-    """One piece for each run of consecutive positions."""
-    sizes = np.array([row.size for row in rows], dtype=np.int64)
-    data = np.concatenate(rows).astype(np.uint32, copy=False) if sizes.sum() else np.zeros(1, np.uint32)
+def _joined(
+    data: NDArray[np.uint32], sizes: NDArray[np.int64], positions: NDArray[np.int64]
+) -> Iterator[Piece]:
+    """One piece for each run of consecutive positions, from all lists one behind the other."""
     firsts = np.flatnonzero(np.diff(positions, prepend=positions[0] - 1))
     starts = np.concatenate(([0], np.cumsum(sizes)))
     frames = positions[firsts]
