@@ -122,7 +122,7 @@ def test_a_corrupt_chunk_names_its_frame(tmp_path: Path) -> None:
     taker.wait_for_end()
     player.close()
     (batch,) = taker.held
-    with pytest.raises(CorruptFrame, match="frame 3 .*the message ends inside a block"):
+    with pytest.raises(CorruptFrame, match=r"frame 3 .*the message ends inside a block"):
         batch.read(batch.runs[0])
 
 
@@ -239,5 +239,5 @@ def test_a_damaged_heap_of_lists_is_refused(tmp_path: Path, size: int) -> None:
     heap = data.rindex(b"GCOL")
     data[heap + 24 : heap + 32] = size.to_bytes(8, "little")
     path.write_bytes(data)
-    with pytest.raises(UnreadableFile, match="list . is object . of the heap"):
+    with pytest.raises(UnreadableFile, match=r"list . is object . of the heap"):
         kit.play(path)

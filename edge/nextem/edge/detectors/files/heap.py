@@ -69,11 +69,11 @@ def find_lists(path: Path, lists: Any) -> Places:
 @njit(cache=True, nogil=True)
 def _number(data: NDArray[np.uint8], at: int, size: int) -> int:
     """Little-endian; what does not fit 62 bits is as large as fits."""
-    value = np.int64(0)
+    value = 0
     for i in range(size - 1, -1, -1):
-        if value >= np.int64(1) << 54:
-            return np.int64(1) << 62
-        value = (value << 8) | np.int64(data[at + i])
+        if value >= 1 << 54:
+            return 1 << 62
+        value = value * 256 + int(data[at + i])
     return value
 
 
@@ -101,14 +101,14 @@ def _find(
 
     Lists that follow each other mostly lie so in a heap: each is looked for from the one before on.
     """
-    heap, end, at = np.int64(-1), np.int64(0), np.int64(0)
+    heap, end, at = -1, 0, 0
     steps = _STEPS * lengths.size + data.size // _OBJECT_BYTES
     for i in range(lengths.size):
         if lengths[i] == 0:
             continue
         fresh = heaps[i] != heap
         if fresh:
-            heap = heaps[i]
+            heap = int(heaps[i])
             end = _heap_end(data, heap)
             at = heap + _HEAP_BYTES
         again = fresh  # from its start on, at most once
@@ -117,7 +117,7 @@ def _find(
                 return i
             steps -= 1
             there = at + _OBJECT_BYTES <= end
-            size = _number(data, at + 8, 8) if there else np.int64(0)
+            size = _number(data, at + 8, 8) if there else 0
             if there and _number(data, at, 2) == indices[i] and indices[i] > 0:
                 if 4 * lengths[i] > size or size > end - at - _OBJECT_BYTES:
                     return i
