@@ -117,7 +117,7 @@ def serve_mib(launcher: Launcher, options: StationOptions, file: Path, rate_fps:
 
 
 def start_replay(launcher: Launcher, options: StationOptions, detector: str, plan: plan_pb2.Plan) -> None:
-    """Starts analysis, then an edge that listens to ``detector`` with ``plan``; waits until they are ready."""
+    """Starts analysis, then an edge that listens to ``detector`` with ``plan``; waits for both."""
     home = ("--home", str(options.folder))
     log = ("--log", options.log)
     plan_file = options.folder / "plan.json"

@@ -22,8 +22,8 @@ from nextem.edge.reduction import (
     mask_pixels,
     reduction_id,
 )
-from nextem.edge.reduction.tables import reciprocal
 from nextem.edge.reduction.masks import cut_into_regions
+from nextem.edge.reduction.tables import reciprocal
 from nextem.v1 import plan_pb2
 from nextem.wire.events import frames_to_streams
 
