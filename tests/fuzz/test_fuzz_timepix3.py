@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import socket
 from collections.abc import Callable
@@ -56,8 +57,9 @@ class Camera:
                     at += size
                 connection.shutdown(socket.SHUT_WR)
                 assert connection.recv(1) == b""
-            except (BrokenPipeError, ConnectionResetError):
-                pass  # the edge gives up a connection that it cannot understand
+            except OSError as error:
+                # The edge gives up a connection that it cannot understand.
+                assert error.errno in (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN), error
 
     def close(self) -> None:
         self._server.close()
