@@ -59,7 +59,8 @@ class Camera:
                 assert connection.recv(1) == b""
             except OSError as error:
                 # The edge gives up a connection that it cannot understand.
-                assert error.errno in (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN), error
+                if error.errno not in (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN):
+                    raise
 
     def close(self) -> None:
         self._server.close()
