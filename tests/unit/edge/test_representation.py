@@ -59,10 +59,18 @@ def test_a_slow_link_asks_for_one_step_after_another() -> None:
     plan = plan_pb2.Degradation(link_bytes_per_s=100)
     state, steps = State(), []
     for tick in range(8):
-        state = choose(state, plan, Load(0.0, 101), tick * HOLD_NS // 2)
+        state = choose(state, plan, Load(0.3, 101), tick * HOLD_NS // 2)
         steps.append(state.step)
     assert steps == [Step.COMPACT, Step.COMPACT] + [Step.BINNED] * 2 + [Step.SCALARS] * 4
     assert state.reason == LINK
+
+
+def test_no_pixel_is_given_up_for_a_slow_link_while_the_spool_has_room() -> None:
+    plan = plan_pb2.Degradation(link_bytes_per_s=100)
+    state = State()
+    for tick in range(100):
+        state = choose(state, plan, Load(0.24, 1000), tick * HOLD_NS)
+        assert state.step is Step.COMPACT
 
 
 def test_a_measured_link_says_nothing_while_nothing_waits() -> None:
@@ -77,7 +85,7 @@ def test_what_only_binning_makes_fit_does_not_flap_for_ever() -> None:
     made = {Step.AS_PLANNED: 200, Step.COMPACT: 150, Step.BINNED: 10, Step.SCALARS: 1}
     state, changes = State(), 0
     for tick in range(6000):  # ten minutes in tenths of a second
-        after = choose(state, plan, Load(0.0, made[state.step]), tick * HOLD_NS // 10)
+        after = choose(state, plan, Load(0.3, made[state.step]), tick * HOLD_NS // 10)
         changes += after.step is not state.step
         state = after
     assert changes < 60

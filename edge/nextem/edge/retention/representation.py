@@ -11,7 +11,8 @@ scalars      columns only
 
 :func:`choose` is a pure function. Two things drive it. The spool: at a fraction of its bound it asks for a
 step, at once, and lets go of it at :data:`EASE` of that fraction. The link: while encoded bytes come faster
-than it carries them it asks for one step more than there is, each after the one before was held for a while.
+than it carries them it asks for one step more than there is, each after the one before was held for a while;
+but no pixel is given up before the spool is as full as the compact code wants it, for that is what it is for.
 Down it goes one step at a time, each after it was held. Since a smaller representation also makes a link look
 fast enough, a step that had to be taken again soon is held twice as long as before: what is near a bound
 changes representation less and less often, not for ever.
@@ -93,7 +94,8 @@ def choose(state: State, degradation: plan_pb2.Degradation, load: Load, now_ns: 
     spool, link = _of_spool(degradation, load.spool_fraction), _is_busy(degradation, load, 1.0)
     up = spool
     reason = pb.REPRESENTATION_REASON_SPOOL
-    if link and (held or state.step is Step.AS_PLANNED) and state.step < Step.SCALARS and spool <= state.step:
+    may_lose = state.step is Step.AS_PLANNED or spool >= Step.COMPACT
+    if link and may_lose and (held or not state.step) and state.step < Step.SCALARS and spool <= state.step:
         up, reason = Step(state.step + 1), pb.REPRESENTATION_REASON_LINK
     if up > state.step:
         again = state.came_down and now_ns - state.since_ns < 2 * state.hold_ns
