@@ -243,7 +243,7 @@ def main() -> None:
                 with Peer(folder, size_px) as peer, dectris_camera(file) as camera:
                     rows += compare(name, camera, peer, size_px, options.runs, 0)
                 file.unlink()
-    report(f"live, {options.side}x{options.side} frames", rows, options.json)
+    report(f"live, a scan of {options.side}x{options.side} positions", rows, options.json)
 
 
 if __name__ == "__main__":
