@@ -193,6 +193,8 @@ def edge(
     """
     from google.protobuf import json_format
 
+    from nextem.edge.detectors.base import DetectorError
+    from nextem.edge.detectors.registry import BadAddress
     from nextem.edge.service import EdgeOptions, run_edge
     from nextem.v1 import plan_pb2
 
@@ -200,28 +202,28 @@ def edge(
     set_up_logging(verbose)
     stop = stop_on_signals(with_parent)
     plan = json_format.Parse(passive_plan.read_text(), plan_pb2.Plan()) if passive_plan else None
-    run_edge(
-        EdgeOptions(
-            instrument=name,
-            log=log_address or str(place.log),
-            detector=detector,
-            spool_dir=place.folder / "spool",
-            journal_path=place.folder / "journal.db",
-            limits_path=limits,
-            instrument_address=instrument,
-            steering_address=steering,
-            passive_plan=plan,
-            ring_bytes=ring_mib << 20,
-            workers=workers,
-            calibrations=calibrations or place.folder / "calibrations",
-            raw_ring_bytes=raw_ring,
-            raw_ring_dir=place.folder / "raw-ring",
-            raw_ring_age_s=None if raw_minutes is None else 60 * raw_minutes,
-            store_dir=(store or place.store).resolve(),
-        ),
-        stop,
-        lambda: tell_ready(ready_file, {"instrument": name}),
+    options = EdgeOptions(
+        instrument=name,
+        log=log_address or str(place.log),
+        detector=detector,
+        spool_dir=place.folder / "spool",
+        journal_path=place.folder / "journal.db",
+        limits_path=limits,
+        instrument_address=instrument,
+        steering_address=steering,
+        passive_plan=plan,
+        ring_bytes=ring_mib << 20,
+        workers=workers,
+        calibrations=calibrations or place.folder / "calibrations",
+        raw_ring_bytes=raw_ring,
+        raw_ring_dir=place.folder / "raw-ring",
+        raw_ring_age_s=None if raw_minutes is None else 60 * raw_minutes,
+        store_dir=(store or place.store).resolve(),
     )
+    try:
+        run_edge(options, stop, lambda: tell_ready(ready_file, {"instrument": name}))
+    except (BadAddress, DetectorError) as error:
+        raise click.ClickException(f"{type(error).__name__}: {error}") from error
 
 
 @click.command()

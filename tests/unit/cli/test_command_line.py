@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,3 +42,27 @@ def test_an_alloy_folder_without_its_files_is_refused(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["demo", "--specimen", str(tmp_path), "--home", str(tmp_path / "home")])
     assert result.exit_code == 1
     assert "nmf_20_factors.hspy" in result.output
+
+
+@pytest.mark.parametrize(
+    ("detector", "told"),
+    [
+        ("file:///nowhere/scan.h5", "UnreadableFile: /nowhere/scan.h5: there is no such file"),
+        ("foo://x", "BadAddress: 'foo://x': no detector 'foo'; known are merlin, dectris, tpx3, csr, file"),
+    ],
+)
+def test_a_detector_that_is_none_is_told_in_a_line(tmp_path: Path, detector: str, told: str) -> None:
+    script = [
+        sys.executable,
+        "-m",
+        "nextem.cli.main",
+        "edge",
+        "--home",
+        str(tmp_path),
+        "--detector",
+        detector,
+    ]
+    done = subprocess.run(script, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == f"Error: {told}"
+    assert "Traceback" not in done.stderr
