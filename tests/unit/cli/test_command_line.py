@@ -62,7 +62,9 @@ def test_a_detector_that_is_none_is_told_in_a_line(tmp_path: Path, detector: str
         "--detector",
         detector,
     ]
-    done = subprocess.run(script, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(
+        [*script, "--detector", detector], capture_output=True, text=True, check=False, timeout=60
+    )
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == f"Error: {told}"
     assert "Traceback" not in done.stderr
