@@ -6,10 +6,12 @@ Then :meth:`FuzzedEdge.check` says whether anything crashed, hung, or lost a fra
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import random
 import re
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -202,6 +204,37 @@ class _Done:
 
     def done(self) -> bool:
         return True
+
+
+class Camera:
+    """A server of one connection after the other."""
+
+    def __init__(self) -> None:
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self._server.settimeout(WAIT_S)
+        self.port: int = self._server.getsockname()[1]
+
+    def play(self, data: bytes, rng: random.Random) -> None:
+        """Sends everything in pieces of any size, and returns when the edge has closed the connection."""
+        connection, _ = self._server.accept()
+        with connection:
+            connection.settimeout(WAIT_S)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            try:
+                at = 0
+                while at < len(data):
+                    size = rng.choice((1, 100, 1000, 10_000, 100_000))
+                    connection.sendall(data[at : at + size])
+                    at += size
+                connection.shutdown(socket.SHUT_WR)
+                assert connection.recv(1) == b""
+            except OSError as error:
+                # The edge gives up a connection that it cannot understand.
+                if error.errno not in (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN):
+                    raise
+
+    def close(self) -> None:
+        self._server.close()
 
 
 class FuzzedEdge:

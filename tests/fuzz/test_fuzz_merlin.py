@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import random
-import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
-from harness import MESSAGES, WAIT_S, FuzzedEdge, Mutator
+from harness import MESSAGES, Camera, FuzzedEdge, Mutator
 
 from nextem.edge.accounting import unpack_pattern
 from nextem.edge.detectors.merlin_stream import MerlinOptions, MerlinStream
@@ -69,35 +68,6 @@ def acquisition(rng: random.Random, kinds: Sequence[Kind]) -> Iterator[bytes]:
     yield header(rng.choice((frames, frames, frames, 0)))
     for number in range(1, frames + 1):
         yield frame(kind, number, rng.randbytes(kind.pixel_bytes))
-
-
-class Camera:
-    """A server of one connection after the other."""
-
-    def __init__(self) -> None:
-        self._server = socket.create_server(("127.0.0.1", 0))
-        self._server.settimeout(WAIT_S)
-        self.port: int = self._server.getsockname()[1]
-
-    def play(self, data: bytes, rng: random.Random) -> None:
-        """Sends everything in pieces of any size, and returns when the edge has closed the connection."""
-        connection, _ = self._server.accept()
-        with connection:
-            connection.settimeout(WAIT_S)
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            try:
-                at = 0
-                while at < len(data):
-                    size = rng.choice((1, 100, 1000, 10_000, 100_000))
-                    connection.sendall(data[at : at + size])
-                    at += size
-                connection.shutdown(socket.SHUT_WR)
-                assert connection.recv(1) == b""
-            except (BrokenPipeError, ConnectionResetError):
-                pass  # the edge may give a connection up that is all garbage
-
-    def close(self) -> None:
-        self._server.close()
 
 
 def play_clean(edge: FuzzedEdge, camera: Camera, rng: random.Random) -> None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import random
-import socket
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from harness import MESSAGES, WAIT_S, FuzzedEdge, Mutator
+from harness import MESSAGES, Camera, FuzzedEdge, Mutator
 
 from nextem.edge.detectors import csr, timepix3
 from nextem.edge.detectors.base import Detector, Sink
@@ -34,36 +32,6 @@ KINDS = (
     replace(CSR, values="u4bit", indptr="uint64", metadata={"a": [1, 2, 3]}),
     replace(CSR, values="uint64", indices="uint8", tot=True),
 )
-
-
-class Camera:
-    """A server of one connection after the other."""
-
-    def __init__(self) -> None:
-        self._server = socket.create_server(("127.0.0.1", 0))
-        self._server.settimeout(WAIT_S)
-        self.port: int = self._server.getsockname()[1]
-
-    def play(self, data: bytes, rng: random.Random) -> None:
-        """Sends everything in pieces, and returns when the edge has closed the connection."""
-        connection, _ = self._server.accept()
-        with connection:
-            connection.settimeout(WAIT_S)
-            try:
-                at = 0
-                while at < len(data):
-                    size = rng.choice((1, 100, 1000, 10_000, 100_000))
-                    connection.sendall(data[at : at + size])
-                    at += size
-                connection.shutdown(socket.SHUT_WR)
-                assert connection.recv(1) == b""
-            except OSError as error:
-                # The edge gives up a connection that it cannot understand.
-                if error.errno not in (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN):
-                    raise
-
-    def close(self) -> None:
-        self._server.close()
 
 
 def edge_on(folder: Path, connect: Callable[..., Detector], address: str) -> FuzzedEdge:
