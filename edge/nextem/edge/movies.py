@@ -9,9 +9,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from nextem.edge.calibrations import Calibrations
+from nextem.edge.calibrations import CorrectionArrays
 from nextem.edge.reduction import ReducedBlock
-from nextem.edge.reduction.corrections import load_corrections
 from nextem.edge.reduction.movie import MovieBlock, MovieReducer
 from nextem.v1 import frames_pb2, plan_pb2
 from nextem.wire.blocks import Block
@@ -23,14 +22,13 @@ class MovieStage:
 
     def __init__(
         self,
-        reduction: plan_pb2.Reduction,
+        movie: plan_pb2.Movie,
         shape: tuple[int, int],
         dtype: np.dtype[np.unsignedinteger],
-        calibrations: Calibrations | None,
+        corrections: CorrectionArrays | None,
     ) -> None:
         """Raises :class:`~nextem.edge.reduction.InvalidReduction`."""
-        corrections = load_corrections(reduction.corrections, shape, calibrations)
-        self._reducer = MovieReducer(reduction.movie, shape, dtype, corrections)
+        self._reducer = MovieReducer(movie, shape, dtype, corrections)
         self._head: Block | None = None
 
     def add(

@@ -89,7 +89,7 @@ class Reducing:
         self._waiting_lock = Lock()
         self._work: dict[str, Work] = {}
         self._pool = ReducerPool(self.workers, calibrations)
-        self._calibrations, self._hold_bytes, self._raw_ring = calibrations, hold_bytes, raw_ring
+        self._hold_bytes, self._raw_ring = hold_bytes, raw_ring
         self.times = StageTimes()
         self._threads = [
             Thread(target=self._run, args=(place,), name=f"reducing-{place}", daemon=True)
@@ -196,7 +196,8 @@ class Reducing:
         if work.reducers[0].wants_samples():
             work.holding = Holding(work.reducers[0], self._hold_bytes)
         if reduction.HasField("movie"):
-            work.movie = MovieStage(reduction, form.shape, work.reducers[0].dtype, self._calibrations)
+            first = work.reducers[0]
+            work.movie = MovieStage(reduction.movie, form.shape, first.dtype, first.pending_corrections)
 
     def _let_go(self, work: Work, holding: Holding) -> None:
         """What was held is reduced before anything else."""

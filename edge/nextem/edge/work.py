@@ -110,9 +110,7 @@ class Work:
 
     def finished_maps(self, maps: Maps) -> dict[str, NDArray[Any]]:
         """``maps`` as people want them, corrected: what the plan asks for, and always "mean"."""
-        reducer = self.reducers[0]
-        # Electrons were counted in corrected frames.
-        return maps.finish(None if reducer.counted else reducer.corrections)
+        return maps.finish(self.reducers[0].pending_corrections)
 
     def forget_pattern(self, first: int = 0, stop: int = 0) -> None:
         """Frames were lost that the maps hold and that cannot be taken out of them again."""

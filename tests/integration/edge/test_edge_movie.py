@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from nextem.edge.calibrations import Calibrations
 from nextem.edge.movies import MovieStage
 from nextem.simulator.movie import MovieOptions, MovieScene, Nucleation
 from nextem.v1 import acquisition_pb2 as pb
@@ -109,3 +112,22 @@ def test_a_movie_that_fails_loses_its_frames_exactly(
     assert finished.frames_stored + finished.frames_lost == finished.frames_announced
     stored = sum(block.count for block in rig.logged()["movie"].blocks)
     assert stored == finished.frames_stored
+
+
+def test_electrons_are_not_corrected_again(rig: Rig, kit: Kit, tmp_path: Path) -> None:
+    """They were counted in corrected frames: the averages are sums of them."""
+    gain = np.full((32, 48), 3.0, np.float32)
+    plan = movie_plan(kit, 40)
+    plan.reduction.corrections.gain_sha256 = Calibrations(tmp_path / "arrays").add(gain)
+    plan.reduction.counting.CopyFrom(plan_pb2.Counting(threshold=6, xray_threshold=math.inf))
+    sent = kit.sparse_frames(40)
+    pipeline = rig.start(calibrations=tmp_path / "arrays")
+    handle = pipeline.expect("movie", plan, "")
+    rig.camera.send(kit.acquisition_header(40) + kit.stream(sent))
+    assert handle.wait(kit.wait_s) is not None
+    rig.stop()
+    logged = rig.logged()["movie"]
+    assert logged.column("sum").sum() > 0
+    for block in logged.blocks:
+        assert block.counted
+        assert block.binned().sum() == block.scalars["sum"].sum()

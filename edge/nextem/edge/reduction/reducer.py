@@ -142,6 +142,11 @@ class Reducer:
         return self._counter is not None
 
     @property
+    def pending_corrections(self) -> CorrectionArrays | None:
+        """What pixels and maps are still to be corrected by; electrons were counted in corrected frames."""
+        return None if self.counted else self.corrections
+
+    @property
     def max_exact_pixel(self) -> int:
         """No figure of a frame wraps while no pixel is above this."""
         y, x = self.shape
