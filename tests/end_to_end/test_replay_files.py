@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from file_kit import Frames
 
+from nextem.simulator.timepix3 import Timepix3Camera, Timepix3Scan, record
 from nextem.wire.store import ProductStore
 
 SCAN = (8, 12)
@@ -52,6 +53,24 @@ def test_replay_equals_numpy(
     nextem("replay", str(path), "--rate", "0", *options)
     check_products(tmp_path / "home", FRAMES)
     assert list((tmp_path / "home" / "reports").rglob("*.png"))
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(240)
+def test_a_timepix3_file_is_replayed(nextem: Callable[..., Any], tmp_path: Path) -> None:
+    scan, rng = Timepix3Scan(SCAN, dwell_ns=2000, flyback_ns=2000), np.random.default_rng(0)
+    frames = np.arange(0, 96, 2)  # no two electrons can meet
+    places = rng.uniform(5, 250, (2, frames.size))
+    truth = record(Timepix3Camera(), scan, frames, places[0], places[1], rng)
+    path = tmp_path / "a.tpx3"
+    path.write_bytes(truth.data)
+    nextem(
+        "replay", str(path), "--rate", "0", "--scan", "8x12", "-p", f"dwell_ns={scan.dwell_ticks * 25 / 16}"
+    )
+    store = ProductStore(tmp_path / "home" / "store")
+    found = {p.name: store.read(p.product_id)[1] for p in store.list()}
+    wanted = np.bincount(truth.frames[truth.frames >= 0], minlength=96)
+    assert np.array_equal(found["virtual/sum"], wanted.reshape(SCAN))
 
 
 @pytest.mark.parametrize(

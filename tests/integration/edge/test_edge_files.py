@@ -14,6 +14,7 @@ from file_kit import Frames
 
 from nextem.edge.acquisition import passive_plan
 from nextem.edge.detectors.base import Announcement
+from nextem.simulator.timepix3 import Timepix3Camera, Timepix3Scan, record
 from nextem.v1 import acquisition_pb2 as pb
 from nextem.v1 import plan_pb2
 from nextem.wire.coverage import FrameSet
@@ -67,6 +68,24 @@ def test_every_format_arrives_whole(rig: Any, tmp_path: Path, name: str) -> None
     assert logged.finished.frames_stored == 300
     assert (logged.started.plan.scan.size_y, logged.started.plan.scan.size_x) == (15, 20)
     assert np.array_equal(logged.column("sum"), FRAMES.sum(axis=(1, 2)))
+
+
+def test_a_timepix3_file_arrives_whole(rig: Any, tmp_path: Path) -> None:
+    scan = Timepix3Scan((16, 32), dwell_ns=2000, flyback_ns=2000)
+    rng = np.random.default_rng(0)
+    frames = np.flatnonzero(rng.random(512) < 0.5)  # at most one electron each, so that the truth is exact
+    places = rng.uniform(5, 250, (2, frames.size))
+    truth = record(Timepix3Camera(), scan, frames, places[0], places[1], rng)
+    path = tmp_path / "a.tpx3"
+    path.write_bytes(truth.data)
+    start(rig, path, scan="16x32", dwell_ns=scan.dwell_ticks * 25 / 16)
+    (logged,) = rig.logged().values()
+    assert (logged.finished.reason, logged.finished.error) == (pb.FINISH_REASON_COMPLETE, "")
+    assert logged.finished.frames_stored == 512
+    assert (logged.started.plan.scan.size_y, logged.started.plan.scan.size_x) == (16, 32)
+    wanted = np.bincount(truth.frames[truth.frames >= 0], minlength=512)
+    assert np.array_equal(logged.column("sum"), wanted)
+    assert {frame: int(image.sum()) for frame, image in logged.frames().items()} == dict(enumerate(wanted))
 
 
 def test_a_corrupt_chunk_costs_its_own_frame(rig: Any, tmp_path: Path) -> None:

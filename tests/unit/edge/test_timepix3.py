@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,10 +14,9 @@ from hypothesis import strategies as st
 from nextem.edge.detectors import timepix3_words as words
 from nextem.edge.detectors.registry import BadAddress
 from nextem.edge.detectors.timepix3_decoder import Decoder, Reach
-from nextem.edge.detectors.timepix3_file import read_tpx3
 from nextem.edge.detectors.timepix3_options import Sync, Timepix3Options, parse_options
 from nextem.simulator import timepix3_words as written
-from nextem.simulator.timepix3 import Recording, Timepix3Camera, Timepix3Scan, record
+from nextem.simulator.timepix3 import Timepix3Camera
 
 TICK_PS = 25_000 / 16
 START = 50_000_000
@@ -436,58 +434,6 @@ def test_a_long_position_needs_no_more_memory_than_its_pixels() -> None:
     assert run is not None
     assert int((run[2] >> np.uint64(32)).sum()) == 200_000
     assert len(sizes) == 1
-
-
-# ---- the simulator as truth -------------------------------------------------------------------
-
-
-def planted(camera: Timepix3Camera, scan: Timepix3Scan, seed: int = 0) -> tuple[Recording, np.ndarray]:
-    """One electron in every second position, so that no two can meet; returns where each was planted."""
-    rng = np.random.default_rng(seed)
-    frames = np.arange(0, scan.shape[0] * scan.shape[1], 2)
-    places = rng.uniform(5, 250, (2, len(frames)))
-    return record(camera, scan, frames, places[0], places[1], rng), places
-
-
-@pytest.mark.parametrize("chips", [1, 4])
-def test_planted_electrons_are_found_where_they_were_planted(chips: int, tmp_path: Path) -> None:
-    camera = Timepix3Camera(chips=chips)
-    scan = Timepix3Scan((24, 32), dwell_ns=2000, flyback_ns=3000, start_ticks=2**34 - 100_000)
-    recording, places = planted(camera, scan)
-    options = Timepix3Options(scan.shape, dwell_ps=round(scan.dwell_ticks * TICK_PS), chips=chips)
-    file = tmp_path / "scan.tpx3"
-    file.write_bytes(recording.data)
-    found: dict[int, int] = {}
-    frames = 0
-    for first, events in read_tpx3(file, options):
-        assert first == frames
-        frames += len(events)
-        owner = np.repeat(np.arange(len(events)), np.diff(events.indptr)) + first
-        found |= dict(zip(owner.tolist(), events.indices.tolist(), strict=True))
-        assert events.values.tolist() == [1] * len(owner)
-    assert frames == 24 * 32
-    inside = recording.frames >= 0
-    assert sorted(found) == sorted(recording.frames[inside].tolist())
-    side = camera.side_px
-    flat = np.array([found[frame] for frame in recording.frames[inside]])
-    error = np.hypot(flat % side + 0.5 - places[0][inside], flat // side + 0.5 - places[1][inside])
-    assert error.max() < 1.0
-    assert np.sqrt(np.mean(error**2)) < 0.55, "pixels round to within 0.41 r.m.s."
-
-
-def test_two_scans_in_one_file(tmp_path: Path) -> None:
-    scan = Timepix3Scan((4, 8), dwell_ns=2000)
-    one, _ = planted(Timepix3Camera(), scan)
-    two, _ = planted(Timepix3Camera(), replace(scan, start_ticks=77), seed=1)
-    options = Timepix3Options(scan.shape, dwell_ps=round(scan.dwell_ticks * TICK_PS))
-    file = tmp_path / "scans.tpx3"
-    file.write_bytes(one.data + two.data)
-    pieces = list(read_tpx3(file, options))
-    assert sum(len(events) for _, events in pieces) == 64
-    assert (
-        sum(len(events.indices) for _, events in pieces) == (one.frames >= 0).sum() + (two.frames >= 0).sum()
-    )
-    assert [first for first, _ in pieces] == sorted(first for first, _ in pieces)
 
 
 @pytest.mark.parametrize(

@@ -136,8 +136,7 @@ class Timepix3:
     def open_scan(self, decoder: Decoder, received_ns: int) -> Scan:
         """The acquisition that begins; nobody may want it."""
         tpx3 = self._tpx3
-        text = f"TPX3 {tpx3.chips} chips, sync {tpx3.sync.value}, dwell {tpx3.dwell_ps} ps"
-        claim = self._sink.open(Announcement(text, tpx3.positions, tpx3.scan, received_ns))
+        claim = self._sink.open(Announcement(tpx3.text, tpx3.positions, tpx3.scan, received_ns))
         if claim is not None:
             self._counters.acquisitions += 1
         frames = event_format(decoder.shape, tpx3.value_dtype)

@@ -87,6 +87,11 @@ class Decoder:
         return int(self._state[words.ENDED]) & every == every
 
     @property
+    def inside_chunk(self) -> bool:
+        """Whether the chunk that began last still lacks words."""
+        return int(self._state[words.LEFT]) > 0
+
+    @property
     def waiting(self) -> int:
         """Hits and edges that wait."""
         return int(self._state[words.HITS] + self._state[words.EDGES])

@@ -60,6 +60,11 @@ class Timepix3Options:
                 raise BadAddress(rule)
 
     @property
+    def text(self) -> str:
+        """What an acquisition is told of it, in place of a vendor's header."""
+        return f"TPX3 {self.chips} chips, sync {self.sync.value}, dwell {self.dwell_ps} ps"
+
+    @property
     def positions(self) -> int:
         return self.scan[0] * self.scan[1]
 
@@ -76,28 +81,31 @@ class Timepix3Options:
         return np.dtype(np.uint16 if 0 < most < 65536 else np.uint32)
 
 
+PARAMETERS: Mapping[str, tuple[str, Callable[[str], Any]]] = {
+    "sync": ("sync", Sync),
+    "edge": ("edge", str),
+    "dwell_ns": ("dwell_ps", lambda text: round(float(text) * 1000)),
+    "chips": ("chips", int),
+    "gap_px": ("gap_px", int),
+    "window_ns": ("window_ns", float),
+    "cluster_ns": ("cluster_ns", float),
+}
+"""Name in an address, but for the scan -> field, and how its text is read."""
+
+
 def parse_options(parameters: Mapping[str, str]) -> Timepix3Options:
     """From the part of an address behind the question mark. Raises :class:`BadAddress`."""
     try:
         scan_y, scan_x = (int(part) for part in parameters["scan"].lower().split("x"))
     except (KeyError, ValueError) as error:
         raise BadAddress(f"a Timepix3 needs scan=YxX, not {parameters.get('scan')!r}") from error
-    readers: dict[str, tuple[str, Callable[[str], Any]]] = {
-        "sync": ("sync", Sync),
-        "edge": ("edge", str),
-        "dwell_ns": ("dwell_ps", lambda text: round(float(text) * 1000)),
-        "chips": ("chips", int),
-        "gap_px": ("gap_px", int),
-        "window_ns": ("window_ns", float),
-        "cluster_ns": ("cluster_ns", float),
-    }
     chosen: dict[str, Any] = {}
     for name, text in parameters.items():
         if name == "scan":
             continue
-        if name not in readers:
-            raise BadAddress(f"a Timepix3 has no {name!r}; known are scan, {', '.join(readers)}")
-        field, read = readers[name]
+        if name not in PARAMETERS:
+            raise BadAddress(f"a Timepix3 has no {name!r}; known are scan, {', '.join(PARAMETERS)}")
+        field, read = PARAMETERS[name]
         try:
             chosen[field] = read(text)
         except (ValueError, OverflowError) as error:

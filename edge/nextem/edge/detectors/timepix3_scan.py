@@ -67,24 +67,25 @@ class Scan:
         if self._batches is None or self._claim is None:
             return
         self._batches.close()
-        lacking = self._lacking(before)
-        for one in lacking:
+        after = self._decoder.counters()
+        missing = lacking({name: after[name] - before[name] for name in after})
+        for one in missing:
             log.error("%s: %s (acquisition %s)", type(one).__name__, one, self._claim.acquisition_id)
-        worst = error or (lacking[0] if lacking else None)
+        worst = error or (missing[0] if missing else None)
         lost_ring = self._batches.lost_ring
         ending = Ending(kind, self._highest, worst, self.first_byte_ns, self._last_byte_ns, lost_ring)
         self._sink.close_claim(self._claim, ending)
 
-    def _lacking(self, before: Mapping[str, int]) -> list[DetectorError]:
-        after = self._decoder.counters()
-        grown = {name: after[name] - before[name] for name in after}
-        found: list[DetectorError] = []
-        if missing := grown["edges_missing"] + grown["edges_late"]:
-            found.append(SequenceError(f"{missing} edges of the scan are missing; their positions are lost"))
-        if late := grown["hits_late"]:
-            found.append(LateHits(f"{late} of {grown['hits']} hits came later than the sorting window"))
-        if timeless := grown["hits_without_time"]:
-            found.append(UnsupportedFormat(f"{timeless} hits of the integrated-ToT mode have no time"))
-        if strange := grown["words_implausible"] + grown["words_unknown"] + grown["hits_of_unknown_chips"]:
-            found.append(SequenceError(f"{strange} words have an unknown kind, chip or time"))
-        return found
+
+def lacking(counted: Mapping[str, int]) -> list[DetectorError]:
+    """What a scan lacks, the gravest first, by the counters of a decoder over it."""
+    found: list[DetectorError] = []
+    if missing := counted["edges_missing"] + counted["edges_late"]:
+        found.append(SequenceError(f"{missing} edges of the scan are missing; their positions are lost"))
+    if late := counted["hits_late"]:
+        found.append(LateHits(f"{late} of {counted['hits']} hits came later than the sorting window"))
+    if timeless := counted["hits_without_time"]:
+        found.append(UnsupportedFormat(f"{timeless} hits of the integrated-ToT mode have no time"))
+    if strange := counted["words_implausible"] + counted["words_unknown"] + counted["hits_of_unknown_chips"]:
+        found.append(SequenceError(f"{strange} words have an unknown kind, chip or time"))
+    return found

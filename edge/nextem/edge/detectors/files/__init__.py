@@ -30,6 +30,7 @@ FORMATS: Mapping[str, str] = {
     "mrc": "mrc",
     "tiff": "tiff",
     "npy": "npy",
+    "tpx3": "tpx3",
 }
 """Name of a format -> its module."""
 
@@ -52,6 +53,7 @@ ENDINGS: Mapping[str, str] = {
     ".tif": "tiff",
     ".tiff": "tiff",
     ".npy": "npy",
+    ".tpx3": "tpx3",
 }
 
 
@@ -72,6 +74,10 @@ def read_file(path: Path, parameters: Parameters) -> Recording:
     if not path.is_file():
         raise UnreadableFile(f"{path}: there is no such file")
     name = "hook" if parameters.reader else FORMATS[_format(path, parameters)]
+    if parameters.timepix3 and name != "tpx3":
+        raise BadAddress(f"{path}: {', '.join(parameters.timepix3)}: only a .tpx3 file is asked this")
+    if parameters.scans > 1 and parameters.scan is None:
+        raise BadAddress(f"{path}: scans={parameters.scans} needs scan=YxX")
     recording: Recording = importlib.import_module(f"{__name__}.{name}").read(path, parameters)
     if recording.frames * parameters.loops > MAX_FRAMES:
         raise UnreadableFile(
@@ -80,12 +86,12 @@ def read_file(path: Path, parameters: Parameters) -> Recording:
         )
     if parameters.scan is None:
         return recording
-    rows, columns = parameters.scan
+    rows, columns = parameters.scan[0] * parameters.scans, parameters.scan[1]
     if recording.frames and rows * columns != recording.frames:
         raise ScanMismatch(
             f"{path}: scan={rows}x{columns} is {rows * columns} frames, the file is of {recording.frames}"
         )
-    return replace(recording, scan=parameters.scan, frames=rows * columns)
+    return replace(recording, scan=(rows, columns), frames=rows * columns)
 
 
 def _format(path: Path, parameters: Parameters) -> str:

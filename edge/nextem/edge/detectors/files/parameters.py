@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from nextem.edge.detectors.registry import BadAddress
+from nextem.edge.detectors.timepix3_options import PARAMETERS
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +19,8 @@ class Parameters:
     taken; ``loops`` how many times over, as one acquisition; ``format`` instead of what the name's ending
     means; ``reader`` ``package.module:function``. Pixels become counts as ``round(value * scale + offset)``
     where either is given. ``dataset`` names the array in an HDF5 file; ``unsigned`` says that mode 0 of MRC
-    is.
+    is. ``scans``: so many rasters of ``scan`` one behind the other, as one acquisition. ``timepix3``: what
+    only a ``.tpx3`` file is asked, as in the address of a Timepix3.
     """
 
     scan: tuple[int, int] | None = None
@@ -30,20 +32,26 @@ class Parameters:
     offset: float | None = None
     dataset: str | None = None
     unsigned: bool = False
+    scans: int = 1
+    timepix3: Mapping[str, str] = field(default_factory=dict)
 
 
 def parse_parameters(given: Mapping[str, str]) -> Parameters:
     """Raises :class:`~nextem.edge.detectors.registry.BadAddress`, naming the parameter and its value."""
     values: dict[str, Any] = {}
+    timepix3 = {name: text for name, text in given.items() if name in PARAMETERS}
     for name, text in given.items():
+        if name in timepix3:
+            continue
         if name not in _PARSERS:
-            raise BadAddress(f"a file has no parameter {name!r}; it has {', '.join(sorted(_PARSERS))}")
-        field, parse, rule = _PARSERS[name]
+            known = ", ".join(sorted([*_PARSERS, *PARAMETERS]))
+            raise BadAddress(f"a file has no parameter {name!r}; it has {known}")
+        place, parse, rule = _PARSERS[name]
         try:
-            values[field] = parse(text)
+            values[place] = parse(text)
         except ValueError as error:
             raise BadAddress(f"{name}={text!r}: {name} is {rule}") from error
-    return Parameters(**values)
+    return Parameters(**values, timepix3=timepix3)
 
 
 def _scan(text: str) -> tuple[int, int]:
@@ -90,6 +98,7 @@ def _word(text: str) -> str:
 _PARSERS: Mapping[str, tuple[str, Callable[[str], object], str]] = {
     "scan": ("scan", _scan, "ROWSxCOLUMNS"),
     "rate": ("rate_fps", _rate, "frames a second, 0 for as fast as they are taken"),
+    "scans": ("scans", _count, "a whole number from 1 on"),
     "loops": ("loops", _count, "a whole number from 1 on"),
     "format": ("format", _word, "the name of a format"),
     "reader": ("reader", _word, "package.module:function"),

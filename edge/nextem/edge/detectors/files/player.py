@@ -31,7 +31,7 @@ from nextem.edge.detectors.base import (
     receiving_thread,
 )
 from nextem.edge.detectors.counters import Counters
-from nextem.edge.detectors.files.source import Piece, Recording
+from nextem.edge.detectors.files.source import Incomplete, Piece, Recording
 from nextem.wire.clock import Clock
 
 log = logging.getLogger(__name__)
@@ -128,6 +128,8 @@ class FilePlayer:
                 kind = EndKind.SENDING_ENDED
         except _Stopped:
             kind = EndKind.STOPPED
+        except Incomplete as found:
+            kind, error = EndKind.SENDING_ENDED, found.error
         except DetectorError as found:
             kind = EndKind.SENDING_ENDED if isinstance(found, TruncatedStream) else EndKind.FAILED
             error = found

@@ -41,6 +41,14 @@ class ScanMismatch(DetectorError):
     """The scan asked for is not of as many frames as the file should hold."""
 
 
+class Incomplete(Exception):
+    """Raised by pieces behind the last: the file was understood, and ``error`` says what it lacks."""
+
+    def __init__(self, error: DetectorError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
 @dataclass(frozen=True, slots=True)
 class Piece:
     """Consecutive frames in memory: frame ``first_frame + i`` at ``data[start + i * stride :]``.
@@ -90,7 +98,7 @@ class Recording:
     ``frames`` is the number that it should hold, 0 where it does not say; ``scan`` (y, x) where it tells a
     raster; ``text`` what it tells of itself. ``pieces()`` begins anew each time, with ``first_frame`` going
     upwards, and raises :class:`~nextem.edge.detectors.base.DetectorError` behind the last frame that can be
-    had.
+    had, or :class:`Incomplete`.
     """
 
     text: str
