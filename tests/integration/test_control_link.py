@@ -172,6 +172,9 @@ class Acquisition:
         except queue.Empty:
             return None
 
+    def trigger(self) -> None:
+        pass
+
     def stop(self, reason: str) -> None:
         self.finished.put(AcquisitionFinished(reason=FINISH_REASON_STOPPED, frames_announced=20))
 

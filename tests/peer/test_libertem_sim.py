@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from nextem.edge.accounting import unpack_pattern
-from nextem.edge.detectors.merlin_control import Arming, MerlinControl
+from nextem.edge.detectors.merlin_control import SOFT_TRIGGER, Arming, MerlinControl
 from nextem.edge.pipeline import EdgePipeline, PipelineConfig
 from nextem.v1 import acquisition_pb2 as pb
 from nextem.v1 import plan_pb2
@@ -132,7 +132,7 @@ def test_its_garbage_before_a_triggered_scan_is_skipped(
     ):
         listener.pipeline.start()
         # Its replies count their length without the comma.
-        control.arm(Arming(frames=8, soft_trigger=True))
+        control.arm(Arming(frames=8, trigger_start=SOFT_TRIGGER))
         assert control.get("NUMFRAMESTOACQUIRE") == "8"
         control.trigger()
         listener.wait_for(1)

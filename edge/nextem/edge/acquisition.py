@@ -35,6 +35,7 @@ class Acquisition:
     _hungry: Callable[[], bool] = field(repr=False)
     _cancel: Callable[[Acquisition], None] = field(repr=False)
     _backlog: Callable[[], float] = field(default=lambda: 0.0, repr=False)
+    _trigger: Callable[[str], None] = field(default=lambda acquisition_id: None, repr=False)
     encoded_frame_bytes: float = 0.0
     _stop_reason: str | None = None
     _finished: pb.AcquisitionFinished | None = None
@@ -46,6 +47,10 @@ class Acquisition:
         It reaches the log after every block has; a log that is away delays that, not this.
         """
         return self._finished if self._ended.wait(timeout_s) else None
+
+    def trigger(self) -> None:
+        """The instrument runs: a detector that waits for the edge's trigger gets it. Returns at once."""
+        self._trigger(self.acquisition_id)
 
     def stop(self, reason: str) -> None:
         """Ends it soon, with exact accounting; at once where the detector has not begun. May be repeated."""
@@ -75,6 +80,7 @@ def new_acquisition(
     hungry: Callable[[], bool],
     cancel: Callable[[Acquisition], None],
     backlog: Callable[[], float] = lambda: 0.0,
+    trigger: Callable[[str], None] = lambda acquisition_id: None,
 ) -> Acquisition:
     """A handle whose blocks close as its plan says."""
     reduction = plan.reduction
@@ -84,7 +90,7 @@ def new_acquisition(
         encoded_frame_bytes=lambda: acquisition.encoded_frame_bytes,
         max_frames=MAX_FRAMES,
     )
-    acquisition = Acquisition(acquisition_id, plan, command_id, limits, hungry, cancel, backlog)
+    acquisition = Acquisition(acquisition_id, plan, command_id, limits, hungry, cancel, backlog, trigger)
     return acquisition
 
 

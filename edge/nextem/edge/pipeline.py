@@ -23,6 +23,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from nextem.edge.acquisition import Acquisition, AcquisitionBusy, new_acquisition, passive_plan
+from nextem.edge.arming import Arming
 from nextem.edge.calibrations import Calibrations
 from nextem.edge.detectors.base import (
     AcquisitionRefused,
@@ -35,7 +36,8 @@ from nextem.edge.detectors.base import (
     FrameBatch,
     Sink,
 )
-from nextem.edge.detectors.registry import connect, parse_address
+from nextem.edge.detectors.control import DetectorControl, Exposures
+from nextem.edge.detectors.registry import connect, connect_control, parse_address
 from nextem.edge.live import CAPACITY, Live, Subscription
 from nextem.edge.recovery import recover
 from nextem.edge.reducing import Reducing
@@ -45,7 +47,7 @@ from nextem.edge.storing import Storing
 from nextem.edge.uplink import spool as spooling
 from nextem.edge.uplink.publisher import Publisher
 from nextem.edge.uplink.spool import Spool
-from nextem.edge.work import Closed, Frames, MapsWanted, Opened
+from nextem.edge.work import Closed, Failed, Frames, MapsWanted, Opened
 from nextem.v1 import acquisition_pb2 as pb
 from nextem.v1 import plan_pb2
 from nextem.wire.clock import Clock
@@ -98,14 +100,15 @@ class EdgePipeline:
 
         Raises ``SpoolBusy``, ``BadAddress``, and what the detector's module raises.
         """
-        make = make_detector or partial(
-            connect,
-            parse_address(
+        control: DetectorControl | None = None
+        if make_detector is None:
+            address = parse_address(
                 config.detector, ring_bytes=config.ring_bytes, idle_timeout_s=config.idle_timeout_s
-            ),
-        )
+            )
+            make_detector, control = partial(connect, address), connect_control(address)
         self._config, self._clock = config, clock
-        self._detector = make(self, clock)
+        self._detector = make_detector(self, clock)
+        self._arming = Arming(control, lambda name, error: self._reducing.put(Failed(name, error)))
         self._spool = Spool(
             config.spool_dir, max_bytes=config.spool_bytes, segment_bytes=config.spool_segment_bytes
         )
@@ -151,6 +154,7 @@ class EdgePipeline:
             expected.stop("the edge is closing")
         self._detector.close()
         self._reducing.close()
+        self._arming.close()
         if self.raw_ring is not None:
             self.raw_ring.close()
         if not self._publisher.close(self._config.close_timeout_s):
@@ -160,8 +164,10 @@ class EdgePipeline:
     def expect(self, acquisition_id: str, plan: plan_pb2.Plan, command_id: str) -> Acquisition:
         """The detector's next header belongs to this acquisition. Call before the instrument starts.
 
-        Raises :class:`AcquisitionBusy` while another one is expected or runs, and
-        :class:`~nextem.edge.detectors.base.DetectorFailed` where nothing can be received any more.
+        A detector that the edge arms is armed then, and its header has come; :meth:`Acquisition.trigger` is
+        to be called once the instrument has started. Raises :class:`AcquisitionBusy` while another one is
+        expected or runs, :class:`~nextem.edge.detectors.base.DetectorFailed` where nothing can be received
+        any more, and ``ControlError`` and ``DetectorAway`` where the detector cannot be armed.
         """
         acquisition = self._new(acquisition_id, plan, command_id)
         with self._lock:
@@ -171,6 +177,16 @@ class EdgePipeline:
                 other = self._expected.acquisition_id if self._expected else next(iter(self._running))
                 raise AcquisitionBusy(f"acquisition {other} is expected or runs, {acquisition_id} cannot be")
             self._expected = acquisition
+        try:
+            self._arming.arm(
+                acquisition_id, Exposures((plan.scan.size_y, plan.scan.size_x), plan.scan.dwell_s)
+            )
+        except Exception as error:
+            text = f"{type(error).__name__}: {error}"
+            log.error("%s (acquisition %s)", text, acquisition_id)
+            self._reducing.put(Failed(acquisition_id, error))  # its header may have come all the same
+            acquisition.stop(text)
+            raise
         return acquisition
 
     @property
@@ -239,6 +255,7 @@ class EdgePipeline:
                 planned, told, acquisition.acquisition_id,
             )  # fmt: skip
         self._reducing.put(Opened(acquisition, announcement))
+        self._arming.announced(acquisition.acquisition_id)
         return acquisition
 
     def frames(self, claim: Claim, batch: FrameBatch) -> None:
@@ -266,10 +283,13 @@ class EdgePipeline:
 
     def _new(self, acquisition_id: str, plan: plan_pb2.Plan, command_id: str) -> Acquisition:
         hungry, backlog = self._reducing.hungry, self._storing.backlog
-        return new_acquisition(acquisition_id, plan, command_id, hungry, self._cancel, backlog)
+        return new_acquisition(
+            acquisition_id, plan, command_id, hungry, self._cancel, backlog, self._arming.trigger
+        )
 
     def _cancel(self, acquisition: Acquisition) -> None:
         """A stop before the detector's header: nothing was announced, so nothing is lost or published."""
+        self._arming.release(acquisition.acquisition_id, complete=False)
         with self._lock:
             if self._expected is not acquisition:
                 return
@@ -289,7 +309,9 @@ class EdgePipeline:
             self._running.pop(acquisition.acquisition_id, None)
             self._acquisitions += 1
             self._frames_lost += finished.frames_lost
-        level = logging.INFO if finished.reason == pb.FINISH_REASON_COMPLETE else logging.ERROR
+        whole = finished.reason == pb.FINISH_REASON_COMPLETE
+        self._arming.release(acquisition.acquisition_id, complete=whole)
+        level = logging.INFO if whole else logging.ERROR
         text = "%s (acquisition %s: %d frames announced, %d stored, %d lost)"
         reason = pb.FinishReason.Name(finished.reason).removeprefix("FINISH_REASON_").lower()
         log.log(

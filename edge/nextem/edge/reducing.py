@@ -33,7 +33,7 @@ from nextem.edge.retention.raw_ring import RawRing
 from nextem.edge.retention.representation import Ladder
 from nextem.edge.storing import Forget, Storing
 from nextem.edge.turns import Turns
-from nextem.edge.work import Closed, Frames, MapsWanted, Opened, StageTimes, Work, parts_of
+from nextem.edge.work import Closed, Failed, Frames, MapsWanted, Opened, StageTimes, Work, parts_of
 from nextem.v1 import acquisition_pb2 as pb
 from nextem.wire.blocks import Block
 from nextem.wire.clock import Clock
@@ -42,7 +42,7 @@ from nextem.wire.packing import EncodedRun, encode_run
 log = logging.getLogger(__name__)
 
 MAX_WORKERS = 4
-Item = Opened | Frames | Closed | MapsWanted
+Item = Opened | Frames | Closed | Failed | MapsWanted
 
 
 def default_workers() -> int:
@@ -149,10 +149,14 @@ class Reducing:
                 else:
                     self._handle(item)
 
-    def _handle(self, item: Opened | Closed | MapsWanted) -> None:
+    def _handle(self, item: Opened | Closed | Failed | MapsWanted) -> None:
         if isinstance(item, Opened):
             account = Account(item.acquisition.acquisition_id, item.announcement.frames)
             self._work[account.acquisition_id] = Work(item.acquisition, item.announcement, account)
+            return
+        if isinstance(item, Failed):
+            if failed := self._work.get(item.acquisition_id):
+                failed.fail(item.error)
             return
         if isinstance(item, Closed):
             work = self._work[item.acquisition.acquisition_id]

@@ -56,6 +56,14 @@ class Closed:
 
 
 @dataclass(frozen=True, slots=True)
+class Failed:
+    """Why it cannot go on, found outside the data path: the detector did not do what it was told."""
+
+    acquisition_id: str
+    error: Exception
+
+
+@dataclass(frozen=True, slots=True)
 class MapsWanted:
     """Somebody asks for the maps so far of a running acquisition; None where it does not run."""
 

@@ -2,12 +2,15 @@
 
 A message is ``MPX,<length>,SET,<name>,<value>``, ``GET,<name>`` or ``CMD,<name>``; the reply repeats verb and
 name, with the value for GET, and ends with a code: 0 done, 1 busy, 2 unknown, 3 out of range. Clients are
-served one after another: a second one waits until the first hangs up.
+served one after another: a second one waits until the first hangs up. With TRIGGERSTART 1 the start of the
+instrument's scan is the rising edge, with 5 its frames wait for SOFTTRIGGER. The rate is the simulation's,
+whatever the period.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import socket
 import threading
 
@@ -17,9 +20,10 @@ from nextem.simulator.merlin import PREFIX_BYTES, message
 log = logging.getLogger(__name__)
 
 OK, BUSY, UNKNOWN, OUT_OF_RANGE = 0, 1, 2, 3
-SOFT_TRIGGER = 5
+INTERNAL, RISING_EDGE, SOFT_TRIGGER = 0, 1, 5
 _FILE_FORMATS = {0: False, 2: True}  # raw?
 _MAX_MESSAGE_BYTES = 4096
+_SHORTEST_MS, _LONGEST_MS = 1e-3, 1e4  # exposure and period of a frame
 
 
 class ControlError(ValueError):
@@ -33,13 +37,15 @@ class ControlPort:
         self._instrument = instrument
         self._numbers = {
             "NUMFRAMESTOACQUIRE": 1,
-            "TRIGGERSTART": 0,
+            "NUMFRAMESPERTRIGGER": 1,
+            "TRIGGERSTART": INTERNAL,
         }
         self._ranges = {
             "NUMFRAMESTOACQUIRE": range(1, 1 << 22),
-            "TRIGGERSTART": (0, SOFT_TRIGGER),
+            "NUMFRAMESPERTRIGGER": range(1, 1 << 22),
+            "TRIGGERSTART": (INTERNAL, RISING_EDGE, SOFT_TRIGGER),
         }
-        self._trigger: threading.Event | None = None
+        self._times_ms = {"ACQUISITIONTIME": 1.0, "ACQUISITIONPERIOD": 1.0}
 
     def answer(self, request: bytes) -> bytes:
         """The reply to one payload. Raises :class:`ControlError` when it has no verb and name."""
@@ -63,6 +69,8 @@ class ControlPort:
     def _get(self, name: str) -> str | None:
         if name in self._numbers:
             return str(self._numbers[name])
+        if name in self._times_ms:
+            return f"{self._times_ms[name]:.6E}"
         if name == "COUNTERDEPTH":
             return str(self._instrument.mode.depth_bits)
         if name in ("IMAGEX", "IMAGEY"):
@@ -70,7 +78,7 @@ class ControlPort:
         if name == "FILEFORMAT":
             return "2" if self._instrument.mode.raw else "0"
         if name == "DETECTORSTATUS":
-            return "1" if self._instrument.view().scanning else "0"
+            return "1" if self._instrument.detector_busy else "0"
         return "1.5.0.197" if name == "SOFTWAREVERSION" else None
 
     def _set(self, name: str, value: str) -> int:
@@ -82,25 +90,41 @@ class ControlPort:
                 return OUT_OF_RANGE
             self._instrument.set_raw(_FILE_FORMATS[int(value)])
             return OK
-        if name not in self._numbers:
+        if name not in self._numbers and name not in self._times_ms:
             return UNKNOWN
-        if self._instrument.view().scanning:
+        if self._instrument.detector_busy:
             return BUSY
-        if int(value) not in self._ranges[name]:
+        return (
+            self._set_time(name, float(value))
+            if name in self._times_ms
+            else self._set_number(name, int(value))
+        )
+
+    def _set_number(self, name: str, value: int) -> int:
+        if value not in self._ranges[name]:
             return OUT_OF_RANGE
-        self._numbers[name] = int(value)
+        self._numbers[name] = value
+        return OK
+
+    def _set_time(self, name: str, value_ms: float) -> int:
+        if not (math.isfinite(value_ms) and _SHORTEST_MS <= value_ms <= _LONGEST_MS):
+            return OUT_OF_RANGE
+        self._times_ms[name] = value_ms
         return OK
 
     def _command(self, name: str) -> int:
         if name == "STARTACQUISITION":
-            soft = self._numbers["TRIGGERSTART"] == SOFT_TRIGGER
-            trigger = threading.Event() if soft else None
-            self._instrument.start_detector(self._numbers["NUMFRAMESTOACQUIRE"], trigger)
-            self._trigger = trigger
+            begun_by = self._numbers["TRIGGERSTART"]
+            self._instrument.start_detector(
+                self._numbers["NUMFRAMESTOACQUIRE"],
+                None if begun_by == INTERNAL else threading.Event(),
+                external=begun_by == RISING_EDGE,
+                dwell_s=self._times_ms["ACQUISITIONTIME"] / 1e3,
+            )
         elif name == "SOFTTRIGGER":
-            if self._trigger is None:
+            if self._numbers["TRIGGERSTART"] != SOFT_TRIGGER:
                 return OUT_OF_RANGE
-            self._trigger.set()
+            self._instrument.trigger_detector()
         elif name == "STOPACQUISITION":
             self._instrument.stop(0, "the detector's control port asked")
         else:
@@ -125,8 +149,10 @@ class ControlServer:
         self._thread.start()
 
     def close(self) -> None:
-        """Hangs up and stops listening."""
+        """Hangs up and stops listening. Again: does nothing."""
         with self._lock:
+            if self._closed:
+                return
             self._closed = True
             if self._client is not None:
                 self._client.shutdown(socket.SHUT_RDWR)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from nextem.simulator.detector import BeamState, Detector, Exposure, FrameSource, Progress
-from nextem.simulator.merlin import EPOCH_DIGITS, FrameFormat
+from nextem.simulator.merlin import EPOCH_DIGITS, Bytes, FrameFormat
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +94,27 @@ SourceFactory = Callable[[ScanDefinition, FrameFormat], FrameSource]
 """Makes the frames of a scan whose origin is on the sample."""
 
 
+class _Deferred:
+    """Frames whose positions are known when the scan starts that an armed detector waits for."""
+
+    def __init__(self, source: FrameSource) -> None:
+        self.source = source
+
+    def fill(self, rows: Bytes, first_frame: int) -> None:
+        """As :meth:`~nextem.simulator.detector.FrameSource.fill`."""
+        self.source.fill(rows, first_frame)
+
+
+@dataclass(frozen=True, slots=True)
+class _Armed:
+    """A detector that waits. ``external``: the start of a scan is its trigger."""
+
+    frames: int
+    source: _Deferred
+    trigger: threading.Event
+    external: bool
+
+
 @dataclass(slots=True)
 class _State:
     stage: StagePosition = field(default_factory=StagePosition)
@@ -103,6 +124,7 @@ class _State:
     command_epoch: int = 0
     version: int = 1
     scans: dict[str, ScanDefinition] = field(default_factory=dict)
+    armed: _Armed | None = None
 
 
 class Instrument:
@@ -120,6 +142,7 @@ class Instrument:
         self._state = _State()
         self._changed = threading.Condition()
         self._mode = mode
+        self._trigger: threading.Event | None = None  # of the newest acquisition
         self._beam = BeamState(
             0, False
         )  # replaced as a whole, so that the detector reads it without the lock
@@ -165,7 +188,10 @@ class Instrument:
             return self._applied(command_epoch, counts=False)
 
     def start(self, command_epoch: int, scan_id: str) -> InstrumentView:
-        """Starts a defined scan and returns at once. Refused while one runs."""
+        """Starts a defined scan and returns at once. Refused while one runs.
+
+        A detector that was armed takes the scan's frames, and must be armed for as many.
+        """
         with self._changed:
             self._check_epoch(command_epoch)
             self._check_idle("no scan starts")
@@ -173,7 +199,10 @@ class Instrument:
             if scan is None:
                 raise Refused(f"scan {scan_id!r} is not defined, or has been started before")
             on_sample = scan.on_sample(self._state.stage)
-            self._expose(command_epoch, on_sample, scan.size_yx)
+            if self._state.armed is None:
+                self._expose(command_epoch, on_sample, scan.size_yx)
+            else:
+                self._scan_armed(self._state.armed, command_epoch, on_sample)
             del self._state.scans[scan_id]
             return self._applied(command_epoch)
 
@@ -186,28 +215,48 @@ class Instrument:
         """Sets how far the detector counts. Refused while a scan runs; raises UnknownCounterDepth."""
         with self._changed:
             mode = replace(self._mode, depth_bits=depth_bits)
-            self._check_idle("the counter depth does not change")
+            self._check_detector("the counter depth does not change")
             self._mode = mode
 
     def set_raw(self, raw: bool) -> None:
         """Whether pixels go out as the chips send them. Refused while a scan runs; raises UnknownLayout."""
         with self._changed:
             mode = replace(self._mode, raw=raw)
-            self._check_idle("the file format does not change")
+            self._check_detector("the file format does not change")
             self._mode = mode
 
-    def start_detector(self, frames: int, trigger: threading.Event | None) -> InstrumentView:
-        """Takes frames without scanning, as the detector's control port asks: the beam stays at the stage.
+    @property
+    def detector_busy(self) -> bool:
+        """Whether the detector takes frames, or is armed."""
+        return self._state.scanning or self._state.armed is not None
 
-        Each frame has 1 ms and 1000 electrons. Refused while a scan runs.
+    def start_detector(
+        self, frames: int, trigger: threading.Event | None, *, external: bool = False, dwell_s: float = 1e-3
+    ) -> InstrumentView:
+        """Takes frames as the detector's control port asks, each of 1000 electrons. Refused while it is busy.
+
+        With a ``trigger`` it is armed: the frames are those of the next scan that starts, which is the
+        trigger where that is ``external``. Without, or where the trigger comes before any scan, the beam
+        stays at the stage.
         """
         _check("frames", frames, 1, MAX_FRAMES)
         with self._changed:
-            self._check_idle("no acquisition starts")
-            still = ScanDefinition("", (1, frames), (0.0, 0.0), 0.0, 1e-3, 1000.0)
+            self._check_detector("no acquisition starts")
+            still = ScanDefinition("", (1, frames), (0.0, 0.0), 0.0, dwell_s, 1000.0)
             epoch = self._state.command_epoch
-            self._expose(epoch, still.on_sample(self._state.stage), None, trigger)
-            return self._applied(epoch)
+            self._expose(epoch, still.on_sample(self._state.stage), None, trigger, external)
+            return self._applied(epoch, counts=trigger is None)
+
+    def trigger_detector(self) -> None:
+        """The soft trigger of an armed detector; one that waits for an edge, or for nothing, ignores it."""
+        with self._changed:
+            trigger, armed = self._trigger, self._state.armed
+            if armed is not None and not armed.external:
+                self._state.armed = None
+                self._state.scanning, self._state.scan_id = True, ""
+                self._state.version += 1
+            if trigger is not None and (armed is None or not armed.external):
+                trigger.set()
 
     def stop(self, command_epoch: int, reason: str) -> InstrumentView:
         """Stops the scan after its current batch and forgets those defined. Never refused, also when idle."""
@@ -215,10 +264,10 @@ class Instrument:
             epoch = self._state.command_epoch
             if epoch < command_epoch < 10**EPOCH_DIGITS:
                 epoch = command_epoch
-            if self._state.scanning:
+            if self.detector_busy:
                 log.info("scan %s is stopped: %s", self._state.scan_id or "(none)", reason or "(no reason)")
                 self._detector.stop()
-                self._changed.wait_for(lambda: not self._state.scanning, _STOP_S)
+                self._changed.wait_for(lambda: not self.detector_busy, _STOP_S)
             self._state.scans.clear()
             return self._applied(epoch, counts=False)
 
@@ -228,13 +277,15 @@ class Instrument:
         on_sample: ScanDefinition,
         scan_yx: tuple[int, int] | None,
         trigger: threading.Event | None = None,
+        external: bool = False,
     ) -> None:
+        source = _Deferred(self._make_source(on_sample, self._mode))
         exposure = Exposure(
             mode=self._mode,
             frames=on_sample.frames,
             scan_yx=scan_yx,
             dwell_s=on_sample.dwell_s,
-            source=self._make_source(on_sample, self._mode),
+            source=source,
             state=lambda: self._beam,
             on_finished=self._finished,
             trigger=trigger,
@@ -242,12 +293,25 @@ class Instrument:
         # in force before the first frame is made, which may be before begin() returns
         self._beam = BeamState(command_epoch, self._state.optics.beam_blanked)
         self._detector.begin(exposure)
-        self._state.scanning = True
-        self._state.scan_id = on_sample.scan_id
+        self._trigger = trigger
+        if trigger is None:
+            self._state.scanning, self._state.scan_id = True, on_sample.scan_id
+        else:
+            self._state.armed = _Armed(on_sample.frames, source, trigger, external)
+
+    def _scan_armed(self, armed: _Armed, command_epoch: int, on_sample: ScanDefinition) -> None:
+        if armed.frames != on_sample.frames:
+            raise Refused(f"a scan of {on_sample.frames} frames, the detector is armed for {armed.frames}")
+        armed.source.source = self._make_source(on_sample, self._mode)
+        self._beam = BeamState(command_epoch, self._state.optics.beam_blanked)
+        self._state.armed = None
+        self._state.scanning, self._state.scan_id = True, on_sample.scan_id
+        if armed.external:
+            armed.trigger.set()
 
     def _finished(self, progress: Progress) -> None:
         with self._changed:
-            self._state.scanning = False
+            self._state.scanning, self._state.armed = False, None
             self._state.version += 1
             self._changed.notify_all()
 
@@ -264,6 +328,11 @@ class Instrument:
             self._changed.wait_for(lambda: not self._state.scanning, _SETTLE_S)
         if self._state.scanning:
             raise Refused(f"{what} while scan {self._state.scan_id or '(none)'} runs")
+
+    def _check_detector(self, what: str) -> None:
+        self._check_idle(what)
+        if self._state.armed is not None:
+            raise Refused(f"{what} while the detector is armed")
 
     def _applied(self, command_epoch: int, *, counts: bool = True) -> InstrumentView:
         self._state.command_epoch = command_epoch

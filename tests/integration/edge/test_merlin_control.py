@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 from nextem.edge.detectors.base import DetectorAway
+from nextem.edge.detectors.control import ControlError
 from nextem.edge.detectors.merlin import parse_acquisition_header, payload_length
 from nextem.edge.detectors.merlin_check import Expectation
 from nextem.edge.detectors.merlin_control import (
+    SOFT_TRIGGER,
     Arming,
     BadReply,
-    ControlError,
     DetectorBusy,
     MerlinControl,
     OutOfRange,
@@ -95,7 +96,7 @@ def test_an_armed_detector_sends_what_was_asked_for_once_triggered(
         MerlinControl(port=microscope.control.port) as control,
     ):
         assert microscope.data.wait_for_client(WAIT_S)
-        control.arm(Arming(FRAMES, counter_depth=depth, raw=raw, soft_trigger=True))
+        control.arm(Arming(FRAMES, counter_depth=depth, raw=raw, trigger_start=SOFT_TRIGGER))
         assert control.get("COUNTERDEPTH") == str(depth)
         assert control.get("FILEFORMAT") == ("2" if raw else "0")
         header = parse_acquisition_header(read_message(data))
@@ -121,7 +122,7 @@ def test_codes_are_types(microscope: Microscope) -> None:
             control.set("COUNTERDEPTH", 7)
         with pytest.raises(OutOfRange):
             control.trigger()
-        control.arm(Arming(FRAMES, soft_trigger=True))
+        control.arm(Arming(FRAMES, trigger_start=SOFT_TRIGGER))
         with pytest.raises(DetectorBusy, match="code 1"):
             control.set("NUMFRAMESTOACQUIRE", 3)
         control.stop()
@@ -131,7 +132,7 @@ def test_codes_are_types(microscope: Microscope) -> None:
 
 def test_what_is_not_named_stays_as_it_is() -> None:
     assert Arming().settings() == {}
-    assert Arming(10, 6, raw=True, soft_trigger=False).settings() == {
+    assert Arming(10, 6, raw=True, trigger_start=0).settings() == {
         "COUNTERDEPTH": 6,
         "FILEFORMAT": 2,
         "NUMFRAMESTOACQUIRE": 10,

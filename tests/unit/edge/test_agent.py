@@ -122,6 +122,7 @@ class FakeAcquisition:
         self._finished: queue.Queue[AcquisitionFinished] = queue.Queue()
         self.stopped_for: list[str] = []
         self.ends_on_stop = True
+        self.triggered = False
 
     def end(self, reason: FinishReason = FINISH_REASON_COMPLETE, stored: int = 20, error: str = "") -> None:
         self._finished.put(
@@ -135,6 +136,9 @@ class FakeAcquisition:
                 summed_pattern=b"large",
             )
         )
+
+    def trigger(self) -> None:
+        self.triggered = True
 
     def wait(self, timeout_s: float) -> AcquisitionFinished | None:
         try:
@@ -357,8 +361,10 @@ def test_an_acquire_is_defined_then_expected_then_started_then_done(rig: Rig) ->
     assert started.at_driver_ns == started.received_ns == rig.clock.time_ns
     assert started.loop_latency_ms == 12.5
     assert started.command_epoch == 1
-    rig.acquisitions.next().end()
+    running = rig.acquisitions.next()
+    running.end()
     done = rig.until(command_id)
+    assert running.triggered
     name = done.acquisition_id
     assert rig.calls == [f"define_scan {name}", f"expect {name}", f"start {name}"]
     assert (done.state, done.rule, done.detail) == (COMMAND_STATE_DONE, "", "")
@@ -597,7 +603,8 @@ def test_a_refused_start_ends_what_the_detector_side_expects(rig: Rig) -> None:
     rig.driver.errors["start"] = DriverRefused("busy")
     outcome = rig.until(rig.acquire())
     assert (outcome.state, outcome.rule) == (COMMAND_STATE_FAILED, "driver_refused")
-    assert rig.acquisitions.next().stopped_for == ["busy"]
+    expected = rig.acquisitions.next()
+    assert (expected.stopped_for, expected.triggered) == (["busy"], False)
     assert rig.heartbeat().dose_used_e == 0.0
 
 

@@ -36,6 +36,10 @@ class Acquisition(Protocol):
         """Waits until every frame is accounted for; None when that took longer."""
         ...
 
+    def trigger(self) -> None:
+        """The instrument runs: a detector that waits for the edge's trigger gets it. Returns at once."""
+        ...
+
     def stop(self, reason: str) -> None:
         """Ends it; :meth:`wait` then returns soon, with an exact accounting. Harmless when it has ended."""
         ...
@@ -198,6 +202,8 @@ class Runner:
             # The stop reached the instrument just before our start did.
             self._stop_driver(refusal.detail)
             handle.stop(refusal.detail)
+        else:
+            handle.trigger()
         return self._follow(job, handle)
 
     def _follow(self, job: Job, handle: Acquisition) -> Ended:

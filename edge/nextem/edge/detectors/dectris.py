@@ -3,7 +3,8 @@
 ``dectris://host:port`` with these parameters:
 
 * ``rest=host:port``: the detector's REST interface. It is asked for the number of images where the stream
-  does not tell it (``header_detail`` ``none``).
+  does not tell it (``header_detail`` ``none``). With ``api=`` instead, the edge also arms the detector
+  (:mod:`nextem.edge.detectors.dectris_arming`).
 * ``channel=threshold_1``: which channel of a stream with several is taken; else the first. The others are
   counted and not stored.
 * ``waiting=1000``: how many messages may wait inside libzmq, on top of the ring.
@@ -32,13 +33,14 @@ from nextem.edge.detectors.base import (
     UnsupportedFormat,
     receiving_thread,
 )
+from nextem.edge.detectors.control import ControlError
 from nextem.edge.detectors.counters import Counters
 from nextem.edge.detectors.dectris_messages import Config, End, Image, Message, Start
 from nextem.edge.detectors.dectris_receive import Receiver
-from nextem.edge.detectors.dectris_rest import Rest
+from nextem.edge.detectors.dectris_rest import REST_PORT, Rest
 from nextem.edge.detectors.dectris_series import QUIET_NS, Parts, Series
 from nextem.edge.detectors.dectris_warm import warm_up
-from nextem.edge.detectors.registry import BadAddress, DetectorOptions
+from nextem.edge.detectors.registry import BadAddress, DetectorOptions, control_address
 from nextem.edge.detectors.ring import Ring
 from nextem.wire.clock import Clock
 
@@ -70,7 +72,7 @@ class DectrisStream:
         self._options, self._sink, self._clock = options, sink, clock
         self._address = f"tcp://{options.host}:{options.port or V1_PORT}"
         self._waiting = _waiting(options.parameters.get("waiting", str(MOST_WAITING)))
-        self._rest = _rest(options.parameters.get("rest", ""))
+        self._rest = _rest(options)
         self._ring = Ring(options.ring_bytes)
         self._counters = Counters()
         self._closing = Event()
@@ -148,7 +150,7 @@ class DectrisStream:
         if not frames and self._rest is not None:
             try:
                 frames = self._rest.frames()
-            except (DetectorAway, HeaderError) as error:
+            except (DetectorAway, ControlError, HeaderError) as error:
                 _tell(error, None)
         claim = self._sink.open(Announcement(start.text, frames, None, self._clock.now_ns()))
         if claim is None:
@@ -195,13 +197,11 @@ def _waiting(number: str) -> int:
     return int(number)
 
 
-def _rest(address: str) -> Rest | None:
-    if not address:
-        return None
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        raise BadAddress(f"rest={address!r} is not host:port")
-    return Rest(host, int(port))
+def _rest(options: DetectorOptions) -> Rest | None:
+    for name in ("rest", "api"):
+        if address := control_address(options, name, REST_PORT, ()):
+            return Rest(*address)
+    return None
 
 
 def _tell(error: DetectorError, series: Series | None) -> None:

@@ -16,17 +16,14 @@ import time
 from dataclasses import dataclass
 from types import TracebackType
 
-from nextem.edge.detectors.base import DetectorAway, DetectorError
+from nextem.edge.detectors.base import DetectorAway
+from nextem.edge.detectors.control import ControlError, compare
 from nextem.edge.detectors.merlin import PREFIX_BYTES, message_prefix
 
 CONTROL_PORT = 6341
-SOFT_TRIGGER = 5  # a value of TRIGGERSTART
+RISING_EDGE, SOFT_TRIGGER = 1, 5  # values of TRIGGERSTART
 _MAX_REPLY_BYTES = 1 << 16
 _ENDS = re.compile(rb".*,(\d)", re.DOTALL)
-
-
-class ControlError(DetectorError):
-    """The detector did not do what it was asked."""
 
 
 class DetectorBusy(ControlError):
@@ -52,23 +49,30 @@ _CODES: dict[int, type[ControlError]] = {1: DetectorBusy, 2: UnknownRequest, 3: 
 class Arming:
     """What the next acquisition is to be. None leaves what the detector has.
 
-    ``frames``: how many. ``counter_depth``: 1, 6, 12 or 24 bits. ``raw``: pixels as the chips send them.
-    ``soft_trigger``: it begins with :meth:`MerlinControl.trigger` and not at once; without, the start of the
-    stream can be missed by who connects late.
+    ``frames``: how many, and how many each trigger begins. ``counter_depth``: 1, 6, 12 or 24 bits. ``raw``:
+    pixels as the chips send them. ``dwell_s``: exposure and period of a frame. ``trigger_start``:
+    :data:`RISING_EDGE`, :data:`SOFT_TRIGGER` (it begins with :meth:`MerlinControl.trigger`), or 0, at once:
+    the start of the stream can be missed by who connects late.
     """
 
     frames: int | None = None
     counter_depth: int | None = None
     raw: bool | None = None
-    soft_trigger: bool | None = None
+    trigger_start: int | None = None
+    frames_per_trigger: int | None = None
+    dwell_s: float | None = None
 
-    def settings(self) -> dict[str, int]:
-        """Parameters and their values, in the order in which they are set."""
+    def settings(self) -> dict[str, int | float]:
+        """Parameters and their values, in the order in which they are set. Times are in ms."""
+        dwell_ms = None if self.dwell_s is None else 1e3 * self.dwell_s
         wanted = {
             "COUNTERDEPTH": self.counter_depth,
             "FILEFORMAT": None if self.raw is None else 2 * self.raw,
+            "ACQUISITIONPERIOD": dwell_ms,
+            "ACQUISITIONTIME": dwell_ms,
             "NUMFRAMESTOACQUIRE": self.frames,
-            "TRIGGERSTART": None if self.soft_trigger is None else SOFT_TRIGGER * self.soft_trigger,
+            "NUMFRAMESPERTRIGGER": self.frames_per_trigger,
+            "TRIGGERSTART": self.trigger_start,
         }
         return {name: value for name, value in wanted.items() if value is not None}
 
@@ -112,9 +116,14 @@ class MerlinControl:
         self._ask("CMD", name, None)
 
     def arm(self, arming: Arming) -> None:
-        """Sets what is to be set and starts an acquisition."""
-        for name, value in arming.settings().items():
+        """Sets what is to be set, reads it back, and starts an acquisition.
+
+        Raises :class:`~nextem.edge.detectors.control.WrongReadBack` as well, before it starts any.
+        """
+        settings = arming.settings()
+        for name, value in settings.items():
             self.set(name, value)
+        compare("SET", settings, {name: self.get(name) for name in settings})
         self.command("STARTACQUISITION")
 
     def trigger(self) -> None:

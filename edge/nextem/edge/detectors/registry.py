@@ -8,11 +8,12 @@ the libraries of its own detector.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from nextem.edge.detectors.base import Detector, Sink
+from nextem.edge.detectors.control import BadTrigger, DetectorControl, Trigger
 from nextem.wire.clock import Clock
 
 SCHEMES: Mapping[str, str] = {
@@ -22,6 +23,12 @@ SCHEMES: Mapping[str, str] = {
     "csr": "nextem.edge.detectors.csr",
     "file": "nextem.edge.detectors.files",
 }
+
+CONTROLS: Mapping[str, str] = {
+    "merlin": "nextem.edge.detectors.merlin_arming",
+    "dectris": "nextem.edge.detectors.dectris_arming",
+}
+"""Of the schemes whose detector the edge can arm: a module with a function ``control(options)``."""
 
 
 class BadAddress(ValueError):
@@ -75,3 +82,39 @@ def connect(options: DetectorOptions, sink: Sink, clock: Clock) -> Detector:
     """The detector, not started yet. Raises what its module's ``connect`` raises, ImportError too."""
     detector: Detector = importlib.import_module(SCHEMES[options.scheme]).connect(options, sink, clock)
     return detector
+
+
+def connect_control(options: DetectorOptions) -> DetectorControl | None:
+    """Who arms the detector; None where the address does not give that to the edge. Raises BadAddress."""
+    if options.scheme not in CONTROLS:
+        return None
+    found: DetectorControl | None = importlib.import_module(CONTROLS[options.scheme]).control(options)
+    return found
+
+
+def control_address(
+    options: DetectorOptions, name: str, port: int, others: Sequence[str]
+) -> tuple[str, int] | None:
+    """Host and port of parameter ``name``, a port or host:port; None where it is not there.
+
+    Empty means ``port`` at the detector's host. Raises :class:`BadAddress`, also where one of ``others`` is
+    there alone: it would mean nothing.
+    """
+    text = options.parameters.get(name)
+    if text is None:
+        if alone := next((other for other in others if other in options.parameters), None):
+            raise BadAddress(f"{alone}={options.parameters[alone]!r} is for a detector with {name}=PORT")
+        return None
+    host, _, number = text.rpartition(":")
+    number = number or str(port)
+    if not (number.isascii() and number.isdigit() and 0 < int(number) < 1 << 16):
+        raise BadAddress(f"{name}={text!r} is no port and no host:port")
+    return host or options.host, int(number)
+
+
+def trigger_of(options: DetectorOptions) -> Trigger:
+    """What begins the frames of an armed detector. Raises :class:`BadAddress`."""
+    try:
+        return Trigger.parse(options.parameters.get("trigger", Trigger.INTERNAL.value))
+    except BadTrigger as error:
+        raise BadAddress(str(error)) from error
