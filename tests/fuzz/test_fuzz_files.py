@@ -28,9 +28,10 @@ from nextem.edge.detectors.base import (
     Sink,
 )
 from nextem.edge.detectors.files import read_file
-from nextem.edge.detectors.files.parameters import Parameters
+from nextem.edge.detectors.files.parameters import Parameters, parse_parameters
 from nextem.edge.detectors.files.player import FilePlayer, Playback
 from nextem.edge.detectors.registry import BadAddress
+from nextem.simulator.timepix3 import Timepix3Camera, Timepix3Scan, record
 from nextem.wire.clock import Clock
 from nextem.wire.ids import uuid7
 
@@ -39,7 +40,8 @@ pytestmark = pytest.mark.timeout(120 + MESSAGES // 50)
 SHAPE = (8, 16)
 FRAMES = 12
 THROUGH_THE_EDGE = 0.1
-HEADS = {".mib": 384, ".npy": 128, ".mrc": 1024, ".h5": 4096, ".tif": 400, ".raw": 64}
+SCAN = Timepix3Scan((3, 4), dwell_ns=2000, flyback_ns=500)
+HEADS = {".mib": 384, ".npy": 128, ".mrc": 1024, ".h5": 4096, ".tif": 400, ".raw": 64, ".tpx3": 64}
 
 
 def _saved(save: Callable[[io.BytesIO], object]) -> bytes:
@@ -62,6 +64,7 @@ def originals() -> Mapping[str, bytes]:
         "pages.tif": _saved(
             lambda b: tifffile.imwrite(b, frames, photometric="minisblack", compression="zlib", metadata=None)
         ),
+        "scan.tpx3": timepix3_words(),
         "x3_y4.raw": np.zeros((FRAMES, 130, 128), "<f4").tobytes(),
     }
     with tempfile.TemporaryDirectory() as folder:
@@ -72,6 +75,17 @@ def originals() -> Mapping[str, bytes]:
         path = kit.write_stempy(Path(folder, "s.h5"), lists, range(FRAMES), (3, 4), SHAPE, 3)
         made["stempy.h5"] = path.read_bytes()
     return made
+
+
+def timepix3_words() -> bytes:
+    """Electrons in twelve positions, in several chunks, with the end of the readout."""
+    numbers = np.random.default_rng(6)
+    places = numbers.uniform(5, 250, (2, FRAMES))
+    camera = Timepix3Camera(disorder_ns=2000, chunk_ns=5000)
+    return record(camera, SCAN, np.arange(FRAMES), places[0], places[1], numbers).data
+
+
+PARAMETERS = {".tpx3": parse_parameters({"scan": "3x4", "dwell_ns": "2000", "window_ns": "20000"})}
 
 
 class Reads:
@@ -118,7 +132,7 @@ class Shelf:
 
     def play(self, path: Path, sink: Sink) -> None:
         """Raises DetectorError or BadAddress where the file cannot be played at all."""
-        recording = read_file(path, Parameters())
+        recording = read_file(path, PARAMETERS.get(path.suffix, Parameters()))
         assert recording.frames >= 0
         player = FilePlayer(recording, Playback(ring_bytes=1 << 20), sink, self.clock)
         player.run()
@@ -129,7 +143,7 @@ def damaged(mutator: Mutator) -> Iterator[tuple[str, bytes]]:
     """Name and bytes of one damaged file after the other."""
     files = originals()
     # Frames and their headers alternate in MIB, chunks and their index in HDF5, so that any place will do.
-    anywhere = {"one.mib", "bslz4.h5", "stempy.h5", "pages.tif"}
+    anywhere = {"one.mib", "scan.tpx3", "bslz4.h5", "stempy.h5", "pages.tif"}
     while True:
         for name, data in files.items():
             head = 0 if name in anywhere and mutator.random.random() < 0.5 else HEADS[Path(name).suffix]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from harness import MESSAGES, Camera, FuzzedEdge, Mutator
 from nextem.edge.detectors import csr, timepix3
 from nextem.edge.detectors.base import Detector, Sink
 from nextem.edge.detectors.registry import parse_address
+from nextem.edge.detectors.stream_socket import Backoff
 from nextem.simulator import timepix3_words as words
 from nextem.simulator.csr import CsrFormat
 from nextem.simulator.timepix3 import Timepix3Camera, Timepix3Scan, record
@@ -32,6 +34,13 @@ KINDS = (
     replace(CSR, values="u4bit", indptr="uint64", metadata={"a": [1, 2, 3]}),
     replace(CSR, values="uint64", indices="uint8", tot=True),
 )
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten thousand connections, each of which would else wait a tenth of a second before it."""
+    for module in (csr, timepix3):
+        monkeypatch.setattr(module, "Backoff", partial(Backoff, 0.001, 0.01))
 
 
 def edge_on(folder: Path, connect: Callable[..., Detector], address: str) -> FuzzedEdge:
