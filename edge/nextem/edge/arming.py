@@ -9,7 +9,7 @@ from functools import partial
 from threading import Event, Lock, Thread
 
 from nextem.edge.detectors.base import DetectorAway, DetectorError
-from nextem.edge.detectors.control import DetectorControl, Exposures
+from nextem.edge.detectors.control import ControlError, DetectorControl, Exposures
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +47,8 @@ class Arming:
         """
         if self._control is None:
             return
+        if not exposures.frames:
+            raise ControlError(f"no detector is armed for {exposures.scan} positions")
         with self._lock:
             self._armed, self._heard = acquisition_id, Event()
             heard = self._heard

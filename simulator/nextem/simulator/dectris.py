@@ -9,28 +9,27 @@ or ``disarm`` the end of the series.
 from __future__ import annotations
 
 import http.server
-import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from queue import SimpleQueue
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import zmq
 
-from nextem.simulator.dectris_blob import Encoding
-from nextem.simulator.dectris_stream import HeaderDetail, Parts, Series, Stream, StreamV1, StreamV2
+from nextem.simulator.dectris_config import DectrisOptions, changed_by, detector_config, stream_config
+from nextem.simulator.dectris_rest import rest_handler
+from nextem.simulator.dectris_stream import Parts, Series, Stream, StreamV1, StreamV2
 from nextem.simulator.detector import FrameSource
 from nextem.simulator.merlin import FrameFormat
+
+__all__ = ["DectrisDetector", "DectrisOptions", "Frames", "detector_config", "frames_from", "frames_of"]
 
 Array = npt.NDArray[Any]
 Frames = Callable[[int], Sequence[Array]]
 """From the number of an image to its channels, each (y, x)."""
 
-API = "1.8.0"
-_MAX_BODY_BYTES = 1 << 16
 _SEND_TIMEOUT_MS = 100
 
 
@@ -51,65 +50,6 @@ def frames_from(source: FrameSource, mode: FrameFormat) -> Frames:
     return frame
 
 
-@dataclass(frozen=True, slots=True)
-class DectrisOptions:
-    """What the detector is. Ports of 0 are chosen by the system."""
-
-    shape: tuple[int, int]
-    dtype: str = "uint16"
-    host: str = "127.0.0.1"
-    stream_port: int = 0
-    rest_port: int = 0
-    version: Literal[1, 2] = 1
-    encoding: Encoding = field(default_factory=Encoding)
-    header_detail: HeaderDetail = "basic"
-    joined_header: bool = False
-    appendix: bytes = b""
-    channels: tuple[str, ...] = ("threshold_1",)
-    column_major: bool = False
-    most_waiting: int = 1000  # messages inside libzmq
-
-
-def detector_config(options: DectrisOptions) -> dict[str, Any]:
-    """The configuration of a fresh detector, as version 1 sends it."""
-    y, x = options.shape
-    return {
-        "auto_summation": True,
-        "beam_center_x": x / 2,
-        "beam_center_y": y / 2,
-        "bit_depth_image": 8 * np.dtype(options.dtype).itemsize,
-        "bit_depth_readout": 16,
-        "compression": options.encoding.compression,
-        "count_time": 1e-4,
-        "countrate_correction_applied": False,
-        "description": "NexTEM simulated detector",
-        "detector_number": "S-000",
-        "eiger_fw_version": "release-2022.1",
-        "frame_time": 1e-4,
-        "nimages": 1,
-        "ntrigger": 1,
-        "number_of_excluded_pixels": 0,
-        "pixel_mask_applied": False,
-        "roi_mode": "disabled",
-        "sensor_material": "Si",
-        "sensor_thickness": 4.5e-4,
-        "software_version": API,
-        "threshold_energy": 20000.0,
-        "trigger_mode": "exts",
-        "virtual_pixel_correction_applied": False,
-        "x_pixel_size": 7.5e-5,
-        "x_pixels_in_detector": x,
-        "y_pixel_size": 7.5e-5,
-        "y_pixels_in_detector": y,
-    }
-
-
-def stream_config(options: DectrisOptions) -> dict[str, Any]:
-    """The configuration of its stream."""
-    form = "legacy" if options.version == 1 else "cbor"
-    return {"mode": "enabled", "format": form, "header_detail": options.header_detail}
-
-
 class DectrisDetector:
     """Runs until :meth:`close`. Every method may be called from any thread."""
 
@@ -121,6 +61,8 @@ class DectrisDetector:
         self._armed: Series | None = None
         self._make: Callable[[Series], Stream] = StreamV1
         self._triggers = 0
+        self._aborted = threading.Event()  # of the series that is armed or was last
+        self._sending = 0  # triggers whose images have not all gone out
         self._work: SimpleQueue[Iterator[Parts] | None] = SimpleQueue()
         self._closing = threading.Event()
         self._context = zmq.Context()
@@ -134,7 +76,7 @@ class DectrisDetector:
         else:
             self.stream_port = self._socket.bind_to_random_port(f"tcp://{options.host}")
         self._sender = threading.Thread(target=self._send, name="dectris-stream", daemon=True)
-        self._server = http.server.ThreadingHTTPServer((options.host, options.rest_port), _handler(self))
+        self._server = http.server.ThreadingHTTPServer((options.host, options.rest_port), rest_handler(self))
         self._server.daemon_threads = True
         self.rest_port: int = self._server.server_address[1]
         self._serving = threading.Thread(target=self._serve, name="dectris-rest", daemon=True)
@@ -156,17 +98,30 @@ class DectrisDetector:
 
     # ---- what the detector is told ----------------------------------------------------------------
 
-    def configure(self, module: str = "detector", **values: Any) -> None:
+    @property
+    def trigger_waits(self) -> bool:
+        return self._options.trigger_waits
+
+    @property
+    def state(self) -> str:
+        """``idle``, ``ready`` (armed) or ``acquire``."""
+        with self._lock:
+            return "acquire" if self._sending else "ready" if self._armed is not None else "idle"
+
+    def configure(self, module: str = "detector", **values: Any) -> list[str]:
         """Sets parameters of :func:`detector_config` or :func:`stream_config`, for the next arming.
 
-        Raises :class:`KeyError` for a module or parameter that there is not.
+        Returns the names of those that changed. Raises :class:`KeyError` for a module or parameter that there
+        is not, and :class:`~nextem.simulator.dectris_config.BadValue`.
         """
+        changed: dict[str, Any] = {}
         with self._lock:
             config = self._config[module]
             for name, value in values.items():
-                if name not in config:
-                    raise KeyError(name)
-                config[name] = value
+                part = changed_by(config, name, value)
+                config.update(part)
+                changed |= part
+        return list(changed)
 
     def config(self, module: str = "detector") -> Mapping[str, Any]:
         """All parameters of a module; none where there is no such module."""
@@ -186,11 +141,13 @@ class DectrisDetector:
             )  # fmt: skip
             self._make = StreamV2 if stream["format"] == "cbor" else StreamV1
             self._triggers = 0
+            self._aborted = threading.Event()
             self._work.put(iter(self._make(self._armed).start()))
             return self._number
 
-    def trigger(self) -> None:
-        """The images of one trigger, or of all where they are external."""
+    def trigger(self, wait: bool = False) -> None:
+        """The images of one trigger, or of all where they are external. ``wait`` until they have gone out."""
+        gone = threading.Event()
         with self._lock:
             series = self._armed
             if series is None:
@@ -199,16 +156,26 @@ class DectrisDetector:
             each = 1 if mode in ("exte", "inte") else int(series.config["nimages"])
             count = 1 if mode in ("inte", "ints") else triggers
             first = self._triggers * each
-            self._work.put(self._images(series, first, first + count * each))
+            self._sending += 1
+            numbers = range(first, first + count * each)
+            self._work.put(self._images(self._make(series), numbers, self._aborted, gone))
             self._triggers += count
             if self._triggers >= triggers:
                 self._end()
+        while wait and not self._closing.is_set() and not gone.wait(_SEND_TIMEOUT_MS / 1e3):
+            continue
 
     def disarm(self) -> int:
         """Ends the series that is armed, if any; the number of the last one."""
         with self._lock:
             self._end()
             return self._number
+
+    def abort(self) -> int:
+        """As :meth:`disarm`; images that have not gone out are never sent."""
+        with self._lock:
+            self._aborted.set()
+        return self.disarm()
 
     # ---- inside -----------------------------------------------------------------------------------
 
@@ -217,9 +184,26 @@ class DectrisDetector:
             self._work.put(iter([self._make(self._armed).end()]))
             self._armed = None
 
-    def _images(self, series: Series, start: int, stop: int) -> Iterator[Parts]:
-        stream = self._make(series)
-        return (stream.image(number, self._frames(number)) for number in range(start, stop))
+    def _images(
+        self, stream: Stream, numbers: range, aborted: threading.Event, gone: threading.Event
+    ) -> Iterator[Parts]:
+        """Counts as sent with the last one on its way: its reader may act before its sender knows."""
+        left = len(numbers)
+        for number in numbers:
+            if aborted.is_set():
+                break
+            image = stream.image(number, self._frames(number))
+            left -= 1
+            if not left:
+                self._sent()
+            yield image
+        if left:
+            self._sent()
+        gone.set()
+
+    def _sent(self) -> None:
+        with self._lock:
+            self._sending -= 1
 
     def _send(self) -> None:
         while (messages := self._work.get()) is not None:
@@ -229,64 +213,11 @@ class DectrisDetector:
                         self._socket.send_multipart(parts)
                         break
                     except zmq.Again:
-                        continue  # the receiver is slow or not there
+                        # The receiver is slow or not there; after an abort nobody waits for it.
+                        if self._aborted.is_set():
+                            break
                 if self._closing.is_set():
                     break
 
     def _serve(self) -> None:
         self._server.serve_forever(poll_interval=0.05)
-
-
-def _handler(detector: DectrisDetector) -> type[http.server.BaseHTTPRequestHandler]:
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            module, task, name = _path(self.path)
-            config = detector.config(module)
-            if (module, task) == ("detector", "version"):
-                self._answer(200, {"value": API, "value_type": "string"})
-            elif task == "config" and name in config:
-                self._answer(200, {"value": config[name]})
-            else:
-                self._answer(404, {"error": f"no {self.path}"})
-
-        def do_PUT(self) -> None:
-            body = self.rfile.read(min(int(self.headers.get("Content-Length") or 0), _MAX_BODY_BYTES))
-            module, task, name = _path(self.path)
-            if (module, task) == ("detector", "command") and name in ("arm", "disarm", "abort", "cancel"):
-                number = detector.arm() if name == "arm" else detector.disarm()
-                self._answer(200, {"sequence id": number})
-            elif (module, task, name) == ("detector", "command", "trigger"):
-                detector.trigger()
-                self._answer(200, {})
-            elif task == "config" and name in detector.config(module):
-                try:
-                    detector.configure(module, **{name: json.loads(body)["value"]})
-                except (ValueError, KeyError, TypeError):
-                    self._answer(400, {"error": "the body is not a JSON object with a value"})
-                else:
-                    self._answer(200, [name])
-            else:
-                self._answer(404, {"error": f"no {self.path}"})
-
-        def _answer(self, status: int, content: Any) -> None:
-            body = json.dumps(content).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: Any) -> None:
-            """Says nothing."""
-
-    return Handler
-
-
-def _path(path: str) -> tuple[str, str, str]:
-    """Module, task and parameter of ``/module/api/version/task/parameter``."""
-    found = path.strip("/").split("/")
-    if len(found) >= 3 and found[1] == "api" and found[2] == "version":
-        return found[0], "version", ""
-    if len(found) == 5 and found[1:3] == ["api", API]:
-        return found[0], found[3], found[4]
-    return "", "", ""

@@ -10,8 +10,7 @@ its manual recommends for the highest duty cycle: the detector takes its readout
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
-from threading import Lock
+from dataclasses import dataclass
 from typing import Any
 
 from nextem.edge.detectors.control import DetectorControl, Exposures, Trigger, WrongReadBack, compare
@@ -36,7 +35,6 @@ class ArmedDectris:
     rest: Rest
     by: Trigger = Trigger.INTERNAL
     _takes_s: float = 0.0  # what was armed last
-    _lock: Lock = field(default_factory=Lock, repr=False)
 
     def arm(self, exposures: Exposures) -> None:
         """Ends what another client left armed: this address says that the detector is the edge's."""
@@ -44,8 +42,7 @@ class ArmedDectris:
             log.warning("the detector was not idle (%s): what it did is aborted", state)
             self._abort()
         self._configure(exposures)
-        with self._lock:
-            self._takes_s = exposures.frames * float(self.rest.config("detector", "frame_time"))
+        self._takes_s = exposures.frames * float(self.rest.config("detector", "frame_time"))
         self.rest.command("arm", _COMMAND_TIMEOUT_S)
 
     def _configure(self, exposures: Exposures) -> None:
@@ -72,9 +69,7 @@ class ArmedDectris:
     def trigger(self) -> None:
         """The detector answers when the last image has been taken."""
         if self.by is Trigger.INTERNAL:
-            with self._lock:
-                takes_s = self._takes_s
-            self.rest.command("trigger", 2 * takes_s + _COMMAND_TIMEOUT_S)
+            self.rest.command("trigger", 2 * self._takes_s + _COMMAND_TIMEOUT_S)
 
     def disarm(self, complete: bool) -> None:
         if complete:

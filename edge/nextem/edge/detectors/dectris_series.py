@@ -346,6 +346,9 @@ class Series:
 
     def sending_ended(self, why: str) -> None:
         """The detector says that no more images come."""
+        if self.claim.stop_reason() is not None:
+            self.finish(EndKind.STOPPED)
+            return
         error = TruncatedStream(f"{why} after {self._so_far()}") if self._announced else None
         self.finish(EndKind.SENDING_ENDED, error)
 
