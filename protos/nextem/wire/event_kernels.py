@@ -8,10 +8,22 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit, types
 
-from nextem.wire.pixels import GROUP, full64, load_pixel, lowest_one, scan_frame
+from nextem.wire.pixels import (
+    GROUP,
+    count_ones,
+    full64,
+    load_pixel,
+    lowest_one,
+    nonzero64,
+    scan_frame,
+    store_word,
+)
 
 ESCAPE = 255
 """In a byte stream: the number stands in the wide stream."""
+
+SPARE_VALUES = 4
+"""How many more bytes :func:`split_values` may write than there are values above one."""
 
 OK, WIDE_GAP_MISSING, WIDE_GAP_SMALL, OUTSIDE, WIDE_VALUE_MISSING, WIDE_VALUE_SMALL, LEFT_OVER = range(7)
 """What :func:`expand` found."""
@@ -247,3 +259,50 @@ def put_frame(
             wide_values[n_values] = pixel_values[k]
             n_values += int(is_wide)
     return n_gaps, n_values
+
+
+@njit(cache=True, nogil=True)
+def split_values(
+    values: npt.NDArray[np.uint8], bits: npt.NDArray[np.uint8], above: npt.NDArray[np.uint8]
+) -> int:
+    """Which of ``values`` are not 0, to ``bits`` (values / 8, rounded up), and these, to ``above``, which has
+    room for ``SPARE_VALUES`` more; returns how many they are."""
+    found = 0
+    groups = values.size // GROUP
+    for group in range(groups):
+        first = group * GROUP
+        word = nonzero64(types.uintp(values.ctypes.data + first), values)
+        store_word(types.uintp(bits.ctypes.data + first // 8), word)
+        after = found + count_ones(word)
+        while word != 0:
+            for lane in range(SPARE_VALUES):  # jumps cost more than useless stores, as in scan_frame
+                above[found + lane] = values[first + int(lowest_one(word) & np.uint64(GROUP - 1))]
+                word &= word - np.uint64(1)
+            found += SPARE_VALUES
+        found = after
+    if groups * GROUP < values.size:
+        bits[groups * GROUP // 8 :] = 0
+        for k in range(groups * GROUP, values.size):
+            bits[k // 8] |= np.uint8(np.uint8(values[k] != 0) << np.uint8(k % 8))
+            above[found] = values[k]
+            found += int(values[k] != 0)
+    return found
+
+
+@njit(cache=True, nogil=True)
+def join_values(
+    bits: npt.NDArray[np.uint8], above: npt.NDArray[np.uint8], values: npt.NDArray[np.uint8]
+) -> bool:
+    """Undoes :func:`split_values` into zeroed ``values``; False where bits and ``above`` contradict each other
+    or were not written by it."""
+    found = 0
+    for at in range(bits.size):
+        byte = np.uint64(bits[at])
+        while byte != 0:
+            k = at * 8 + int(lowest_one(byte))
+            if k >= values.size or found >= above.size or above[found] == 0:
+                return False
+            values[k] = above[found]
+            found += 1
+            byte &= byte - np.uint64(1)
+    return found == above.size

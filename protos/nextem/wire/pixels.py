@@ -20,7 +20,7 @@ intrinsic: Any = extending.intrinsic  # its stub counts the typing context as an
 GROUP = 64
 """Pixels looked at in one go: as many as a bit mask of one machine word describes."""
 
-_STRIDE = 16
+_STRIDE = 32
 """Groups that :func:`scan_frame` reads before it looks at any."""
 
 _SPARE = 4

@@ -59,12 +59,14 @@ def body_by_numpy(dense: Array) -> bytes:
     before[csr.indptr[:-1][np.diff(csr.indptr) > 0]] = -1
     gaps = csr.indices - before - 1
     wide_gaps, wide_values = gaps[gaps >= 255].astype("<u4"), csr.values[csr.values > 255]
-    sizes = (len(dense), *dense.shape[1:], gaps.size, wide_gaps.size, wide_values.size)
+    above = csr.values[csr.values > 1]
+    sizes = (len(dense), *dense.shape[1:], gaps.size, above.size, wide_gaps.size, wide_values.size)
     parts = [
-        b"NXE1" + bytes([itemsize, 0, 0, 0]) + struct.pack("<6I", *sizes),
+        b"NXE2" + bytes([itemsize, 0, 0, 0]) + struct.pack("<7I", *sizes),
         np.diff(csr.indptr).astype("<u4").tobytes(),
         np.minimum(gaps, 255).astype("u1").tobytes(),
-        np.minimum(csr.values - csr.values.dtype.type(1), 255).astype("u1").tobytes(),
+        np.packbits(csr.values > 1, bitorder="little").tobytes(),
+        np.minimum(above - above.dtype.type(1), 255).astype("u1").tobytes(),
         wide_gaps.view("u1").reshape(-1, 4).T.tobytes(),
         wide_values.view("u1").reshape(-1, itemsize).T.tobytes(),
     ]
@@ -152,7 +154,7 @@ def test_a_cut_or_longer_body_is_refused(dense: Array, data: st.DataObject) -> N
 @settings(deadline=None, max_examples=200)
 @given(st.binary(max_size=200), st.booleans())
 def test_random_bytes_are_refused(noise: bytes, with_magic: bool) -> None:
-    body = b"NXE1\x02\0\0\0" + noise if with_magic else noise
+    body = b"NXE2\x02\0\0\0" + noise if with_magic else noise
     assert decode_all(body) is None or with_magic
     with pytest.raises(CorruptEvents):
         decode_events(noise)
@@ -164,16 +166,17 @@ def test_random_bytes_are_refused(noise: bytes, with_magic: bool) -> None:
     st.sampled_from([1, 2, 4, 8]),
     st.integers(0, 3),
     st.integers(0, 3),
+    st.integers(0, 3),
     st.data(),
 )
 def test_streams_of_any_content_never_leave_the_arrays(
-    counts: list[int], itemsize: int, n_gaps: int, n_values: int, data: st.DataObject
+    counts: list[int], itemsize: int, above: int, n_gaps: int, n_values: int, data: st.DataObject
 ) -> None:
     """Lengths agree with the header, contents are arbitrary: the decoder itself must check."""
     total = sum(counts)
-    size = total * 2 + 4 * n_gaps + itemsize * n_values
-    sizes = struct.pack("<6I", len(counts), 5, 70, total, n_gaps, n_values)
-    body = b"NXE1" + bytes([itemsize, 0, 0, 0]) + sizes + np.array(counts, "<u4").tobytes()
+    size = total + -(-total // 8) + above + 4 * n_gaps + itemsize * n_values
+    sizes = struct.pack("<7I", len(counts), 5, 70, total, above, n_gaps, n_values)
+    body = b"NXE2" + bytes([itemsize, 0, 0, 0]) + sizes + np.array(counts, "<u4").tobytes()
     body += data.draw(st.binary(min_size=size, max_size=size))
     decoded = decode_all(body)
     if decoded is not None:
@@ -201,8 +204,26 @@ def test_contradictions_are_named(change: dict[str, Array], why: str) -> None:
         streams.to_events()
 
 
+@pytest.mark.parametrize(
+    ("at", "byte"),
+    [
+        (36 + 4 + 3, 0b0000),  # a value above one that no bit announces
+        (36 + 4 + 3, 0b0111),  # one more bit than values
+        (36 + 4 + 3, 0b1010),  # a bit after the last event
+        (36 + 4 + 3 + 1, 0),  # a value of one among those above one
+    ],
+)
+def test_bits_and_values_that_contradict_each_other_are_refused(at: int, byte: int) -> None:
+    dense = np.array([[[1, 0, 7, 2]]], np.uint16)
+    body = bytearray(frames_to_streams(dense).pack())
+    assert bytes(body[43:46]) == bytes([0b0110, 6, 1])
+    body[at] = byte
+    with pytest.raises(CorruptEvents, match="above one"):
+        unpack_streams(bytes(body))
+
+
 def test_a_claim_of_too_much_memory_is_refused_before_it_is_taken() -> None:
-    header = b"NXE1\x02\0\0\0" + struct.pack("<6I", 1, 1 << 15, 1 << 15, 0, 0, 0)
+    header = b"NXE2\x02\0\0\0" + struct.pack("<7I", 1, 1 << 15, 1 << 15, 0, 0, 0, 0)
     with pytest.raises(CorruptEvents, match="are over"):
         unpack_streams(header + bytes(4))
     with pytest.raises(CorruptZstd, match="claims"):
