@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,11 @@ from hypothesis import strategies as st
 
 from nextem.edge.detectors.base import FrameBatch, FrameFormat, FrameRun, Slab
 from nextem.edge.retention import raw_ring
+from nextem.edge.retention.fetch import RawFetcher
 from nextem.edge.retention.raw_ring import RawGone, RawRing, RawRingBusy
+from nextem.edge.retention.skipped import MAX_ACQUISITIONS, MAX_RANGES, Skipped
+from nextem.v1.control_pb2 import FetchRawRequest
+from nextem.v1.frames_pb2 import FrameRange
 
 SEGMENT = 1 << 16
 HEADER, PIXELS, PREFIX = 20, 100, 5
@@ -148,12 +153,61 @@ def test_what_it_cannot_keep_up_with_is_skipped_and_counted(tmp_path: Path) -> N
         ring.offer("a", batch).release()
     assert released == [2, 3, 4]
     assert ring.counters()["frames_skipped"] == 30
+    assert ring.skipped("a", 0, 45) == ((20, 45),), "joined, and only what was asked for"
+    assert ring.skipped("b", 0, 45) == ()
     ring.start()
     ring.close()
     assert sorted(released) == [0, 1, 2, 3, 4]
     again = RawRing(tmp_path, 4 * SEGMENT, segment_bytes=SEGMENT)
     assert again.read("a", 0, 20).data == b"".join(message(1, frame) for frame in range(20))
     again.close()
+
+
+def test_what_was_skipped_is_told_apart_from_what_was_written_over(tmp_path: Path) -> None:
+    ring = RawRing(tmp_path, 4 * SEGMENT, segment_bytes=SEGMENT, held_bytes=1 << 15)
+    for first in (100, 110, 120):
+        ring.offer("a", fixed_batch(1, first, 10)).release()
+    ring.start()
+    with pytest.raises(RawGone) as gone:
+        ring.read("a", 90, 40)
+    assert gone.value.skipped == ((110, 130),)
+    assert "frames 110..129 were not kept" in str(gone.value)
+    request = FetchRawRequest(request_id="r", acquisition_id="a", frames=FrameRange(first=90, count=40))
+    reply = RawFetcher(ring, tmp_path / "store").bring(request)
+    assert [(each.first, each.count) for each in reply.never_kept] == [(110, 20)]
+    assert reply.gone[0].first == 90
+    ring.close()
+
+
+def test_a_message_that_fits_no_segment_is_listed_as_skipped(ring: RawRing) -> None:
+    keep(ring, "a", sized_batch(1, 0, [50]))
+    slab = Slab(4 * SEGMENT)
+    place = np.array([0]), np.array([2 * SEGMENT])
+    run = FrameRun(1, 1, 0, 0, 0, np.zeros(1, np.int64), offsets=place[0], sizes=place[1])
+    form = FrameFormat((10, 10), np.dtype("u1"), PIXELS, unpack=lambda data, run: data)
+    keep(ring, "a", FrameBatch(slab, (run,), form, lambda: None))
+    assert ring.skipped("a", 0, 9) == ((1, 2),)
+
+
+@given(st.lists(st.tuples(st.integers(0, 60), st.integers(1, 9)), max_size=20), st.integers(0, 60))
+def test_skipped_ranges_are_a_set(runs: list[tuple[int, int]], first: int) -> None:
+    noted, wanted = Skipped(), set[int]()
+    for start, count in runs:
+        noted.add("a", start, start + count)
+        wanted |= set(range(start, start + count))
+    found = noted.within("a", ((first, first + 20),))
+    assert {k for low, high in found for k in range(low, high)} == wanted & set(range(first, first + 20))
+    assert all(one[1] < two[0] for one, two in pairwise(found)), "joined and in order"
+
+
+def test_skipped_ranges_take_bounded_memory() -> None:
+    noted = Skipped()
+    for frame in range(0, 2 * MAX_RANGES + 10, 2):
+        noted.add("a", frame, frame + 1)
+    assert len(noted.within("a", ((0, 1 << 20),))) == MAX_RANGES
+    for number in range(MAX_ACQUISITIONS):
+        noted.add(f"other {number}", 0, 1)
+    assert noted.within("a", ((0, 1 << 20),)) == ()
 
 
 def test_a_batch_is_released_once_and_after_both(ring: RawRing) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from nextem.edge.control.worker import Worker
 from nextem.edge.retention.raw_ring import RawGone, RawRing
+from nextem.edge.retention.skipped import Ranges
 from nextem.v1.control_pb2 import FetchRawReply, FetchRawRequest
 from nextem.v1.frames_pb2 import FrameRange
 from nextem.wire import raw_objects
@@ -35,6 +36,10 @@ def without_ring(request: FetchRawRequest, answer: Answer) -> None:
 
 def refusal(request: FetchRawRequest, rule: str, detail: str) -> FetchRawReply:
     return FetchRawReply(request_id=request.request_id, frames=request.frames, refused=rule, detail=detail)
+
+
+def _messages(ranges: Ranges) -> list[FrameRange]:
+    return [FrameRange(first=start, count=stop - start) for start, stop in ranges]
 
 
 class RawFetcher:
@@ -72,10 +77,13 @@ class RawFetcher:
             parts = ((part.sizes, part.data) for part in self._ring.pieces(name, first, count))
             stored = raw_objects.write(self._store, name, first, parts)
         except RawGone as error:
-            gone = [FrameRange(first=start, count=stop - start) for start, stop in error.ranges]
-            reply = FetchRawReply(request_id=request.request_id, frames=request.frames, gone=gone)
-            reply.detail = str(error)
-            return reply
+            return FetchRawReply(
+                request_id=request.request_id,
+                frames=request.frames,
+                gone=_messages(error.ranges),
+                never_kept=_messages(error.skipped),
+                detail=str(error),
+            )
         except (InvalidRawObject, ValueError) as error:
             return refusal(request, "request", str(error))
         except OSError as error:

@@ -1,8 +1,9 @@
 """The raw ring: the newest raw frames on disk, as the detector sent them, for whoever asks in time.
 
 A thread of its own writes from the receiver's slabs, which it shares with the reduction; nobody waits for it.
-Where it cannot keep up, batches are skipped and their frames are counted: what is not in the ring is gone,
-and :meth:`RawRing.read` says so. The ring is bounded by bytes, preallocated, and if wished by age.
+Where it cannot keep up, batches are skipped and their frames are noted by range: what is not in the ring is
+gone, and :meth:`RawRing.read` says so, and which of it was never kept. The ring is bounded by bytes,
+preallocated, and if wished by age.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Condition, Lock, Thread
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 
 from nextem.edge.detectors.base import FrameBatch, FrameRun, Slab
 from nextem.edge.retention.raw_segments import MAX_PIECE_FRAMES, Piece, Segment
+from nextem.edge.retention.skipped import Ranges, Skipped
 from nextem.wire.coverage import FrameSet
 
 log = logging.getLogger(__name__)
@@ -44,12 +46,17 @@ class RawRingBusy(RawRingError):
 
 
 class RawGone(RawRingError):
-    """Frames are not in the ring: never were, or were written over. ``ranges`` are half open."""
+    """Frames are not in the ring: never were, or were written over. ``ranges`` are half open.
 
-    def __init__(self, acquisition_id: str, ranges: tuple[tuple[int, int], ...]) -> None:
-        self.acquisition_id, self.ranges = acquisition_id, ranges
-        shown = ", ".join(f"{start}..{stop - 1}" for start, stop in ranges[:8])
-        super().__init__(f"raw frames {shown} of acquisition {acquisition_id} are not in the ring")
+    ``skipped``, of them: those that were never kept, because the disk was slower than the detector or failed.
+    """
+
+    def __init__(self, acquisition_id: str, ranges: Ranges, skipped: Ranges = ()) -> None:
+        self.acquisition_id, self.ranges, self.skipped = acquisition_id, ranges, skipped
+        text = f"raw frames {_shown(ranges)} of acquisition {acquisition_id} are not in the ring"
+        if skipped:
+            text += f"; frames {_shown(skipped)} were not kept: the disk was slower, or failed"
+        super().__init__(text)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -112,7 +119,7 @@ class RawRing:
         self._held: dict[int, int] = {}  # slabs, by identity: batches that wait in each
         self._held_slabs: dict[int, Slab] = {}
         self._closing = False
-        self._told = ""  # the acquisition whose skipped frames were logged last
+        self._skipped = Skipped()
         self._counts = dict.fromkeys(("frames_kept", "frames_skipped", "bytes_kept"), 0)
         self._thread = Thread(target=self._run, name="raw-ring", daemon=True)
 
@@ -124,13 +131,12 @@ class RawRing:
 
         Use the batch that is returned: it is the same, and its slab is given back when both have released it.
         """
-        frames = sum(run.count for run in batch.runs)
         with self._news:
             key = id(batch.slab)
             held = sum(len(slab.data) for slab in self._held_slabs.values())
             new = 0 if key in self._held else len(batch.slab.data)
             if self._closing or (held and held + new > self._held_bytes):
-                self._skip(acquisition_id, frames)
+                self._skip(acquisition_id, batch.runs)
                 return batch
             shared = replace(batch, release=_Shared(batch.release))
             self._held[key] = self._held.get(key, 0) + 1
@@ -160,6 +166,11 @@ class RawRing:
             view = memoryview(data)
             sizes = np.array([size for _, size in extents], np.int64)
             yield RawFrames(start, sizes, b"".join(view[at : at + size] for at, size in extents))
+
+    def skipped(self, acquisition_id: str, first_frame: int, count: int) -> Ranges:
+        """Half-open ranges of these frames that were never kept: see :class:`Skipped` for its bounds."""
+        with self._news:
+            return self._skipped.within(acquisition_id, ((first_frame, first_frame + count),))
 
     def counters(self) -> Mapping[str, int]:
         with self._news:
@@ -204,8 +215,10 @@ class RawRing:
                 found.append((segment, piece, low, high))
                 covered.add(low, high)
                 next_frame = high
-        if missing := covered.missing(first, stop):
-            raise RawGone(acquisition_id, tuple(missing))
+        if missing := tuple(covered.missing(first, stop)):
+            with self._news:
+                skipped = self._skipped.within(acquisition_id, missing)
+            raise RawGone(acquisition_id, missing, skipped)
         return found
 
     # ---- writing ------------------------------------------------------------------------------
@@ -217,14 +230,16 @@ class RawRing:
                 if not self._waiting:
                     return
                 acquisition_id, batch = self._waiting.popleft()
+            kept = 0
             try:
                 for run in batch.runs:
                     self._keep(acquisition_id, batch, run)
+                    kept += 1
             except Exception:
                 # A disk that fails costs the raw frames; the data path does not depend on it.
                 log.exception("RawRingError: frames of acquisition %s are not kept", acquisition_id)
                 with self._news:
-                    self._counts["frames_skipped"] += sum(run.count for run in batch.runs)
+                    self._skip(acquisition_id, batch.runs[kept:])
             finally:
                 self._done(batch)
 
@@ -236,11 +251,11 @@ class RawRing:
                 del self._held[key], self._held_slabs[key]
         batch.release()
 
-    def _skip(self, acquisition_id: str, frames: int) -> None:
-        self._counts["frames_skipped"] += frames
-        if self._told != acquisition_id:
-            self._told = acquisition_id
-            log.warning("the raw ring cannot keep up: frames are skipped (acquisition %s)", acquisition_id)
+    def _skip(self, acquisition_id: str, runs: Sequence[FrameRun]) -> None:
+        for run in runs:
+            self._counts["frames_skipped"] += run.count
+            if self._skipped.add(acquisition_id, run.first_frame, run.first_frame + run.count):
+                log.warning("the raw ring skips frames (acquisition %s)", acquisition_id)
 
     def _keep(self, acquisition_id: str, batch: FrameBatch, run: FrameRun) -> None:
         for low, high in _cuts(batch, run):
@@ -306,6 +321,10 @@ def _piece(
     length = sum(part.nbytes for part in parts)
     where = (acquisition_id, run.first_frame + low, count, 0, length, stride, frame_bytes)
     return parts, Piece(*where, checksum, time.time_ns(), sizes)
+
+
+def _shown(ranges: Ranges) -> str:
+    return ", ".join(f"{start}..{stop - 1}" for start, stop in ranges[:8])
 
 
 def _own(folder: Path) -> int:
