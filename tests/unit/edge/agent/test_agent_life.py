@@ -1,0 +1,84 @@
+"""The control agent: its start and end, what it tells, and the audit."""
+
+from __future__ import annotations
+
+import pytest
+from agent_kit import (
+    Rig,
+    control_threads,
+)
+
+from nextem.edge.control.limits import default_limits
+from nextem.v1.control_pb2 import (
+    COMMAND_STATE_DONE,
+    COMMAND_STATE_FAILED,
+    COMMAND_STATE_STARTED,
+    Stage,
+    Stop,
+)
+from nextem.wire.log import FatalLogError, LogUnavailable
+
+
+def test_close_stops_what_runs_and_tells_it(rig: Rig) -> None:
+    running_id, waiting_id = rig.acquire(), rig.acquire()
+    rig.until(waiting_id, COMMAND_STATE_STARTED)
+    rig.acquisitions.next()
+    rig.close()
+    assert "stop" in rig.calls
+    for command_id in (running_id, waiting_id):
+        outcome = rig.until(command_id)
+        assert (outcome.state, outcome.rule) == (COMMAND_STATE_FAILED, "stopped")
+        assert outcome.detail.startswith("the edge is closing")
+    assert rig.until(rig.acquire()).rule == "closing"
+    assert control_threads() == []
+
+
+def test_close_of_an_idle_agent_leaves_the_instrument_alone(rig: Rig) -> None:
+    rig.close()
+    assert rig.calls == []
+
+
+def test_the_heartbeat_tells_state_dose_and_budget(rig: Rig) -> None:
+    heartbeat = rig.heartbeat()
+    assert heartbeat.edge_now_ns == rig.clock.time_ns
+    assert heartbeat.state.state_version == 7
+    assert heartbeat.dose_budget_e == default_limits().dose_budget_e
+    hello = rig.link.calls.hello()
+    assert (hello.instrument, hello.edge_boot_id) == ("tem", "boot-1")
+    assert hello.limits_digest == default_limits().digest()
+
+
+def test_confirmed_outcomes_are_not_sent_again(rig: Rig) -> None:
+    command_id = rig.send(rig.command(move_stage=Stage()))
+    rig.until(command_id)
+    assert [o.command_id for o in rig.link.calls.undelivered()] == [command_id]
+    rig.link.calls.delivered([command_id])
+    rig.ask_lease()  # the desk answers in order, so the note is written
+    assert rig.link.calls.undelivered() == []
+
+
+def test_every_command_and_outcome_is_on_the_audit_topic(rig: Rig) -> None:
+    done = rig.send(rig.command(move_stage=Stage()))
+    refused = rig.acquire(not_after_ns=1)
+    stop = rig.send(rig.command(stop=Stop()))
+    for command_id in (done, refused, stop):
+        rig.until(command_id)
+    rig.close()
+    commands = [event.command.command_id for event in rig.log.events if event.HasField("command")]
+    outcomes = [event.outcome.command_id for event in rig.log.events if event.HasField("outcome")]
+    assert sorted(commands) == sorted(outcomes) == sorted([done, refused, stop])
+
+
+@pytest.mark.parametrize(
+    ("where", "error"),
+    [
+        ("append_error", LogUnavailable("away")),
+        ("append_error", FatalLogError("never")),
+        ("promise_error", LogUnavailable("window full")),
+    ],
+)
+def test_a_log_that_fails_stops_no_command_and_is_counted(rig: Rig, where: str, error: Exception) -> None:
+    setattr(rig.log, where, error)
+    assert rig.until(rig.send(rig.command(move_stage=Stage()))).state == COMMAND_STATE_DONE
+    rig.close()
+    assert rig.agent._audit.missed == 2
