@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from nextem.edge.reduction import InvalidReduction
 from nextem.edge.reduction.corrections import CorrectionArrays
 from nextem.edge.reduction.drift import DriftTracker
-from nextem.edge.reduction.movie import MovieBlock, MovieReducer
+from nextem.edge.reduction.movie import MovieBlock, MovieReducer, moved, moved_valid
 from nextem.simulator.movie import MovieOptions, MovieScene, Nucleation
 from nextem.v1 import plan_pb2
 from nextem.wire.binning import bin_pixels
@@ -185,3 +185,15 @@ def test_corrected_averages_are_rounded_once_and_not_below_zero() -> None:
 def test_bins_larger_than_the_frame_are_refused() -> None:
     with pytest.raises(InvalidReduction, match=r"movie\.bin_px 9 is larger than the frame, \(8, 16\)"):
         MovieReducer(plan_pb2.Movie(bin_px=9), (8, 16), U1)
+
+
+@given(st.tuples(*(st.integers(0, 12) for _ in range(4))), st.tuples(st.integers(-9, 9), st.integers(-9, 9)))
+def test_what_is_valid_moves_with_the_image(corners: tuple[int, ...], shift: tuple[int, int]) -> None:
+    """Moved forth by the prediction and back by the rest, a row is lost on both sides and not on none."""
+    y_from, y_to, x_from, x_to = (*sorted(corners[:2]), *sorted(corners[2:]))
+    whole = np.zeros((12, 12))
+    whole[y_from:y_to, x_from:x_to] = 1.0
+    y0, y1, x0, x1 = moved_valid((y_from, y_to, x_from, x_to), *shift, (12, 12))
+    wanted = np.zeros((12, 12))
+    wanted[y0:y1, x0:x1] = 1.0
+    assert np.array_equal(moved(whole, *shift), wanted)

@@ -149,7 +149,7 @@ class MovieReducer:
         image = moved(group.total, *rest)
         novelty, alarm = 0.0, False
         if self._change is not None:
-            novelty, alarm = self._change.look(image, self._valid(shifts + np.array(rest)))
+            novelty, alarm = self._change.look(image, moved_valid(self._valid(shifts), *rest, self._shape))
         self._groups += 1
         block = MovieBlock(
             group.first_frame,
@@ -242,3 +242,13 @@ def moved(image: npt.NDArray[np.float64], shift_y: int, shift_x: int) -> npt.NDA
     if max(abs(shift_y), abs(shift_x)) < max(image.shape):
         bin_into(image, 1, shift_y, shift_x, out)
     return out
+
+
+def moved_valid(
+    valid: tuple[int, int, int, int], shift_y: int, shift_x: int, shape: tuple[int, int]
+) -> tuple[int, int, int, int]:
+    """The rectangle ``valid`` (y from, y to, x from, x to) of an image after it was :func:`moved`."""
+    bounds = []
+    for begin, end, shift, size in zip(valid[::2], valid[1::2], (shift_y, shift_x), shape, strict=True):
+        bounds += [min(max(begin - shift, 0), size), min(max(end - shift, 0), size)]
+    return bounds[0], bounds[1], bounds[2], bounds[3]
