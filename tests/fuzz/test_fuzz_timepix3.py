@@ -66,7 +66,8 @@ def scan_chunks(rng: random.Random, scan: Timepix3Scan = SCAN) -> list[bytes]:
     frames = np.sort(numbers.integers(0, scan.shape[0] * scan.shape[1], 40))
     places = numbers.uniform(5, 250, (2, 40))
     start = rng.choice((1000, 2**34 - 30_000, 2**33, rng.randrange(2**34)))
-    camera = Timepix3Camera(disorder_ns=2000, chunk_ns=rng.choice((2000, 10_000)))
+    # Never later than the window of 20 us: a clean scan must have no late hit, in ten thousand of them.
+    camera = Timepix3Camera(disorder_ns=2000, most_disorder_ns=15_000, chunk_ns=rng.choice((2000, 10_000)))
     made = record(camera, replace(scan, start_ticks=start), frames, places[0], places[1], numbers)
     parts = made.data.split(b"TPX3")[1:]
     return [b"TPX3" + part for part in parts]
