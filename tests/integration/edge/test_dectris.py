@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -59,13 +59,17 @@ class Keeper:
         self.wanted, self.hold = wanted, hold
         self.held: list[FrameBatch] = []
         self.errors: list[Exception] = []
+        self.offered = 0
         self._news = threading.Condition()
 
     def open(self, announcement: Announcement) -> Claim | None:
-        if not self.wanted:
-            return None
-        self.taken.append(Taken(announcement, f"acquisition-{len(self.taken)}"))
-        return self.taken[-1]
+        with self._news:
+            self.offered += 1
+            self._news.notify_all()
+            if not self.wanted:
+                return None
+            self.taken.append(Taken(announcement, f"acquisition-{len(self.taken)}"))
+            return self.taken[-1]
 
     def frames(self, claim: Claim, batch: FrameBatch) -> None:
         assert isinstance(claim, Taken)
@@ -96,6 +100,12 @@ class Keeper:
             self.errors.append(error)
             self._news.notify_all()
 
+    def wait_for_header(self, number: int) -> None:
+        """Until so many acquisitions have begun, wanted or not."""
+        with self._news:
+            assert self._news.wait_for(lambda: self.errors or self.offered >= number, WAIT_S)
+        assert not self.errors, self.errors
+
     def wait(self, ended: int = 1) -> Taken:
         """The acquisition with this number, once it has ended."""
 
@@ -115,11 +125,13 @@ def sparse(count: int, dtype: str = "uint16", shape: tuple[int, int] = SHAPE) ->
 class Pusher:
     """A stream socket driven by the test."""
 
-    def __init__(self) -> None:
+    def __init__(self, port: int = 0) -> None:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.PUSH)
         self._socket.setsockopt(zmq.LINGER, 2000)
-        self.port = self._socket.bind_to_random_port("tcp://127.0.0.1")
+        if port:
+            self._socket.bind(f"tcp://127.0.0.1:{port}")
+        self.port = port or self._socket.bind_to_random_port("tcp://127.0.0.1")
 
     def send(self, *messages: list[bytes]) -> None:
         for parts in messages:
@@ -367,13 +379,65 @@ def test_silence_ends_it_and_a_stop_does(caplog: pytest.LogCaptureFixture) -> No
         assert taken.ending is not None
         assert "nothing came" in str(taken.ending.error)
         pusher.send(messages[0])
-        until_s = time.monotonic() + WAIT_S
-        while len(sink.taken) < 2 and time.monotonic() < until_s:
-            time.sleep(0.01)
+        sink.wait_for_header(2)
         sink.taken[1].stopped = "by the test"
         assert sink.wait(2).ending is not None
         assert sink.taken[1].ending is not None
         assert sink.taken[1].ending.kind is EndKind.STOPPED
+
+
+def listening(caplog: pytest.LogCaptureFixture) -> threading.Event:
+    """Set, and to be cleared, with each line that says that the detector is away."""
+    told = threading.Event()
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "DetectorAway" in record.getMessage():
+                told.set()
+
+    caplog.handler.addFilter(lambda record: Listener().emit(record) or True)
+    return told
+
+
+def test_a_detector_that_is_away_is_told_and_found_when_it_comes(caplog: pytest.LogCaptureFixture) -> None:
+    frames, sink, away = sparse(10), Keeper(), listening(caplog)
+    with closing(Pusher()) as pusher:
+        port = pusher.port
+    with receiving(sink, port, idle_timeout_s=0.3) as receiver:
+        assert away.wait(WAIT_S)
+        assert f"DetectorAway: there is no detector at tcp://127.0.0.1:{port}; trying again" in caplog.text
+        away.clear()
+        messages = messages_of(StreamV2(series_of(frames)), frames)
+        with closing(Pusher(port)) as pusher:
+            pusher.send(*messages)
+            check_all(sink.wait(), frames)
+            assert receiver.counters()["connections"] == 1
+            pusher.send(*messages[:5])
+            sink.wait_for_header(2)
+        ending = sink.wait(2).ending
+        assert ending is not None
+        assert ending.kind is EndKind.SENDING_ENDED
+        assert repr(ending.error) == "TruncatedStream('the connection ended after frame 3 of 10')"
+        assert away.wait(WAIT_S)
+        assert (
+            f"DetectorAway: the connection ended to the detector at tcp://127.0.0.1:{port}; trying again"
+            in caplog.text
+        )
+        with closing(Pusher(port)) as pusher:
+            pusher.send(*messages)
+            check_all(sink.wait(3), frames)
+            assert receiver.counters()["connections"] == 2
+
+
+def test_a_detector_that_dies_before_the_trigger_ends_the_acquisition() -> None:
+    sink = Keeper()
+    with closing(Pusher()) as pusher, receiving(sink, pusher.port, idle_timeout_s=0.3):
+        pusher.send(*StreamV2(series_of(sparse(10))).start())
+        sink.wait_for_header(1)
+        pusher.close()
+        ending = sink.wait().ending
+        assert ending is not None
+        assert repr(ending.error) == "TruncatedStream('the connection ended after frame -1 of 10')"
 
 
 def test_a_full_ring_costs_frames_and_they_are_counted() -> None:
@@ -394,9 +458,8 @@ def test_nobody_wants_it_and_it_is_drained() -> None:
     frames, sink = sparse(30), Keeper(wanted=False)
     with closing(Pusher()) as pusher, receiving(sink, pusher.port) as receiver:
         pusher.send(*messages_of(StreamV1(series_of(frames)), frames))
-        until_s = time.monotonic() + WAIT_S
-        while receiver.counters()["frames_unclaimed"] < 30 and time.monotonic() < until_s:
-            time.sleep(0.01)
+        pusher.send(*StreamV1(series_of(frames, number=6)).start())  # is told when all before it is done with
+        sink.wait_for_header(2)
         assert receiver.counters()["frames_unclaimed"] == 30
 
 

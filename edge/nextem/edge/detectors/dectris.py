@@ -95,8 +95,7 @@ class DectrisStream:
         return asdict(self._counters)
 
     def _run(self) -> None:
-        receiver = Receiver(self._address, self._waiting)
-        self._counters.connections += 1
+        receiver = Receiver(self._address, self._counters, self._waiting)
         log.info("waits for series from %s", self._address)
         try:
             while not self._closing.is_set():
@@ -108,7 +107,8 @@ class DectrisStream:
             receiver.close()
 
     def _step(self, receiver: Receiver) -> None:
-        if self._series is not None and self._series.supervise(self._clock.now_ns()):
+        receiver.link.look()
+        if self._series is not None and self._series.supervise(self._clock.now_ns(), receiver):
             self._series = None
         parts = self._queue.popleft() if self._queue else receiver.take()
         if parts is None:

@@ -20,6 +20,8 @@ from numba import extending, njit, types
 from numba.core import cgutils
 
 from nextem.edge.detectors.base import Slab
+from nextem.edge.detectors.counters import Counters
+from nextem.edge.detectors.dectris_link import Link
 
 MAX_PARTS = 16
 """Parts of a message that the kernel takes; more go through pyzmq."""
@@ -36,6 +38,12 @@ _MSG_BYTES = 64  # of a zmq_msg_t, by the ABI
 _DRAINED, _FULL, _TOO_LARGE = 0, 1, 2
 _EAGAIN, _EINTR = errno.EAGAIN, errno.EINTR
 _NOWAIT = int(zmq.DONTWAIT)
+_KEEPALIVE = {
+    zmq.TCP_KEEPALIVE: 1,
+    zmq.TCP_KEEPALIVE_IDLE: 5,
+    zmq.TCP_KEEPALIVE_INTVL: 2,
+    zmq.TCP_KEEPALIVE_CNT: 3,
+}
 
 intrinsic: Any = extending.intrinsic
 
@@ -80,7 +88,7 @@ class Table:
 class Receiver:
     """A PULL socket. Belongs to one thread."""
 
-    def __init__(self, address: str, most_waiting: int = 1000) -> None:
+    def __init__(self, address: str, counters: Counters, most_waiting: int = 1000) -> None:
         """Connects, now or as soon as somebody binds there. ``most_waiting``: messages inside libzmq.
 
         That bound is set once: libzmq may stop for good where it changes on a connection with messages.
@@ -89,9 +97,11 @@ class Receiver:
         self._socket = self._context.socket(zmq.PULL)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_PART_BYTES)
-        self._socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
+        for option, value in _KEEPALIVE.items():
+            self._socket.setsockopt(option, value)
         self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
         self._socket.setsockopt(zmq.RCVHWM, most_waiting)
+        self.link = Link(self._socket, address, counters)
         self._socket.connect(address)
         library = _library()
         self._functions = np.array(
@@ -157,6 +167,7 @@ class Receiver:
 
     def close(self) -> None:
         self._library.zmq_msg_close(self._pointer)
+        self.link.close()
         self._socket.close()
         self._context.term()
 

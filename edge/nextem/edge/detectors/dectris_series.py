@@ -115,7 +115,7 @@ class Series:
                 elif not self._take_large(large):
                     queue.appendleft(large)
                     going_on = False
-            self.supervise(self._clock.now_ns())
+            self.supervise(self._clock.now_ns(), receiver)
             place = placement.after(place, place.filled)
         placement.leave(place)
 
@@ -323,11 +323,15 @@ class Series:
         """An image that came before any that can be used."""
         self._lose(image, image.error)
 
-    def supervise(self, now_ns: int) -> bool:
-        """Ends the series where it was stopped or fell silent; True once it has ended."""
+    def supervise(self, now_ns: int, receiver: Receiver) -> bool:
+        """Ends the series where it was stopped, fell silent, or its detector went away; True once ended.
+
+        A connection that comes back in time loses nothing that the detector has kept.
+        """
         if self.ended:
             return True
         quiet_ns = now_ns - self._quiet_since_ns
+        connected = quiet_ns < QUIET_NS or receiver.link.look()
         if self._closing.is_set():
             self.finish(EndKind.STOPPED)
         elif self.claim.stop_reason() is not None:
@@ -335,6 +339,9 @@ class Series:
             limit_ns = _STOP_QUIET_NS if quiet_ns > _STOP_QUIET_NS else _STOP_LIMIT_NS
             if now_ns - self._stop_since_ns > limit_ns:
                 self.finish(EndKind.STOPPED)
+        elif quiet_ns > self._idle_ns and not connected:
+            text = f"the connection ended after {self._so_far()}"
+            self.finish(EndKind.SENDING_ENDED, TruncatedStream(text))
         elif self.began and quiet_ns > self._idle_ns:
             text = f"nothing came for {quiet_ns / 1e9:.1f} s after {self._so_far()}"
             self.finish(EndKind.SENDING_ENDED, IdleTimeout(text))
