@@ -12,8 +12,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
-from threading import Event
 
 import numpy as np
 import numpy.typing as npt
@@ -29,9 +27,7 @@ from nextem.edge.detectors.base import (
     Sink,
     TruncatedStream,
     UnsupportedFormat,
-    receiving_thread,
 )
-from nextem.edge.detectors.counters import Counters
 from nextem.edge.detectors.csr_messages import (
     HEADER_BYTES,
     AcquisitionHeader,
@@ -42,6 +38,7 @@ from nextem.edge.detectors.csr_messages import (
     warm_up,
 )
 from nextem.edge.detectors.csr_scan import CsrScan, tell
+from nextem.edge.detectors.receiving import Receiving
 from nextem.edge.detectors.registry import DetectorOptions
 from nextem.edge.detectors.ring import Ring
 from nextem.edge.detectors.stream_socket import Backoff, ConnectionEnded, StreamSocket, dial
@@ -60,29 +57,18 @@ def connect(options: DetectorOptions, sink: Sink, clock: Clock) -> CsrStream:
     return CsrStream(options, sink, clock)
 
 
-class CsrStream:
+class CsrStream(Receiving):
     """A :class:`~nextem.edge.detectors.base.Detector`."""
 
     def __init__(self, options: DetectorOptions, sink: Sink, clock: Clock) -> None:
+        super().__init__(self._run, sink, "csr", warm_up)
         self.options, self.sink = options, sink
         self.ring = Ring(options.ring_bytes)
-        self.numbers = Counters()
         self.frames_corrupt = 0
-        self.closing = Event()
         self._clock = clock
-        self._thread = receiving_thread(self._run, sink, "csr")
-
-    def start(self) -> None:
-        warm_up()
-        self._thread.start()
-
-    def close(self) -> None:
-        self.closing.set()
-        if self._thread.is_alive():
-            self._thread.join()
 
     def counters(self) -> Mapping[str, int]:
-        return asdict(self.numbers) | {"frames_corrupt": self.frames_corrupt}
+        return {**super().counters(), "frames_corrupt": self.frames_corrupt}
 
     def _run(self) -> None:
         backoff, away = Backoff(), False

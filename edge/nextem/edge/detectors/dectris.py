@@ -17,10 +17,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from functools import partial
-from threading import Event
 
 from nextem.edge.detectors import dectris_v1, dectris_v2
 from nextem.edge.detectors.base import (
@@ -31,15 +29,14 @@ from nextem.edge.detectors.base import (
     HeaderError,
     Sink,
     UnsupportedFormat,
-    receiving_thread,
 )
 from nextem.edge.detectors.control import ControlError
-from nextem.edge.detectors.counters import Counters
 from nextem.edge.detectors.dectris_messages import Config, End, Image, Message, Start
 from nextem.edge.detectors.dectris_receive import Receiver
 from nextem.edge.detectors.dectris_rest import REST_PORT, Rest
 from nextem.edge.detectors.dectris_series import QUIET_NS, Parts, Series
 from nextem.edge.detectors.dectris_warm import warm_up
+from nextem.edge.detectors.receiving import Receiving
 from nextem.edge.detectors.registry import BadAddress, DetectorOptions, control_address
 from nextem.edge.detectors.ring import Ring
 from nextem.wire.clock import Clock
@@ -65,42 +62,28 @@ def parse(parts: Sequence[bytes], channel: bytes = b"") -> Message:
     return dectris_v2.parse(parts[0], channel)
 
 
-class DectrisStream:
+class DectrisStream(Receiving):
     """A :class:`~nextem.edge.detectors.base.Detector`."""
 
     def __init__(self, options: DetectorOptions, sink: Sink, clock: Clock) -> None:
+        super().__init__(self._run, sink, "dectris", warm_up)
         self._options, self._sink, self._clock = options, sink, clock
         self._address = f"tcp://{options.host}:{options.port or V1_PORT}"
         self._waiting = _waiting(options.parameters.get("waiting", str(MOST_WAITING)))
         self._rest = _rest(options)
         self._ring = Ring(options.ring_bytes)
-        self._counters = Counters()
-        self._closing = Event()
         self._parse = partial(parse, channel=options.parameters.get("channel", "").encode())
         self._series: Series | None = None
         self._pending: Start | None = None  # its configuration is on the way
         self._queue: deque[Parts] = deque()
-        self._thread = receiving_thread(self._run, sink, "dectris")
-
-    def start(self) -> None:
-        warm_up()
-        self._thread.start()
-
-    def close(self) -> None:
-        self._closing.set()
-        if self._thread.is_alive():
-            self._thread.join()
-
-    def counters(self) -> Mapping[str, int]:
-        return asdict(self._counters)
 
     def _run(self) -> None:
-        receiver = Receiver(self._address, self._counters, self._waiting)
+        receiver = Receiver(self._address, self.numbers, self._waiting)
         log.info("waits for series from %s", self._address)
         try:
-            while not self._closing.is_set():
+            while not self.closing.is_set():
                 self._step(receiver)
-                self._counters.busy_ns = time.thread_time_ns()
+                self.numbers.busy_ns = time.thread_time_ns()
         finally:
             if self._series is not None:
                 self._series.finish(EndKind.STOPPED)
@@ -117,7 +100,7 @@ class DectrisStream:
         try:
             message = self._parse(parts)
         except HeaderError as error:
-            self._counters.garbage_bytes += sum(len(part) for part in parts)
+            self.numbers.garbage_bytes += sum(len(part) for part in parts)
             _tell(error, self._series)
             return
         if isinstance(message, Image):
@@ -155,11 +138,11 @@ class DectrisStream:
         claim = self._sink.open(Announcement(start.text, frames, None, self._clock.now_ns()))
         if claim is None:
             return
-        self._counters.acquisitions += 1
+        self.numbers.acquisitions += 1
         idle_ns = int(self._options.idle_timeout_s * 1e9)
         self._series = Series(
-            start, frames, claim, self._sink, self._ring, self._counters, self._clock, self._parse, idle_ns,
-            self._closing,
+            start, frames, claim, self._sink, self._ring, self.numbers, self._clock, self._parse, idle_ns,
+            self.closing,
         )  # fmt: skip
 
     def _image(self, image: Image, parts: Parts, receiver: Receiver) -> None:
@@ -168,7 +151,7 @@ class DectrisStream:
             self._open(start)
         series = self._series
         if series is None or image.series != series.number:
-            self._counters.frames_unclaimed += 1
+            self.numbers.frames_unclaimed += 1
             return
         if image.layout is None and not series.began:
             series.lose(image)

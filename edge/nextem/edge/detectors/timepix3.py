@@ -16,8 +16,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
-from threading import Event
 
 import numpy as np
 import numpy.typing as npt
@@ -30,9 +28,8 @@ from nextem.edge.detectors.base import (
     IdleTimeout,
     Sink,
     TruncatedStream,
-    receiving_thread,
 )
-from nextem.edge.detectors.counters import Counters
+from nextem.edge.detectors.receiving import Receiving
 from nextem.edge.detectors.registry import DetectorOptions
 from nextem.edge.detectors.ring import Ring
 from nextem.edge.detectors.stream_socket import Backoff, ConnectionEnded, StreamSocket, dial
@@ -60,44 +57,33 @@ def connect(options: DetectorOptions, sink: Sink, clock: Clock) -> Timepix3:
     return Timepix3(options, parse_options(options.parameters), sink, clock)
 
 
-class Timepix3:
+class Timepix3(Receiving):
     """A :class:`~nextem.edge.detectors.base.Detector`."""
 
     def __init__(self, options: DetectorOptions, tpx3: Timepix3Options, sink: Sink, clock: Clock) -> None:
+        super().__init__(self._run, sink, "timepix3", lambda: warm_up(tpx3))
         self._options, self._tpx3, self._sink, self._clock = options, tpx3, sink, clock
         self._ring = Ring(options.ring_bytes)
-        self._counters = Counters()
         self._totals = Decoder(tpx3).counters()
-        self._closing = Event()
-        self._thread = receiving_thread(self._run, sink, "timepix3")
-
-    def start(self) -> None:
-        warm_up(self._tpx3)
-        self._thread.start()
-
-    def close(self) -> None:
-        self._closing.set()
-        if self._thread.is_alive():
-            self._thread.join()
 
     def counters(self) -> Mapping[str, int]:
-        return asdict(self._counters) | self._totals
+        return {**super().counters(), **self._totals}
 
     def _run(self) -> None:
         backoff, away = Backoff(), False
         host, port = self._options.host, self._options.port or DATA_PORT
-        while not self._closing.is_set():
+        while not self.closing.is_set():
             try:
                 source = dial(host, port, self._clock)
             except OSError as error:
                 if not away:
                     tell(DetectorAway(f"no Timepix3 at {host}:{port} ({error}); trying again"))
                 away = True
-                backoff.wait(self._closing)
+                backoff.wait(self.closing)
                 continue
             log.info("connected to the Timepix3 at %s:%d", host, port)
             away = False
-            self._counters.connections += 1
+            self.numbers.connections += 1
             before = dict(self._totals)
             session = _Session(self, source)
             try:
@@ -109,7 +95,7 @@ class Timepix3:
                 self._totals = {name: before[name] + n for name, n in session.decoder.counters().items()}
             if session.decoder.counters()["hits"]:
                 backoff.reset()
-            backoff.wait(self._closing)
+            backoff.wait(self.closing)
 
     # ---- for the session ------------------------------------------------------------------------
 
@@ -118,29 +104,25 @@ class Timepix3:
         return self._tpx3
 
     @property
-    def closing(self) -> Event:
-        return self._closing
-
-    @property
     def idle_ns(self) -> int:
         return int(self._options.idle_timeout_s * 1e9)
 
     def account(self, source: StreamSocket, garbage_bytes: int) -> None:
         """Adds what the socket counted."""
-        self._counters.bytes_received += source.bytes_received
-        self._counters.reads += source.calls
-        self._counters.garbage_bytes += garbage_bytes
+        self.numbers.bytes_received += source.bytes_received
+        self.numbers.reads += source.calls
+        self.numbers.garbage_bytes += garbage_bytes
         source.bytes_received = source.calls = 0
-        self._counters.busy_ns = time.thread_time_ns()
+        self.numbers.busy_ns = time.thread_time_ns()
 
     def open_scan(self, decoder: Decoder, received_ns: int) -> Scan:
         """The acquisition that begins; nobody may want it."""
         tpx3 = self._tpx3
         claim = self._sink.open(Announcement(tpx3.text, tpx3.positions, tpx3.scan, received_ns))
         if claim is not None:
-            self._counters.acquisitions += 1
+            self.numbers.acquisitions += 1
         frames = event_format(decoder.shape, tpx3.value_dtype)
-        return Scan(claim, tpx3.positions, frames, decoder, self._sink, self._ring, self._counters)
+        return Scan(claim, tpx3.positions, frames, decoder, self._sink, self._ring, self.numbers)
 
 
 def warm_up(options: Timepix3Options) -> None:

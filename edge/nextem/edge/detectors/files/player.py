@@ -9,10 +9,10 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
-from threading import Condition, Event
+from threading import Condition
 
 import numpy as np
 
@@ -28,10 +28,9 @@ from nextem.edge.detectors.base import (
     Sink,
     Slab,
     TruncatedStream,
-    receiving_thread,
 )
-from nextem.edge.detectors.counters import Counters
 from nextem.edge.detectors.files.source import Incomplete, Piece, Recording
+from nextem.edge.detectors.receiving import Receiving
 from nextem.wire.clock import Clock
 
 log = logging.getLogger(__name__)
@@ -83,29 +82,16 @@ class _Stopped(Exception):
     """Somebody asked to stop."""
 
 
-class FilePlayer:
+class FilePlayer(Receiving):
     """A :class:`~nextem.edge.detectors.base.Detector` that plays one recording, once, from its start on."""
 
     def __init__(self, recording: Recording, playback: Playback, sink: Sink, clock: Clock) -> None:
+        super().__init__(self.run, sink, "file")
         self._recording, self._playback, self._sink, self._clock = recording, playback, sink, clock
         self._allowance = Allowance(playback.ring_bytes)
-        self._counters = Counters()
-        self._closing = Event()
         self._next = 0  # the frame that comes next where none is missing
         self._first_ns = self._last_ns = 0
         self._started_ns = 0
-        self._thread = receiving_thread(self.run, sink, "file")
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def close(self) -> None:
-        self._closing.set()
-        if self._thread.is_alive():
-            self._thread.join()
-
-    def counters(self) -> Mapping[str, int]:
-        return asdict(self._counters)
 
     def _announcement(self) -> Announcement:
         recording, loops = self._recording, self._playback.loops
@@ -118,9 +104,9 @@ class FilePlayer:
         claim = self._sink.open(announcement)
         if claim is None:
             log.error("nobody wants the file's %d frames", announcement.frames)
-            self._counters.frames_unclaimed += announcement.frames
+            self.numbers.frames_unclaimed += announcement.frames
             return
-        self._counters.acquisitions += 1
+        self.numbers.acquisitions += 1
         kind, error = EndKind.ALL_FRAMES, None
         try:
             self._play(claim)
@@ -148,7 +134,7 @@ class FilePlayer:
                 count = self._due(claim, piece.first_frame + at, piece.count - at)
                 self._hand_over(claim, slab, piece.part(at, count))
                 at += count
-            self._counters.busy_ns = time.thread_time_ns()
+            self.numbers.busy_ns = time.thread_time_ns()
 
     def _pieces(self) -> Iterator[Piece]:
         frames = self._recording.frames
@@ -175,12 +161,12 @@ class FilePlayer:
         wanted = min(wanted, max(1, math.ceil(rate * limits.age_ns / 1e9)))
         due_ns = self._started_ns + int((frame + wanted) / rate * 1e9)
         while (early_ns := due_ns - self._clock.now_ns()) > 0:
-            self._closing.wait(min(early_ns / 1e9, _QUIET_S))
+            self.closing.wait(min(early_ns / 1e9, _QUIET_S))
             self._look(claim)
         return wanted
 
     def _look(self, claim: Claim) -> None:
-        if self._closing.is_set() or claim.stop_reason() is not None:
+        if self.closing.is_set() or claim.stop_reason() is not None:
             raise _Stopped
 
     def _hand_over(self, claim: Claim, slab: Slab, piece: Piece) -> None:
@@ -188,7 +174,7 @@ class FilePlayer:
         size = piece.count * pixels.pixel_bytes if piece.sizes is None else int(piece.sizes.sum())
         cost = size + _FRAME_COST * piece.count
         while claim.backlog() > _MOST_BACKLOG:
-            self._closing.wait(_BACKLOG_S)
+            self.closing.wait(_BACKLOG_S)
             self._look(claim)
         while not self._allowance.take(cost, _QUIET_S):
             self._look(claim)
@@ -207,7 +193,7 @@ class FilePlayer:
             sizes=piece.sizes,
         )
         self._next = piece.first_frame + piece.count
-        counters = self._counters
+        counters = self.numbers
         counters.batches += 1
         counters.frames_received += piece.count
         counters.bytes_received += size
