@@ -293,8 +293,8 @@ def split_values(
 def join_values(
     bits: npt.NDArray[np.uint8], above: npt.NDArray[np.uint8], values: npt.NDArray[np.uint8]
 ) -> bool:
-    """Undoes :func:`split_values` into zeroed ``values``; False where bits and ``above`` contradict each other
-    or were not written by it."""
+    """Undoes :func:`split_values` into zeroed ``values``; False where bits and ``above`` contradict each
+    other or were not written by it."""
     found = 0
     for at in range(bits.size):
         byte = np.uint64(bits[at])

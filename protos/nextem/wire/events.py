@@ -1,8 +1,8 @@
 """Lossless event lists of sparse frames.
 
 In memory an event list is CSR (:class:`Events`) or five streams (:class:`EventStreams`); on the wire it is
-these streams in one zstd frame. An event is a pixel that is not zero; events are in the order of frames, then of flat index
-``y * X + x``. Everything is little-endian. The unpacked body:
+these streams in one zstd frame. An event is a pixel that is not zero; events are in the order of frames, then
+of flat index ``y * X + x``. Everything is little-endian. The unpacked body:
 
 ====================  ==================================================================================
 header, 36 bytes      ``NXE2``, bytes of a pixel (u8: 1, 2, 4 or 8), 3 zero bytes, then seven u32: frames, Y,
@@ -89,8 +89,8 @@ class Events:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EventStreams:
-    """What the table at the top of this module says, of n frames, but with a byte in ``values`` for each event:
-    0 where the pixel is 1."""
+    """What the table at the top of this module says, of n frames, but with a byte in ``values`` for each
+    event: 0 where the pixel is 1."""
 
     counts: npt.NDArray[np.uint32]
     gaps: npt.NDArray[np.uint8]

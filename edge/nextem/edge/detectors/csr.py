@@ -9,7 +9,6 @@ ring.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Mapping
 
@@ -18,7 +17,6 @@ import numpy.typing as npt
 
 from nextem.edge.detectors.base import (
     Announcement,
-    DetectorAway,
     DetectorError,
     EndKind,
     HeaderError,
@@ -37,14 +35,12 @@ from nextem.edge.detectors.csr_messages import (
     parse_header,
     warm_up,
 )
-from nextem.edge.detectors.csr_scan import CsrScan, tell
-from nextem.edge.detectors.receiving import Receiving
+from nextem.edge.detectors.csr_scan import CsrScan
+from nextem.edge.detectors.receiving import Receiving, tell
 from nextem.edge.detectors.registry import DetectorOptions
 from nextem.edge.detectors.ring import Ring
-from nextem.edge.detectors.stream_socket import Backoff, ConnectionEnded, StreamSocket, dial
+from nextem.edge.detectors.stream_socket import ConnectionEnded, StreamSocket
 from nextem.wire.clock import Clock
-
-log = logging.getLogger(__name__)
 
 DATA_PORT = 8283
 _QUIET_NS = 50_000_000  # how long a read waits at most before stop and idle time are looked at
@@ -66,35 +62,21 @@ class CsrStream(Receiving):
         self.ring = Ring(options.ring_bytes)
         self.frames_corrupt = 0
         self._clock = clock
+        self._heard = False
 
     def counters(self) -> Mapping[str, int]:
         return {**super().counters(), "frames_corrupt": self.frames_corrupt}
 
     def _run(self) -> None:
-        backoff, away = Backoff(), False
-        host, port = self.options.host, self.options.port or DATA_PORT
-        while not self.closing.is_set():
-            try:
-                source = dial(host, port, self._clock)
-            except OSError as error:
-                if not away:
-                    tell(DetectorAway(f"no CSR stream at {host}:{port} ({error}); trying again"))
-                away = True
-                backoff.wait(self.closing)
-                continue
-            log.info("connected to the CSR stream at %s:%d", host, port)
-            away = False
-            self.numbers.connections += 1
-            session = _Session(self, source)
-            try:
-                session.run()
-            except ConnectionEnded as error:
-                log.info("connection to the CSR stream at %s:%d ended: %s", host, port, error)
-            finally:
-                source.close()
-            if session.messages:
-                backoff.reset()
-            backoff.wait(self.closing)
+        address = (self.options.host, self.options.port or DATA_PORT)
+        self.keep_dialling(address, "CSR stream", self._clock, self._converse, lambda: self._heard)
+
+    def _converse(self, source: StreamSocket) -> None:
+        session = _Session(self, source)
+        try:
+            session.run()
+        finally:
+            self._heard = session.messages > 0
 
 
 class _Session:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import numpy as np
@@ -27,15 +26,9 @@ from nextem.edge.detectors.csr_messages import (
     fill_records,
     value_dtype,
 )
+from nextem.edge.detectors.receiving import tell
 from nextem.edge.detectors.ring import Ring
 from nextem.edge.detectors.timepix3_records import RecordBatches, event_format, record_dtype
-
-log = logging.getLogger(__name__)
-
-
-def tell(error: DetectorError, acquisition_id: str = "none") -> None:
-    """Logs an error that ends nothing."""
-    log.error("%s: %s (acquisition %s)", type(error).__name__, error, acquisition_id)
 
 
 class CsrScan:

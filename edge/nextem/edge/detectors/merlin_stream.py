@@ -7,23 +7,19 @@ anybody but the socket: a full ring costs frames, which are counted, and not the
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from threading import Event
 
 from nextem.edge.detectors import merlin_check, merlin_raw
 from nextem.edge.detectors.base import (
     Announcement,
-    DetectorAway,
     DetectorError,
     EndKind,
     FrameSizeChanged,
     GarbageSkipped,
     HeaderError,
     Sink,
-    receiving_thread,
 )
 from nextem.edge.detectors.counters import Counters
 from nextem.edge.detectors.merlin import (
@@ -35,12 +31,11 @@ from nextem.edge.detectors.merlin import (
 )
 from nextem.edge.detectors.merlin_check import Expectation
 from nextem.edge.detectors.merlin_scan import QUIET_NS, Scan
+from nextem.edge.detectors.receiving import Receiving, tell
 from nextem.edge.detectors.registry import DetectorOptions
 from nextem.edge.detectors.ring import Ring
-from nextem.edge.detectors.stream_socket import Backoff, ConnectionEnded, StreamSocket, dial
+from nextem.edge.detectors.stream_socket import ConnectionEnded, StreamSocket
 from nextem.wire.clock import Clock
-
-log = logging.getLogger(__name__)
 
 _CHUNK_BYTES = 1 << 16
 _HEAD_BYTES = 16  # of a frame's payload: enough for its data offset
@@ -67,59 +62,30 @@ def connect(options: DetectorOptions, sink: Sink, clock: Clock) -> MerlinStream:
     )
 
 
-class MerlinStream:
+class MerlinStream(Receiving):
     """A :class:`~nextem.edge.detectors.base.Detector`."""
 
     def __init__(self, options: MerlinOptions, sink: Sink, clock: Clock) -> None:
+        super().__init__(self._run, sink, "merlin", _warm_up)
         self._options, self._sink, self._clock = options, sink, clock
         self._ring = Ring(options.ring_bytes)
-        self._counters = Counters()
-        self._closing = Event()
-        self._thread = receiving_thread(self._run, sink, "merlin")
-
-    def start(self) -> None:
-        merlin_check.warm_up()
-        merlin_raw.warm_up()
-        self._thread.start()
-
-    def close(self) -> None:
-        self._closing.set()
-        if self._thread.is_alive():
-            self._thread.join()
-
-    def counters(self) -> Mapping[str, int]:
-        return asdict(self._counters)
+        self._heard = False
 
     def _run(self) -> None:
-        backoff = Backoff()
-        away = False
-        where = f"{self._options.host}:{self._options.data_port}"
-        while not self._closing.is_set():
-            try:
-                source = dial(self._options.host, self._options.data_port, self._clock)
-            except OSError as error:
-                if not away:
-                    _tell(DetectorAway(f"no camera at {where} ({error}); trying again"))
-                away = True
-                backoff.wait(self._closing)
-                continue
-            log.info("connected to the camera at %s", where)
-            away = False
-            self._counters.connections += 1
-            session = _Session(source, self._options, self._sink, self._ring, self._counters, self._closing)
-            try:
-                session.run()
-            except ConnectionEnded as error:
-                log.info("connection to the camera at %s ended: %s", where, error)
-            finally:
-                source.close()
-            if session.messages:
-                backoff.reset()
-            backoff.wait(self._closing)
+        address = (self._options.host, self._options.data_port)
+        self.keep_dialling(address, "Merlin", self._clock, self._converse, lambda: self._heard)
+
+    def _converse(self, source: StreamSocket) -> None:
+        session = _Session(source, self._options, self._sink, self._ring, self.numbers, self.closing)
+        try:
+            session.run()
+        finally:
+            self._heard = session.messages > 0
 
 
-def _tell(error: DetectorError, acquisition_id: str = "none") -> None:
-    log.error("%s: %s (acquisition %s)", type(error).__name__, error, acquisition_id)
+def _warm_up() -> None:
+    merlin_check.warm_up()
+    merlin_raw.warm_up()
 
 
 class _Session:
@@ -214,7 +180,7 @@ class _Session:
     def _end_of_garbage(self) -> None:
         if self._garbage:
             error = GarbageSkipped(f"{self._garbage} bytes between messages belong to none")
-            _tell(error, self._scan.claim.acquisition_id if self._scan else "none")
+            tell(error, self._scan.claim.acquisition_id if self._scan else "none")
             self._garbage = 0
 
     def _header(self, length: int) -> None:
@@ -229,7 +195,7 @@ class _Session:
         try:
             header = parse_acquisition_header(payload)
         except HeaderError as error:
-            _tell(error)
+            tell(error)
             return
         announcement = Announcement(header.text, header.frames, header.scan, self._source.received_ns)
         claim = self._sink.open(announcement)

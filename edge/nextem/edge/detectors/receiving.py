@@ -1,13 +1,23 @@
-"""What every receiver has in common: one thread, an event that ends it, and what it counts."""
+"""What receivers have in common: one thread, an event that ends it, what it counts, and dialling again."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from threading import Event
 
-from nextem.edge.detectors.base import Sink, receiving_thread
+from nextem.edge.detectors.base import DetectorAway, DetectorError, Sink, receiving_thread
 from nextem.edge.detectors.counters import Counters
+from nextem.edge.detectors.stream_socket import Backoff, ConnectionEnded, StreamSocket, dial
+from nextem.wire.clock import Clock
+
+log = logging.getLogger(__name__)
+
+
+def tell(error: DetectorError, acquisition_id: str = "none") -> None:
+    """Logs an error that ends nothing."""
+    log.error("%s: %s (acquisition %s)", type(error).__name__, error, acquisition_id)
 
 
 class Receiving:
@@ -37,3 +47,41 @@ class Receiving:
 
     def counters(self) -> Mapping[str, int]:
         return asdict(self.numbers)
+
+    def keep_dialling(
+        self,
+        address: tuple[str, int],
+        name: str,
+        clock: Clock,
+        session: Callable[[StreamSocket], None],
+        was_heard: Callable[[], bool],
+    ) -> None:
+        """Connects to the TCP server ``name`` at (host, port), again and again, until closing.
+
+        ``session`` reads one connection; it returns soon once :attr:`closing` is set, or raises
+        :class:`ConnectionEnded`. ``was_heard``: whether the last one brought anything, so that the next is
+        dialled soon. A server that is away is told once.
+        """
+        backoff, away = Backoff(), False
+        where = f"{name} at {address[0]}:{address[1]}"
+        while not self.closing.is_set():
+            try:
+                source = dial(*address, clock)
+            except OSError as error:
+                if not away:
+                    tell(DetectorAway(f"no {where} ({error}); trying again"))
+                away = True
+                backoff.wait(self.closing)
+                continue
+            log.info("connected to %s", where)
+            away = False
+            self.numbers.connections += 1
+            try:
+                session(source)
+            except ConnectionEnded as error:
+                log.info("connection to %s ended: %s", where, error)
+            finally:
+                source.close()
+            if was_heard():
+                backoff.reset()
+            backoff.wait(self.closing)

@@ -10,7 +10,7 @@ from threading import Lock
 
 from nextem.edge.detectors.base import Slab
 
-SLAB_BYTES = 8 << 20
+SLAB_BYTES = 16 << 20
 _SLABS = 8  # at least, so that a small ring is not one big piece
 _MESSAGES_PER_SLAB = 2
 

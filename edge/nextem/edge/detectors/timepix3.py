@@ -13,7 +13,6 @@ complete that end after the newest time, for else nobody knows whether the detec
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Mapping
 
@@ -22,7 +21,6 @@ import numpy.typing as npt
 
 from nextem.edge.detectors.base import (
     Announcement,
-    DetectorAway,
     DetectorError,
     EndKind,
     IdleTimeout,
@@ -32,14 +30,12 @@ from nextem.edge.detectors.base import (
 from nextem.edge.detectors.receiving import Receiving
 from nextem.edge.detectors.registry import DetectorOptions
 from nextem.edge.detectors.ring import Ring
-from nextem.edge.detectors.stream_socket import Backoff, ConnectionEnded, StreamSocket, dial
+from nextem.edge.detectors.stream_socket import ConnectionEnded, StreamSocket
 from nextem.edge.detectors.timepix3_decoder import Decoder, Reach
 from nextem.edge.detectors.timepix3_options import Timepix3Options, parse_options
 from nextem.edge.detectors.timepix3_records import event_format
 from nextem.edge.detectors.timepix3_scan import Scan
 from nextem.wire.clock import Clock
-
-log = logging.getLogger(__name__)
 
 DATA_PORT = 8085
 SETTLE_NS = 500_000_000
@@ -65,37 +61,24 @@ class Timepix3(Receiving):
         self._options, self._tpx3, self._sink, self._clock = options, tpx3, sink, clock
         self._ring = Ring(options.ring_bytes)
         self._totals = Decoder(tpx3).counters()
+        self._heard = False
 
     def counters(self) -> Mapping[str, int]:
         return {**super().counters(), **self._totals}
 
     def _run(self) -> None:
-        backoff, away = Backoff(), False
-        host, port = self._options.host, self._options.port or DATA_PORT
-        while not self.closing.is_set():
-            try:
-                source = dial(host, port, self._clock)
-            except OSError as error:
-                if not away:
-                    tell(DetectorAway(f"no Timepix3 at {host}:{port} ({error}); trying again"))
-                away = True
-                backoff.wait(self.closing)
-                continue
-            log.info("connected to the Timepix3 at %s:%d", host, port)
-            away = False
-            self.numbers.connections += 1
-            before = dict(self._totals)
-            session = _Session(self, source)
-            try:
-                session.run()
-            except ConnectionEnded as error:
-                log.info("connection to the Timepix3 at %s:%d ended: %s", host, port, error)
-            finally:
-                source.close()
-                self._totals = {name: before[name] + n for name, n in session.decoder.counters().items()}
-            if session.decoder.counters()["hits"]:
-                backoff.reset()
-            backoff.wait(self.closing)
+        address = (self._options.host, self._options.port or DATA_PORT)
+        self.keep_dialling(address, "Timepix3", self._clock, self._converse, lambda: self._heard)
+
+    def _converse(self, source: StreamSocket) -> None:
+        before = dict(self._totals)
+        session = _Session(self, source)
+        try:
+            session.run()
+        finally:
+            found = session.decoder.counters()
+            self._totals = {name: before[name] + n for name, n in found.items()}
+            self._heard = found["hits"] > 0
 
     # ---- for the session ------------------------------------------------------------------------
 
@@ -133,11 +116,6 @@ def warm_up(options: Timepix3Options) -> None:
     decoder.work_off(Reach.END)
     while decoder.next_run(min(decoder.complete, 2)) is not None:
         pass
-
-
-def tell(error: DetectorError, acquisition_id: str = "none") -> None:
-    """Logs an error that ends nothing."""
-    log.error("%s: %s (acquisition %s)", type(error).__name__, error, acquisition_id)
 
 
 class _Session:
