@@ -197,17 +197,27 @@ def scatter(
 def is_valid_csr(
     indptr: npt.NDArray[np.uint32], indices: npt.NDArray[np.uint32], values: npt.NDArray[Any], pixels: int
 ) -> bool:
-    """Whether rows are in order, indices ascend strictly inside a frame, and no value is zero."""
+    """Whether rows are in order, indices ascend strictly inside a frame, and no value is zero.
+
+    Row by row without jumps, which is several times faster than to stop at the first fault.
+    """
     if indptr[0] != 0 or indptr[indptr.size - 1] != indices.size or indices.size != values.size:
         return False
     for frame in range(indptr.size - 1):
-        if indptr[frame] > indptr[frame + 1] or indptr[frame + 1] > indices.size:
+        start, stop = np.int64(indptr[frame]), np.int64(indptr[frame + 1])
+        if start > stop or stop > indices.size:
             return False
-        previous = np.int64(-1)
-        for event in range(np.int64(indptr[frame]), np.int64(indptr[frame + 1])):
-            if np.int64(indices[event]) <= previous or indices[event] >= pixels or values[event] == 0:
-                return False
-            previous = np.int64(indices[event])
+        if start == stop:
+            continue
+        row, row_values = indices[start:stop], values[start:stop]
+        before, after = row[: row.size - 1], row[1:]
+        faults = np.uint32(row[row.size - 1] >= pixels)  # the rest is smaller, or there is another fault
+        for k in range(after.size):
+            faults |= np.uint32(after[k] <= before[k])
+        for k in range(row_values.size):
+            faults |= np.uint32(row_values[k] == 0)
+        if faults:
+            return False
     return True
 
 
