@@ -23,7 +23,8 @@ from nextem.v1.product_pb2 import Product
 from nextem.wire import dense
 from nextem.wire.blocks import EVENTS, Block, decode_block
 from nextem.wire.events import encode_events
-from nextem.wire.packing import Pixels, encode_run, fill
+from nextem.wire.packing import encode_run
+from nextem.wire.representations import Pixels, fill
 from nextem.wire.store import ProductStore
 
 Array = npt.NDArray[Any]

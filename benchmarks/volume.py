@@ -27,7 +27,8 @@ from nextem.v1 import plan_pb2
 from nextem.wire import dense
 from nextem.wire.blocks import Block
 from nextem.wire.events import frames_to_streams
-from nextem.wire.packing import Pixels, encode_run
+from nextem.wire.packing import encode_run
+from nextem.wire.representations import Pixels
 from nextem.wire.zstd import pack_zstd
 
 Array = npt.NDArray[Any]

@@ -20,7 +20,7 @@ from nextem.v1 import acquisition_pb2, plan_pb2, product_pb2
 from nextem.wire.blocks import EVENTS, Block, encode_block
 from nextem.wire.ids import uuid7
 from nextem.wire.log import ACQUISITIONS, FRAMES, PRODUCTS, Consumer, Log, LogError, open_log
-from nextem.wire.packing import fill
+from nextem.wire.representations import fill
 from nextem.wire.store import ProductStore
 from nextem.wire.zstd import pack_zstd
 

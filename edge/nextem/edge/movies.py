@@ -14,7 +14,8 @@ from nextem.edge.reduction import ReducedBlock
 from nextem.edge.reduction.movie import MovieBlock, MovieReducer
 from nextem.v1 import frames_pb2, plan_pb2
 from nextem.wire.blocks import Block
-from nextem.wire.packing import EncodedRun, Pixels, encode_images, encode_run
+from nextem.wire.packing import EncodedRun, encode_images, encode_run
+from nextem.wire.representations import Pixels
 
 
 class MovieStage:

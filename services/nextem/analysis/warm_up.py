@@ -11,7 +11,7 @@ from nextem.analysis.plugin import Partial
 from nextem.analysis.registry import BUILT_IN
 from nextem.v1 import acquisition_pb2, plan_pb2
 from nextem.wire.blocks import DENSE, EVENTS, Block, decode_block, encode_block
-from nextem.wire.packing import fill
+from nextem.wire.representations import fill
 
 SHAPE = (16, 16)
 SCAN = (8, 8)

@@ -11,7 +11,7 @@ import pytest
 
 from nextem.v1 import acquisition_pb2, plan_pb2
 from nextem.wire.blocks import DENSE, EVENTS, Block, decode_block, encode_block
-from nextem.wire.packing import fill
+from nextem.wire.representations import fill
 from nextem.wire.zstd import pack_zstd
 
 EVERY = ("virtual_images", "center_of_mass", "mean_pattern", "novelty")

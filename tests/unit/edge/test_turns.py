@@ -17,7 +17,8 @@ from nextem.edge.turns import Turns
 from nextem.edge.work import parts_of
 from nextem.v1 import plan_pb2
 from nextem.wire.blocks import Block, decode_block, encode_block
-from nextem.wire.packing import EncodedBlock, Pixels, encode_run
+from nextem.wire.packing import EncodedBlock, encode_run
+from nextem.wire.representations import Pixels
 
 
 def test_turns_are_had_in_the_order_they_were_taken() -> None:

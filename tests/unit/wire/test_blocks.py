@@ -29,8 +29,8 @@ from nextem.wire.blocks import (
     encode_block,
 )
 from nextem.wire.events import frames_to_events, frames_to_streams
-from nextem.wire.packing import Pixels, fill, fill_compact
 from nextem.wire.pattern_code import encode_pattern
+from nextem.wire.representations import Pixels, fill, fill_compact
 
 Array = npt.NDArray[Any]
 

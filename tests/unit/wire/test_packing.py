@@ -18,15 +18,8 @@ from nextem.wire.binning import bin_pixels
 from nextem.wire.blocks import BINNED, DENSE, EVENTS, SCALARS, Block, decode_block
 from nextem.wire.events import encode_events, frames_to_streams
 from nextem.wire.log import MAX_RECORD_BYTES
-from nextem.wire.packing import (
-    BIN_PX,
-    MAX_BLOCK_BYTES,
-    EncodedRun,
-    Pixels,
-    choose_representation,
-    encode_images,
-    encode_run,
-)
+from nextem.wire.packing import MAX_BLOCK_BYTES, EncodedRun, encode_images, encode_run
+from nextem.wire.representations import BIN_PX, Pixels, choose_representation
 
 Array = npt.NDArray[Any]
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nextem.wire.packing import Pixels
+from nextem.wire.representations import Pixels
 
 Column = npt.NDArray[Any]
 """uint64, exact modulo 2**64; float64 where the plan corrects frames."""

@@ -21,7 +21,7 @@ from nextem.edge.reduction.masks import Regions, cut_into_regions, ring_of_pixel
 from nextem.v1 import plan_pb2
 from nextem.wire.event_kernels import is_valid_csr
 from nextem.wire.events import Events, EventStreams
-from nextem.wire.packing import SPARSE_FRACTION, Pixels
+from nextem.wire.representations import SPARSE_FRACTION, Pixels
 
 BUFFER_BYTES = 32 << 20
 """Pixel bytes of one block at most, which bounds the buffers of a reducer."""

@@ -28,7 +28,7 @@ from threading import Lock
 
 from nextem.v1 import frames_pb2 as pb
 from nextem.v1 import plan_pb2
-from nextem.wire.packing import BIN_PX
+from nextem.wire.representations import BIN_PX
 
 log = logging.getLogger(__name__)
 
