@@ -7,7 +7,7 @@ import queue
 from dataclasses import dataclass, field
 
 from nextem.steering.hub import FINAL_STATES
-from nextem.steering.policy import Evidence, Policy, PolicyError, Suggestion, derived_id
+from nextem.steering.policy import AcquisitionPolicy, Evidence, PolicyError, Suggestion, derived_id
 from nextem.v1 import acquisition_pb2, control_pb2
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class Job:
     """``pending`` waits for the edge or the lease; ``open`` has been sent and has no final outcome yet."""
 
     started: acquisition_pb2.AcquisitionStarted
-    policy: Policy
+    policy: AcquisitionPolicy
     sink: JobSink
     holds: Holds
     pending: list[Suggestion] = field(default_factory=list)

@@ -64,7 +64,7 @@ class Parameters:
 
 
 class LookCloser:
-    """Implements :class:`nextem.steering.policy.Policy` for one survey."""
+    """Implements :class:`nextem.steering.policy.AcquisitionPolicy` for one survey."""
 
     def __init__(self) -> None:
         self._event = acquisition_pb2.AcquisitionStarted()
@@ -112,17 +112,17 @@ class LookCloser:
             return
         self._fresh = True
 
-    def suggest(self) -> list[Suggestion]:
+    def suggest(self, n: int | None = None) -> list[Suggestion]:
         target, picker = self._target, self._picker
         if target is None or picker is None or self._over or not self._fresh:
             return []
-        self._fresh = False
-        last = self._complete()
+        last, made = self._complete(), picker.count
         wanted = target.scans if last else self._allowed_early(target.scans)
-        made = picker.count
-        picks = picker.pick(self._values(), wanted, last) if wanted > made else []
-        self._over = last or picker.count == target.scans
-        return [self._suggestion(target, pick, made + n, last) for n, pick in enumerate(picks, 1)]
+        upto = wanted if n is None else min(wanted, made + n)
+        picks = picker.pick(self._values(), upto, last) if upto > made else []
+        self._fresh = picker.count == upto < wanted  # the rest when asked again
+        self._over = (last and not self._fresh) or picker.count == target.scans
+        return [self._suggestion(target, pick, made + k, last) for k, pick in enumerate(picks, 1)]
 
     def done(self) -> bool:
         return self._over

@@ -1,9 +1,11 @@
-"""What a steering policy is: it takes what is known and suggests what to acquire next.
+"""What a steering policy is: it takes what is known and suggests what to do next.
 
-The shape follows the ``suggest`` / ``ingest`` of bluesky-adaptive's ``Optimizer`` protocol, narrowed to our
-messages. A policy is pure: no sockets, no files, no clock, no randomness that it was not given. The same
-messages in the same order give the same suggestions; that is what makes a restart safe, because the
-suggestions get the same command ids and the edge's journal knows those it had.
+The shape is the ``suggest`` / ``ingest`` of bluesky-adaptive's ``Optimizer`` protocol, with its optional
+stop criterion and checkpoint. What is known and what is wanted differ by policy: the runner's take messages
+and want acquisitions (:class:`AcquisitionPolicy`), those of :mod:`nextem.steering.policies` take measured
+values and want points, shifts or pixels. A policy is pure: no sockets, no files, no clock, no randomness that
+it was not given. The same messages in the same order give the same suggestions; that is what makes a restart
+safe, because the suggestions get the same command ids and the edge's journal knows those it had.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import hashlib
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from google.protobuf import struct_pb2
 
@@ -39,27 +41,48 @@ class Suggestion:
     reason: str
 
 
-class Policy(Protocol):
-    """Steers on one acquisition. Methods are called from one thread."""
+Known = TypeVar("Known", contravariant=True)
+Wanted = TypeVar("Wanted")
+
+
+class Policy(Protocol[Known, Wanted]):
+    """Methods are called from one thread."""
+
+    def ingest(self, item: Known) -> None:
+        """Something became known. Raises :class:`PolicyError`, and then leaves it out."""
+        ...
+
+    def suggest(self, n: int | None = None) -> list[Wanted]:
+        """What to do because of what came in, at most ``n``; each suggestion is made once."""
+        ...
+
+    def done(self) -> bool:
+        """The stop criterion: whether no further suggestion will come."""
+        ...
+
+
+@runtime_checkable
+class Checkpointable(Protocol):
+    """A policy that can be saved, as JSON: what it took in and what it suggested."""
+
+    def checkpoint(self) -> dict[str, Any]:
+        """All that a policy made with the same arguments needs to go on with the same suggestions."""
+        ...
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Takes the place of everything so far. Raises :class:`PolicyError` on what is no such checkpoint."""
+        ...
+
+
+class AcquisitionPolicy(Policy[Evidence, Suggestion], Protocol):
+    """Steers on one acquisition."""
 
     def started(self, event: acquisition_pb2.AcquisitionStarted) -> None:
         """The acquisition begins. Raises :class:`PolicyError` when this policy cannot steer on its plan."""
         ...
 
-    def ingest(self, item: Evidence) -> None:
-        """Something became known of this acquisition. Raises :class:`PolicyError`, and then leaves it out."""
-        ...
 
-    def suggest(self) -> list[Suggestion]:
-        """What to acquire because of what came in; each suggestion is made once."""
-        ...
-
-    def done(self) -> bool:
-        """Whether no further suggestion will come."""
-        ...
-
-
-PolicyFactory = Callable[[], Policy]
+PolicyFactory = Callable[[], AcquisitionPolicy]
 
 
 def derived_id(acquisition_id: str, what: str) -> str:

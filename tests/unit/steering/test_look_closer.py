@@ -307,3 +307,19 @@ def test_an_update_that_does_not_fit_its_frames_is_refused(surveys) -> None:
 
 def test_before_it_started_a_policy_suggests_nothing() -> None:
     assert LookCloser().suggest() == []
+
+
+def test_suggestions_by_the_piece_are_all_made(surveys) -> None:
+    _, novelty = world(1)
+    policy = LookCloser()
+    policy.started(surveys.started(size=SIZE, fine=FINE, scans=16, dose_budget_e=1e9, final_on="covered"))
+    for update in surveys.updates(novelty, 500):
+        policy.ingest(update)
+    policy.ingest(surveys.finished(novelty.size))
+    found = []
+    while not policy.done():
+        (one,) = policy.suggest(1)
+        found.append(one)
+    assert [s.number for s in found] == list(range(1, 17))
+    assert len(set(corners(found))) == 16
+    assert policy.suggest(1) == []
