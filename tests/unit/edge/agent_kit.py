@@ -38,7 +38,7 @@ from nextem.v1.control_pb2 import (
 )
 from nextem.v1.plan_pb2 import Plan, Scan
 from nextem.wire.ids import uuid7
-from nextem.wire.log import AUDIT, Consumer, Position
+from nextem.wire.log import AUDIT, Consumer, Position, Record
 
 WAIT_S = 20.0
 DOSE_E = 2000.0  # of PLAN
@@ -179,6 +179,7 @@ class FakeAppended:
 class FakeLog:
     def __init__(self) -> None:
         self.events: list[SteeringEvent] = []
+        self.records: list[Record] = []
         self.append_error: Exception | None = None
         self.promise_error: Exception | None = None
 
@@ -194,8 +195,11 @@ class FakeLog:
         assert topic == AUDIT
         if self.append_error:
             raise self.append_error
+        if self.promise_error:
+            return FakeAppended(self.promise_error)
+        self.records.append(Record(Position(AUDIT, 0, len(self.records)), value, key, headers or {}))
         self.events.append(SteeringEvent.FromString(value))
-        return FakeAppended(self.promise_error)
+        return FakeAppended()
 
     def flush(self, timeout_s: float = 30.0) -> None:
         raise AssertionError("nobody needs it")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from nextem.edge.control.audit import AuditTrail
+from nextem.edge.control.audit_file import audit_path
 from nextem.edge.control.commands import CommandHandler, Parts, Received, digest, loop_latency_ms, with_state
 from nextem.edge.control.driver import Driver, DriverError
 from nextem.edge.control.journal import DONE, FAILED, REJECTED, Journal, JournalError
@@ -105,7 +106,7 @@ class ControlAgent:
         self._limits = _read_limits(options.limits)
         self._journal = Journal(options.journal_path, clock.boot_id)
         self._leases = Leases(clock, self._journal.next_lease_epoch)
-        self._audit = AuditTrail(log)
+        self._audit = AuditTrail(log, audit_path(options.journal_path), options.instrument, clock)
         parts = Parts(
             instrument=options.instrument,
             driver=driver,
@@ -126,7 +127,10 @@ class ControlAgent:
         self._state_lost = False
 
     def start(self) -> None:
-        """Starts the threads and dials the steering service."""
+        """Starts the threads and dials the steering service.
+
+        Raises :class:`~nextem.edge.control.audit_file.AuditFileError`.
+        """
         for part in (self._audit, self._desk, self._runner, self._commands, self._link):
             part.start()
         logger.info("control of %s, boot %s", self._options.instrument, self._clock.boot_id)
@@ -180,6 +184,7 @@ class ControlAgent:
             lease = self._leases.request(request)
         except JournalError as error:
             lease = LeaseMessage(request_id=request.request_id, refused=f"journal: {error}")
+        self._audit.lease(request, lease)
         self._link.send(EdgeMessage(lease=lease))
 
     # ---- stop -----------------------------------------------------------------------------------

@@ -1,38 +1,65 @@
-"""Every command and outcome on the audit topic, without the control path ever waiting for the log."""
+"""What was asked of the instrument, decided and done, chained on the audit topic.
+
+The control path never waits for the disk or the log: events are handed to a thread, which seals them in the
+:class:`~nextem.edge.control.audit_file.AuditFile` and appends them to the log one after the other.
+"""
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
+from pathlib import Path
 
-from nextem.edge.control.worker import Worker
-from nextem.v1.control_pb2 import Command, Outcome, SteeringEvent
-from nextem.wire.log import AUDIT, Appended, Log, LogError, RetryableLogError
+from nextem.edge.control.audit_file import AuditFile, AuditFileError
+from nextem.edge.control.lease import RETURN_TTL_MS
+from nextem.v1.control_pb2 import (
+    ChainLink,
+    Command,
+    Lease,
+    LeaseChange,
+    LeaseRequest,
+    ModeChange,
+    Outcome,
+    ProposalVerdict,
+    SteeringEvent,
+)
+from nextem.wire.audit_chain import SHA256_HEADER, sha256
+from nextem.wire.clock import Clock
+from nextem.wire.log import AUDIT, MAX_RECORD_BYTES, Log, LogError
 
 logger = logging.getLogger(__name__)
 
 _AT_MOST = 10_000
+_AT_ONCE = 100
 _RETRY_S = 0.5
 _LAST_S = 5.0
+_LARGEST = MAX_RECORD_BYTES - 4096  # key, header and link come on top
 
 
 class AuditTrail:
-    """Appends to the log from its own thread.
+    """Takes events from any thread, at once.
 
-    While the log is away, up to ten thousand events wait. More than that, and what is left at close, is
-    counted and logged as an error; the journal still has every command.
+    While the log is away they wait on disk, also over a restart. What cannot even be written there is counted
+    in ``missed`` and logged as an error; the journal still has every command.
     """
 
-    def __init__(self, log: Log) -> None:
-        self._log = log
-        self._closing = threading.Event()
-        self._promises: deque[tuple[str, Appended]] = deque()
-        self._worker: Worker[tuple[str, bytes]] = Worker("control-audit", self._append, at_most=_AT_MOST)
+    def __init__(self, log: Log, path: Path, instrument: str, clock: Clock) -> None:
+        """Nothing is opened before :meth:`start`."""
+        self._log, self._path, self._instrument, self._clock = log, path, instrument, clock
+        self._events: deque[tuple[bytes, SteeringEvent]] = deque()
+        self._wake = threading.Condition()
+        self._epochs: set[int] = set()  # of leases told
+        self._closing = False
+        self._away = False
+        self._thread = threading.Thread(target=self._run, name="control-audit", daemon=True)
         self.missed = 0
 
     def start(self) -> None:
-        self._worker.start()
+        """Raises :class:`~nextem.edge.control.audit_file.AuditFileError`."""
+        self._file = AuditFile(self._path)
+        self._thread.start()
 
     def command(self, command: Command) -> None:
         self._put(command.command_id, SteeringEvent(command=command))
@@ -40,41 +67,95 @@ class AuditTrail:
     def outcome(self, outcome: Outcome) -> None:
         self._put(outcome.command_id, SteeringEvent(outcome=outcome))
 
+    def verdict(self, verdict: ProposalVerdict) -> None:
+        self._put(verdict.command_id, SteeringEvent(verdict=verdict))
+
+    def mode(self, change: ModeChange) -> None:
+        self._put("", SteeringEvent(mode=change))
+
+    def lease(self, request: LeaseRequest, lease: Lease) -> None:
+        """What a request came to: leases given out and given back are changes, renewals and refusals not."""
+        returned = request.ttl_ms <= RETURN_TTL_MS
+        if lease.refused or (lease.epoch in self._epochs and not returned):
+            return
+        self._epochs.add(lease.epoch)
+        change = LeaseChange(lease=lease, purpose=request.purpose, returned=returned)
+        self._put("", SteeringEvent(lease=change))
+
     def close(self) -> None:
-        """Appends what waits, without further retries, and ends the thread."""
-        self._closing.set()
-        self._worker.close()
-        self._settle(wait_s=_LAST_S)
+        """Seals what was handed over, tries the log once more, ends the thread. The rest waits on disk."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        if self._thread.ident is not None:
+            self._thread.join()
+            self._file.close()
 
     def _put(self, command_id: str, event: SteeringEvent) -> None:
-        if not self._worker.put((command_id, event.SerializeToString())):
-            self._miss(command_id, "the log is behind")
-
-    def _append(self, item: tuple[str, bytes]) -> None:
-        command_id, value = item
-        while True:
-            try:
-                self._promises.append((command_id, self._log.append(AUDIT, value, key=command_id.encode())))
-                break
-            except RetryableLogError as error:
-                if self._closing.wait(_RETRY_S):
-                    self._miss(command_id, error)
-                    return
-            except LogError as error:
-                self._miss(command_id, error)
+        if event.ByteSize() > _LARGEST:
+            logger.error("audit: command %s is too large for a record: only its name is kept", command_id)
+            event = SteeringEvent(command=Command(command_id=command_id[:128]))
+        link = ChainLink(instrument=self._instrument, edge_boot_id=self._clock.boot_id)
+        link.edge_ns, link.unix_ns = self._clock.now_ns(), time.time_ns()
+        event.chain.CopyFrom(link)
+        with self._wake:
+            if len(self._events) < _AT_MOST:
+                self._events.append((command_id.encode(), event))
+                self._wake.notify()
                 return
-        self._settle(wait_s=0.0)
+        self._miss(1, "the disk is behind")
 
-    def _settle(self, wait_s: float) -> None:
-        """Looks at the appends that are done, in order; with ``wait_s``, waits for each that is not."""
-        while self._promises and (wait_s or self._promises[0][1].done()):
-            command_id, promise = self._promises.popleft()
+    # ---- on the audit's thread --------------------------------------------------------------------
+
+    def _run(self) -> None:
+        more = True
+        while more:
+            with self._wake:
+                pause_s = _RETRY_S if self._away else None
+                self._wake.wait_for(lambda: self._events or self._closing, pause_s)
+                events = list(self._events)
+                self._events.clear()
+                more = not self._closing
             try:
-                promise.result(wait_s)
-            except (LogError, TimeoutError) as error:
-                wait_s = 0.0  # one wait is enough to know that the log is away
-                self._miss(command_id, error)
+                self._seal(events)
+                self._ship()
+            except AuditFileError as error:
+                self._tell_away(error)
+            except Exception:  # the next event is taken, whatever it is
+                logger.exception("audit: records wait on disk")
+                self._away = True
 
-    def _miss(self, command_id: str, why: object) -> None:
-        self.missed += 1
-        logger.error("audit: command %s is only in the journal: %s", command_id, why)
+    def _seal(self, events: list[tuple[bytes, SteeringEvent]]) -> None:
+        try:
+            if events:
+                self._file.seal(events)
+        except AuditFileError as error:
+            self._miss(len(events), error)
+
+    def _ship(self) -> None:
+        """Appends what waits, each record when the one before is durable, so that the log has their order."""
+        while waiting := self._file.waiting(_AT_ONCE):
+            done = 0
+            try:
+                for record in waiting:
+                    headers = {SHA256_HEADER: sha256(record.value)}
+                    self._log.append(AUDIT, record.value, key=record.key, headers=headers).result(_LAST_S)
+                    done = record.sequence
+            except (LogError, TimeoutError) as error:
+                self._tell_away(error)
+                return
+            finally:
+                if done:
+                    self._file.confirmed(done)
+        if self._away:
+            logger.info("audit: the log has every record again")
+        self._away = False
+
+    def _tell_away(self, error: Exception) -> None:
+        if not self._away:  # said once for each time
+            logger.error("audit: records wait on disk: %s: %s", type(error).__name__, error)
+        self._away = True
+
+    def _miss(self, count: int, why: object) -> None:
+        self.missed += count
+        logger.error("audit: %d events are only in the journal: %s", count, why)

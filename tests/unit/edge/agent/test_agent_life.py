@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from agent_kit import (
+    HandClock,
+    MakeRig,
     Rig,
     control_threads,
 )
 
+from nextem.edge.control.audit_file import read_head
 from nextem.edge.control.limits import default_limits
 from nextem.v1.control_pb2 import (
     COMMAND_STATE_DONE,
@@ -16,6 +21,7 @@ from nextem.v1.control_pb2 import (
     Stage,
     Stop,
 )
+from nextem.wire.audit_chain import verified
 from nextem.wire.log import FatalLogError, LogUnavailable
 
 
@@ -77,8 +83,36 @@ def test_every_command_and_outcome_is_on_the_audit_topic(rig: Rig) -> None:
         ("promise_error", LogUnavailable("window full")),
     ],
 )
-def test_a_log_that_fails_stops_no_command_and_is_counted(rig: Rig, where: str, error: Exception) -> None:
+def test_a_log_that_fails_stops_no_command_and_gets_its_records_later(
+    make_rig: MakeRig, where: str, error: Exception
+) -> None:
+    rig = make_rig()
     setattr(rig.log, where, error)
+    command_id = rig.send(rig.command(move_stage=Stage()))
+    assert rig.until(command_id).state == COMMAND_STATE_DONE
+    rig.close()
+    again = make_rig()
+    again.close()
+    events, (chain,) = verified(again.log.records)
+    assert [e.WhichOneof("event") for e in events] == ["lease", "command", "outcome"]
+    assert {event.chain.edge_boot_id for event in events} == {"boot-1"}
+    assert (chain.instrument, chain.head.sequence, again.agent._audit.missed) == ("tem", 3, 0)
+
+
+def test_the_audit_is_one_chain_over_restarts(make_rig: MakeRig, tmp_path: Path) -> None:
+    records = []
+    for boot in ("one", "two", "three"):
+        rig = make_rig(clock=HandClock(boot_id=boot))
+        rig.until(rig.send(rig.command(stop=Stop())))
+        rig.close()
+        records += rig.log.records
+    events, (chain,) = verified(records)
+    assert [event.chain.sequence for event in events] == list(range(1, len(events) + 1))
+    assert read_head(tmp_path / "journal.audit") == (chain.chain_id, chain.head)
+
+
+def test_what_the_disk_does_not_take_is_counted(rig: Rig) -> None:
+    rig.agent._audit._file.close()
     assert rig.until(rig.send(rig.command(move_stage=Stage()))).state == COMMAND_STATE_DONE
     rig.close()
-    assert rig.agent._audit.missed == 2
+    assert rig.agent._audit.missed == 3

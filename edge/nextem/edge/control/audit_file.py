@@ -1,0 +1,134 @@
+"""The audit on the edge's disk: the head of its chain, and the records that the log does not have yet.
+
+One SQLite file beside the journal. A record is sealed (numbered, and tied to the one before) and kept in one
+transaction, synced to disk, before it goes to the log; it stays until the log has confirmed it. So the chain
+goes on over a restart, a power cut, and a log that is away.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from nextem.edge.control.journal import JournalError
+from nextem.v1.control_pb2 import ChainLink, SteeringEvent
+from nextem.wire.audit_chain import NO_RECORD, Head, sealed
+from nextem.wire.ids import uuid7
+
+SCHEMA_VERSION = 1
+_SCHEMA = """
+CREATE TABLE head (chain_id TEXT NOT NULL, sequence INTEGER NOT NULL, sha256 BLOB NOT NULL) STRICT;
+CREATE TABLE waiting (sequence INTEGER PRIMARY KEY, key BLOB NOT NULL, value BLOB NOT NULL) STRICT;
+"""
+
+
+class AuditFileError(JournalError):
+    """The audit's file cannot be read or written."""
+
+
+class Waiting(NamedTuple):
+    """A sealed record that the log has not confirmed."""
+
+    sequence: int
+    key: bytes
+    value: bytes
+
+
+def audit_path(journal_path: Path) -> Path:
+    """Where the audit of the edge with this journal lies."""
+    return journal_path.with_suffix(".audit")
+
+
+def read_head(path: Path) -> tuple[str, Head] | None:
+    """Chain and newest record of an edge that may be running; None where there is no file.
+
+    Raises :class:`AuditFileError`.
+    """
+    if not path.exists():
+        return None
+    with _errors(path), closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
+        chain_id, sequence, digest = db.execute("SELECT chain_id, sequence, sha256 FROM head").fetchone()
+    return chain_id, Head(sequence, digest)
+
+
+class AuditFile:
+    """Used from one thread at a time. Every method raises :class:`AuditFileError`."""
+
+    def __init__(self, path: Path) -> None:
+        """Opens or makes the file; a new one begins a new chain."""
+        self._path = path
+        with _errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=0.2)
+            try:
+                self._open()
+            except BaseException:
+                self._db.close()
+                raise
+
+    def _open(self) -> None:
+        db = self._db
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = FULL")
+        version: int = db.execute("PRAGMA user_version").fetchone()[0]
+        if version == 0:
+            with self._transaction() as cursor:
+                for statement in filter(str.strip, _SCHEMA.split(";")):
+                    cursor.execute(statement)
+                cursor.execute("INSERT INTO head VALUES (?, 0, ?)", (uuid7(), NO_RECORD))
+                cursor.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        elif version != SCHEMA_VERSION:
+            raise AuditFileError(f"{self._path}: schema version {version} is not {SCHEMA_VERSION}")
+        row = db.execute("SELECT chain_id, sequence, sha256 FROM head").fetchone()
+        self.chain_id: str = row[0]
+        self.head = Head(row[1], row[2])
+
+    def seal(self, events: Sequence[tuple[bytes, SteeringEvent]]) -> None:
+        """Adds events with their keys, all or none, durable on return. ``event.chain`` gives the times."""
+        head = self.head
+        with self._transaction() as cursor:
+            for key, event in events:
+                link = ChainLink()
+                link.CopyFrom(event.chain)
+                link.chain_id = self.chain_id
+                value, head = sealed(event, head, link)
+                cursor.execute("INSERT INTO waiting VALUES (?, ?, ?)", (head.sequence, key, value))
+            cursor.execute("UPDATE head SET sequence = ?, sha256 = ?", head)
+        self.head = head
+
+    def waiting(self, at_most: int) -> list[Waiting]:
+        """The oldest records that the log has not confirmed."""
+        query = "SELECT sequence, key, value FROM waiting ORDER BY sequence LIMIT ?"
+        with _errors(self._path):
+            return [Waiting(*row) for row in self._db.execute(query, (at_most,))]
+
+    def confirmed(self, sequence: int) -> None:
+        """The log has everything up to this record."""
+        with self._transaction() as cursor:
+            cursor.execute("DELETE FROM waiting WHERE sequence <= ?", (sequence,))
+
+    def close(self) -> None:
+        self._db.close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Cursor]:
+        with _errors(self._path):
+            cursor = self._db.cursor()
+            cursor.execute("BEGIN IMMEDIATE")
+            try:
+                yield cursor
+                cursor.execute("COMMIT")
+            finally:
+                if self._db.in_transaction:
+                    cursor.execute("ROLLBACK")
+
+
+@contextmanager
+def _errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        raise AuditFileError(f"{path}: {error}") from error
