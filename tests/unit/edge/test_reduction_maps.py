@@ -259,3 +259,22 @@ def test_arrays_that_are_no_frames_are_refused() -> None:
     reducer = compile_reduction(plan_pb2.Reduction(), (4, 4), PixelFormat(2, False))
     with pytest.raises(InvalidReduction, match="reducer"):
         reduce_array(np.zeros((2, 4, 4), np.uint8), reducer)
+
+
+def test_sums_of_bright_small_pixels_do_not_wrap() -> None:
+    """65,537 frames of the brightest pixel of 16 bits are as many as 32 bits hold."""
+    reducer = compile_reduction(plan_pb2.Reduction(), (1, 4), PixelFormat(2, False), max_frames=40_000)
+    words = np.full((40_000, 4), 65_535, np.uint16).view(np.uint8)
+    for _ in range(3):
+        reducer.reduce(words)
+    assert (reducer.maps.sum == 120_000 * 65_535).all()
+    reducer.reduce(words[:7])
+    assert (reducer.maps.copy().sum == 120_007 * 65_535).all()
+    reducer.reset()
+    reducer.reduce(words[:1])
+    assert (reducer.maps.sum == 65_535).all()
+
+
+def test_more_frames_at_once_than_a_sum_holds_are_refused() -> None:
+    with pytest.raises(InvalidReduction, match="65537 frames at once"):
+        compile_reduction(plan_pb2.Reduction(), (1, 4), PixelFormat(2, False), max_frames=65_537)

@@ -12,12 +12,16 @@ from nextem.edge.calibrations import CorrectionArrays
 from nextem.v1 import plan_pb2
 
 HISTOGRAM_BINS = 256
+MOST_FRAMES = 65_536
+"""At once: so many frames of 16 bits cannot wrap a sum of 32."""
+
+RECENT_MAX = 2**32 - 1
 
 
 class Tally(NamedTuple):
     """The maps as the kernels want them, flat; of size zero where the plan does not ask for one."""
 
-    sum: npt.NDArray[np.uint64]
+    sum: npt.NDArray[Any]  # what was added of late: uint32 for pixels of 8 and 16 bits, else uint64
     squares: npt.NDArray[np.uint64]
     maximum: npt.NDArray[Any]
     histogram: npt.NDArray[np.uint64]
@@ -30,13 +34,37 @@ class Maps:
     ``histogram`` counts raw pixel values: bin v for v < 4; above, four bins to the octave, bin
     ``4 * (e - 1) + s`` holding ``(4 + s) * 2**(e - 2) <= v < (5 + s) * 2**(e - 2)`` with e the position of
     the highest bit. With electron counting the pixels are electrons.
+
+    Small pixels are summed in uint32 at first, which keeps the sum of a frame in the processor's cache, and
+    added to ``total`` before it could wrap and whenever ``sum`` is asked for.
     """
 
-    sum: npt.NDArray[np.uint64]  # (y, x)
+    total: npt.NDArray[np.uint64]  # (y, x)
     squares: npt.NDArray[np.uint64] | None = None  # (y, x), sum of value**2
     maximum: npt.NDArray[Any] | None = None  # (y, x), dtype of the pixels
     histogram: npt.NDArray[np.uint64] | None = None  # (256,)
     frames: int = 0
+    _recent: npt.NDArray[np.uint32] | None = None
+    _pending: int = 0  # frames in _recent
+
+    @property
+    def sum(self) -> npt.NDArray[np.uint64]:
+        """(y, x) of all frames; the same array every time."""
+        self._settle()
+        return self.total
+
+    def make_room(self, frames: int, dtype: np.dtype[Any]) -> None:
+        """Must be called before the kernels add so many frames, at most ``MOST_FRAMES``, of pixels of
+        ``dtype``."""
+        if (self._pending + frames) * int(np.iinfo(dtype).max) > RECENT_MAX:
+            self._settle()
+        self._pending += frames
+
+    def _settle(self) -> None:
+        if self._recent is not None and self._pending:
+            self.total += self._recent
+            self._recent[...] = 0
+        self._pending = 0
 
     @classmethod
     def of(cls, wanted: plan_pb2.Maps, shape: tuple[int, int], dtype: np.dtype[Any]) -> Maps:
@@ -51,7 +79,8 @@ class Maps:
     def add(self, other: Maps) -> None:
         """Merges the maps of other frames of the same acquisition. ``other`` stays as it is."""
         self.frames += other.frames
-        self.sum += other.sum
+        self._settle()
+        self.total += other.sum
         if self.squares is not None and other.squares is not None:
             self.squares += other.squares
         if self.maximum is not None and other.maximum is not None:
@@ -62,7 +91,8 @@ class Maps:
     def take_out(self, frame: npt.NDArray[Any]) -> None:
         """Takes one frame (y, x) out again of everything but the maximum, which cannot be undone."""
         self.frames -= 1
-        self.sum -= frame
+        self._settle()
+        self.total -= frame
         if self.squares is not None:
             self.squares -= frame.astype(np.uint64) ** 2
         if self.histogram is not None:
@@ -81,8 +111,8 @@ class Maps:
 
     def clear(self) -> None:
         """Forgets all frames; the arrays stay the same ones."""
-        self.frames = 0
-        for array in (self.sum, self.squares, self.maximum, self.histogram):
+        self.frames = self._pending = 0
+        for array in (self.total, self._recent, self.squares, self.maximum, self.histogram):
             if array is not None:
                 array[...] = 0
 
@@ -110,7 +140,10 @@ class Maps:
     def tally(self, dtype: np.dtype[Any]) -> Tally:
         """Views for the kernels, which are compiled for pixels of ``dtype``."""
         maximum = np.empty(0, dtype) if self.maximum is None else self.maximum.reshape(-1)
-        return Tally(self.sum.reshape(-1), _flat(self.squares), maximum, _flat(self.histogram))
+        if dtype.itemsize <= 2 and self._recent is None:
+            self._recent = np.zeros(self.total.shape, np.uint32)
+        added = self.total if self._recent is None else self._recent
+        return Tally(added.reshape(-1), _flat(self.squares), maximum, _flat(self.histogram))
 
     def _variance(self) -> npt.NDArray[np.float64]:
         assert self.squares is not None

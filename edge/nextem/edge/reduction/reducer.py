@@ -16,7 +16,7 @@ from nextem.edge.reduction.corrections import load_corrections
 from nextem.edge.reduction.counting import Counter
 from nextem.edge.reduction.figures import ReducedBlock
 from nextem.edge.reduction.formats import InvalidReduction, PixelFormat
-from nextem.edge.reduction.maps import Maps
+from nextem.edge.reduction.maps import MOST_FRAMES, Maps
 from nextem.edge.reduction.masks import Regions, cut_into_regions, ring_of_pixels
 from nextem.v1 import plan_pb2
 from nextem.wire.event_kernels import is_valid_csr
@@ -60,6 +60,8 @@ class _Plan:
         y, x = shape
         if y < 1 or x < 1 or y * x > kernels.MAX_PIXELS:
             raise InvalidReduction(f"frames of {y}x{x} pixels; from 1 to {kernels.MAX_PIXELS} pixels can be")
+        if not 1 <= max_frames <= MOST_FRAMES:
+            raise InvalidReduction(f"{max_frames} frames at once; from 1 to {MOST_FRAMES} can be reduced")
         corrections = load_corrections(reduction.corrections, shape, calibrations)
         counts = reduction.HasField("counting")
         radial = reduction.maps.radial if reduction.maps.HasField("radial") else None
@@ -238,6 +240,7 @@ class Reducer:
         self.maps.clear()
 
     def _begin(self, n: int) -> tables.Figures:
+        self.maps.make_room(n, self.dtype)
         if self._maximum_before is not None:
             np.copyto(self._maximum_before, self.maps.maximum)  # type: ignore[arg-type]
         members = len(self._plan.reduction.masks) + self._plan.ring_pixels.size
@@ -245,7 +248,7 @@ class Reducer:
 
     def _end(self, figures: tables.Figures, pixels: Pixels) -> ReducedBlock:
         n, masks = figures.nonzero.size, len(self._plan.reduction.masks)
-        self._last_was_sparse = int(figures.nonzero.sum()) <= SPARSE_FRACTION * n * self.maps.sum.size
+        self._last_was_sparse = int(figures.nonzero.sum()) <= SPARSE_FRACTION * n * self.maps.total.size
         self.maps.frames += n
         exact = self._plan.tables.gain.size == 0
         sums = figures.sums if exact else figures.float_sums
