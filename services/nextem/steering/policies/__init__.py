@@ -1,0 +1,1 @@
+"""Policies that choose from measured values: active learning, autofocus, drift, sparse scanning."""
