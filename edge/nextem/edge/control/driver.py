@@ -24,6 +24,12 @@ class DriverRefused(DriverError):
     rule = "driver_refused"
 
 
+class CapabilityMissing(DriverRefused):
+    """The instrument has nothing that could do it. The message names the capability."""
+
+    rule = "capability"
+
+
 class DriverUnreachable(DriverError):
     """No answer in time. It is not known whether the instrument acted."""
 
@@ -36,6 +42,9 @@ class Driver(Protocol):
     ``command_epoch`` counts the commands that the edge has accepted, and frames taken from then on carry it.
     It never falls from one call to the next, but for what a stop overtakes: an instrument that remembers the
     highest and refuses less keeps a call that was under way from acting after the stop.
+
+    The state tells what the instrument can do (see :mod:`nextem.edge.control.capability`). A call that asks
+    for anything else is refused with :class:`CapabilityMissing`, and nothing has changed.
 
     Every method raises :class:`DriverRefused`, :class:`DriverUnreachable` or :class:`DriverError`, and each
     is bounded in time.

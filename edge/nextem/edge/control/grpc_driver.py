@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 
-from nextem.edge.control.driver import DriverError, DriverRefused, DriverUnreachable
+from nextem.edge.control.driver import CapabilityMissing, DriverError, DriverRefused, DriverUnreachable
 from nextem.v1 import control_pb2 as pb
 from nextem.v1.control_pb2_grpc import InstrumentStub
 from nextem.v1.plan_pb2 import Scan
@@ -21,7 +21,7 @@ _ERRORS: dict[grpc.StatusCode, type[DriverError]] = {
     grpc.StatusCode.ALREADY_EXISTS: DriverRefused,
     grpc.StatusCode.PERMISSION_DENIED: DriverRefused,
     grpc.StatusCode.UNAUTHENTICATED: DriverRefused,
-    grpc.StatusCode.UNIMPLEMENTED: DriverRefused,
+    grpc.StatusCode.UNIMPLEMENTED: CapabilityMissing,
     grpc.StatusCode.UNAVAILABLE: DriverUnreachable,
     grpc.StatusCode.DEADLINE_EXCEEDED: DriverUnreachable,
     grpc.StatusCode.CANCELLED: DriverUnreachable,

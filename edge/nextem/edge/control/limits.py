@@ -223,10 +223,17 @@ def check_move(limits: StageLimits, to: Stage, at: Stage) -> Refusal | None:
 
 
 def check_optics(limits: OpticsLimits, to: Optics) -> Refusal | None:
-    """Checks every field. A field that was left out is 0 and is checked as 0."""
+    """Checks every field. A field that was left out is 0 and is checked as 0.
+
+    A number that the limits do not name may only be 0.
+    """
     for field in fields(limits):
         if refusal := inside(f"optics.{field.name}", getattr(to, field.name), getattr(limits, field.name)):
             return refusal
+    unnamed = {field.name for field in to.DESCRIPTOR.fields} - {field.name for field in fields(limits)}
+    for name in sorted(unnamed - {"beam_blanked"}):
+        if getattr(to, name) != 0:
+            return Refusal(f"limit:optics.{name}", f"{getattr(to, name)!r} and the limits do not name it")
     return None
 
 
