@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from nextem.edge.control.capability import check_capability
 from nextem.edge.control.lease import Lease, check_lease
 from nextem.edge.control.limits import (
     Limits,
@@ -123,6 +124,11 @@ def _expected_state(command: Command, context: Context) -> Refusal | None:
     return None
 
 
+def _capability(command: Command, context: Context) -> Refusal | None:
+    assert isinstance(context.state, InstrumentState)
+    return check_capability(command, context.state)
+
+
 def _limits(command: Command, context: Context) -> Refusal | None:
     assert isinstance(context.state, InstrumentState)
     if isinstance(context.limits, LimitsUnreadable):
@@ -181,6 +187,7 @@ RULES: tuple[Callable[[Command, Context], Refusal | None], ...] = (
     _lease,
     _state_known,
     _expected_state,
+    _capability,
     _limits,
     _dose_budget,
     _queue,
