@@ -27,21 +27,33 @@ def new_key() -> tuple[bytes, bytes]:
     private = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    public = key.public_key().public_bytes(
-        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
-    return private, public
+    return private, _public(key)
+
+
+def public_key(private_key_pem: bytes) -> bytes:
+    """The public key (PEM) that belongs to a private one. Raises :class:`BadKey`."""
+    return _public(_load(private_key_pem))
 
 
 def sign(private_key_pem: bytes, data: bytes) -> bytes:
     """The 64 bytes of the signature of ``data``; the same for the same data. Raises :class:`BadKey`."""
+    return _load(private_key_pem).sign(data)
+
+
+def _public(key: Ed25519PrivateKey) -> bytes:
+    return key.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+
+
+def _load(private_key_pem: bytes) -> Ed25519PrivateKey:
     try:
         key = serialization.load_pem_private_key(private_key_pem, password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise BadKey(f"no private key in PEM: {error}") from error
     if not isinstance(key, Ed25519PrivateKey):
         raise BadKey(f"{type(key).__name__} is no Ed25519 private key")
-    return key.sign(data)
+    return key
 
 
 def verify(public_key_pem: bytes, data: bytes, signature: bytes) -> None:

@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from nextem.wire.key_folder import KeyFolder
+
 DEFAULT_HOME = "nextem-home"
 
 
@@ -33,6 +35,11 @@ class Home:
     def kafka(self) -> Path:
         """Data of the Kafka broker that we start ourselves."""
         return self.folder / "kafka"
+
+    @property
+    def keys(self) -> KeyFolder:
+        """Certificates, signing keys and tokens, where ``nextem keys init`` has made any."""
+        return KeyFolder(self.folder / "keys")
 
     def run(self, name: str) -> Path:
         """Folder of one run: log, spool, journal and the processes' own logs."""

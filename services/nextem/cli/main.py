@@ -17,6 +17,7 @@ _COMMANDS: Mapping[str, tuple[str, str]] = {
     "steer": ("nextem.cli.processes:steer", "One process: the steering service and its policies."),
     "products": ("nextem.cli.products:products", "List what was made; `products show ID` draws it."),
     "fetch-raw": ("nextem.cli.fetch_raw:fetch_raw", "Bring raw frames from the edge's disk into the store."),
+    "keys": ("nextem.cli.keys:keys", "Certificates, signing keys and tokens: who may do what."),
     "kafka": ("nextem.cli.kafka:kafka", "Start, stop or ask a Kafka broker on this machine."),
 }
 

@@ -1,0 +1,183 @@
+"""Makes and renews what lies in a :class:`nextem.wire.key_folder.KeyFolder`."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jwt
+
+from nextem.wire import signing, tokens
+from nextem.wire.certificates import (
+    Pair,
+    edge_name,
+    new_authority,
+    new_certificate,
+    renewed,
+    revocation_list,
+    revoked_serials,
+    serial_number,
+)
+from nextem.wire.files import replace_file
+from nextem.wire.key_folder import AUTHORITY, CLIENT, STEERING, KeyFolder, edge_files
+from nextem.wire.roles import AGENT, OPERATOR
+
+logger = logging.getLogger(__name__)
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+POLICIES = "policy"
+"""Who the policies are: the subject of their token, and so the first part of their commands' issuer."""
+
+AUTHORITY_DAYS = 3650.0
+FIRST_TOKEN_HOURS = 30 * 24.0
+LIMITS, TOKENS = "limits", "tokens"
+
+
+class KeysExist(Exception):
+    """Keys are there already; making new ones would lock out whoever has the old."""
+
+
+class KeysMissing(Exception):
+    """A key that is needed is not in the folder."""
+
+
+def init_keys(
+    keys: KeyFolder, instruments: Sequence[str], hosts: Sequence[str], *, operator: str, days: float
+) -> dict[Path, str]:
+    """Makes everything for ``instruments``; returns what each file is for.
+
+    Raises :class:`KeysExist`, :class:`nextem.wire.key_folder.BadName` for an instrument whose name can
+    be no file's, and :class:`OSError`.
+    """
+    names = {edge_files(instrument): instrument for instrument in instruments}
+    if keys.folder.exists() and any(keys.folder.iterdir()):
+        raise KeysExist(f"{keys.folder} is not empty; nothing was changed (renew keeps the keys in use)")
+    keys.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    keys.folder.chmod(0o700)
+    authority = new_authority("NexTEM development authority", AUTHORITY_DAYS)
+    _write_pair(keys, AUTHORITY, authority)
+    serving = list(dict.fromkeys([*LOOPBACK, *hosts]))
+    _write_pair(keys, STEERING, new_certificate(authority, STEERING, hosts=serving, days=days))
+    _write_pair(keys, CLIENT, new_certificate(authority, CLIENT, days=days))
+    for files, instrument in names.items():
+        pair = new_certificate(authority, files, uris=[edge_name(instrument)], days=days)
+        _write_pair(keys, files, pair)
+    replace_file(keys.revoked, revocation_list(authority, (), AUTHORITY_DAYS))
+    _write_signing_keys(keys)
+    agent, person = dict.fromkeys(instruments, AGENT), dict.fromkeys(instruments, OPERATOR)
+    scan = frozenset({"scan"})
+    write_token(keys, POLICIES, agent, hours=FIRST_TOKEN_HOURS, scopes=scan, to=keys.token(POLICIES))
+    write_token(keys, operator, person, hours=FIRST_TOKEN_HOURS, to=keys.token(OPERATOR))
+    return _uses(keys, names, operator)
+
+
+def _uses(keys: KeyFolder, edges: Mapping[str, str], operator: str) -> dict[Path, str]:
+    def pair(name: str, use: str) -> dict[Path, str]:
+        return {keys.certificate(name): use, keys.key(name): f"its key: only {use}"}
+
+    uses = {
+        keys.certificate(AUTHORITY): "every machine: whom to believe",
+        keys.key(AUTHORITY): "a safe place: makes certificates",
+        keys.revoked: "the steering service: certificates it refuses",
+    }
+    uses |= pair(STEERING, "the steering service")
+    uses |= pair(CLIENT, "people and programs that call the service")
+    for files, instrument in edges.items():
+        uses |= pair(files, f"the edge of {instrument}")
+    return uses | {
+        keys.key(LIMITS): "a safe place: signs limits",
+        keys.limits: "every edge: checks the limits",
+        keys.key(TOKENS): "a safe place: issues tokens",
+        keys.key_set: "the steering service and every edge: checks tokens",
+        keys.token(POLICIES): f"the steering service: its policies may scan, {FIRST_TOKEN_HOURS / 24:g} days",
+        keys.token(OPERATOR): f"{operator} as operator, {FIRST_TOKEN_HOURS / 24:g} days",
+    }
+
+
+def write_token(
+    keys: KeyFolder,
+    name: str,
+    roles: Mapping[str, str],
+    *,
+    hours: float,
+    scopes: frozenset[str] = frozenset(),
+    to: Path | None = None,
+) -> str:
+    """A new token, also written to the file ``to``. Raises :class:`KeysMissing` and :class:`OSError`."""
+    private = _read(keys.key(TOKENS))
+    made = tokens.issue(private, _key_id(keys), name, roles, hours=hours, scopes=scopes)
+    if to is not None:
+        replace_file(to, made.encode())
+    return made
+
+
+def renew_keys(keys: KeyFolder, days: float) -> list[Path]:
+    """Replaces every certificate with its key, and every token; names, roles and the authority stay.
+
+    Raises :class:`KeysMissing`, :class:`nextem.wire.certificates.AuthorityUnusable` and :class:`OSError`.
+    """
+    authority = _authority(keys)
+    _read(keys.key(TOKENS))  # before anything is changed
+    replaced: list[Path] = []
+    for path in sorted(keys.folder.glob("*.crt")):
+        if path.stem == AUTHORITY:
+            continue
+        _write_pair(keys, path.stem, renewed(authority, path.read_bytes(), days))
+        replaced.append(path)
+    for path in sorted(keys.folder.glob("*.token")):
+        # our own file, of which only the wishes are taken: the signature is made anew
+        claims = jwt.decode(path.read_text(), options={"verify_signature": False})
+        hours = (claims["exp"] - claims["iat"]) / 3600
+        scopes = frozenset(claims[tokens.SCOPES_CLAIM])
+        write_token(keys, claims["sub"], claims[tokens.ROLES_CLAIM], hours=hours, scopes=scopes, to=path)
+        replaced.append(path)
+    return replaced
+
+
+def revoke(keys: KeyFolder, certificate: Path) -> int:
+    """Adds a certificate to the list of revoked ones; returns how many those are.
+
+    Raises :class:`KeysMissing`, :class:`nextem.wire.certificates.AuthorityUnusable`, :class:`ValueError` for
+    what is no certificate, and :class:`OSError`.
+    """
+    authority = _authority(keys)
+    serials = revoked_serials(authority.certificate, _read(keys.revoked))
+    serials |= {serial_number(certificate.read_bytes())}
+    replace_file(keys.revoked, revocation_list(authority, sorted(serials), AUTHORITY_DAYS))
+    return len(serials)
+
+
+def _write_signing_keys(keys: KeyFolder) -> None:
+    private, public = signing.new_key()
+    replace_file(keys.key(LIMITS), private)
+    replace_file(keys.limits, public)
+    private, public = signing.new_key()
+    replace_file(keys.key(TOKENS), private)
+    replace_file(keys.key_set, tokens.key_set({_id_of(public): public}))
+
+
+def _write_pair(keys: KeyFolder, name: str, pair: Pair) -> None:
+    replace_file(keys.key(name), pair.key)
+    replace_file(keys.certificate(name), pair.certificate)
+
+
+def _authority(keys: KeyFolder) -> Pair:
+    return Pair(_read(keys.certificate(AUTHORITY)), _read(keys.key(AUTHORITY)))
+
+
+def _key_id(keys: KeyFolder) -> str:
+    """By which the key set knows the key that signs tokens here."""
+    return _id_of(signing.public_key(_read(keys.key(TOKENS))))
+
+
+def _id_of(public_key_pem: bytes) -> str:
+    return hashlib.sha256(public_key_pem).hexdigest()[:16]
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise KeysMissing(f"{path} is not there; `nextem keys init` makes it") from error
