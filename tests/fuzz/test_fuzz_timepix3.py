@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from harness import MESSAGES, Camera, FuzzedEdge, Mutator
 
-from nextem.edge.detectors import csr, timepix3
+from nextem.edge.detectors import csr, receiving, timepix3
 from nextem.edge.detectors.base import Detector, Sink
 from nextem.edge.detectors.registry import parse_address
 from nextem.edge.detectors.stream_socket import Backoff
@@ -39,8 +39,7 @@ KINDS = (
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten thousand connections, each of which would else wait a tenth of a second before it."""
-    for module in (csr, timepix3):
-        monkeypatch.setattr(module, "Backoff", partial(Backoff, 0.001, 0.01))
+    monkeypatch.setattr(receiving, "Backoff", partial(Backoff, 0.001, 0.01))
 
 
 def edge_on(folder: Path, connect: Callable[..., Detector], address: str) -> FuzzedEdge:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,21 @@ def test_our_chunks_are_hdf5s(tmp_path: Path) -> None:
     kit.write_nxmx(tmp_path, [frames])
     with h5py.File(tmp_path / "scan_master.h5") as file:
         assert np.array_equal(file["entry/data/data_000001"], frames)
+
+
+def test_a_damaged_size_of_bitshuffled_elements_is_refused(tmp_path: Path) -> None:
+    """HDF5's own filter would divide by it."""
+    master = kit.write_nxmx(tmp_path, [kit.sparse(3, (8, 16))], "bslz4")
+    path = tmp_path / "scan_data_000001.h5"
+    with h5py.File(path) as file:
+        parameters = file["entry/data/data"].id.get_create_plist().get_filter(0)[2]
+    told = struct.pack(f"<{len(parameters)}I", *parameters)
+    damaged = struct.pack(f"<{len(parameters)}I", *parameters[:2], 0, *parameters[3:])
+    data = path.read_bytes()
+    assert data.count(told) == 1
+    path.write_bytes(data.replace(told, damaged))
+    with pytest.raises(UnreadableFile, match="in elements of 0 bytes, its pixels have 2"):
+        kit.play(master)
 
 
 def test_triggers_of_several_images_are_rows(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from nextem.edge.detectors import dectris_blobs as blobs
 from nextem.edge.detectors.base import FrameFormat
-from nextem.edge.detectors.files.source import Piece, TruncatedFile
+from nextem.edge.detectors.files.source import Piece, TruncatedFile, UnreadableFile
 
 _BITSHUFFLE, _LZ4 = 32008, 32004
 _BITSHUFFLE_LZ4 = 2  # the last of the filter's parameters
@@ -49,6 +49,24 @@ class Chunks:
             raise TruncatedFile(
                 f"{path}: frame {stop} is {self.sizes[stop]} bytes from byte {self.offsets[stop]} on, "
                 f"the file has {data.size}"
+            )
+
+
+def check_filters(path: Path, array: Any) -> None:
+    """Raises :class:`UnreadableFile` where a filter of an h5py dataset would bring the process down.
+
+    The filter of bitshuffle divides by the size of an element that a damaged file may tell as zero.
+    """
+    created = array.id.get_create_plist()
+    for place in range(created.get_nfilters()):
+        code, _, parameters, _ = created.get_filter(place)
+        if code != _BITSHUFFLE:
+            continue
+        element = int(parameters[2]) if len(parameters) > 2 else 0
+        if element != array.dtype.itemsize:
+            raise UnreadableFile(
+                f"{path}: {array.name} is bitshuffled in elements of {element} bytes, its pixels have "
+                f"{array.dtype.itemsize}"
             )
 
 
