@@ -93,7 +93,9 @@ class FakeDriver:
         return self._do("move_stage", command_epoch)
 
     def set_optics(self, command_epoch: int, to: Optics) -> InstrumentState:
-        return self._do("set_optics", command_epoch)
+        self._do("set_optics", command_epoch)
+        self.state.optics.CopyFrom(to)
+        return self.get_state()
 
     def define_scan(
         self, command_epoch: int, scan_id: str, scan: Scan, dose_e_per_frame: float

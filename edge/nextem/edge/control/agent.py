@@ -25,7 +25,8 @@ from nextem.edge.control.lease import Leases
 from nextem.edge.control.limits import Limits, LimitsUnreadable, Refusal, load_limits
 from nextem.edge.control.link import Link, LinkCalls, LinkTimes
 from nextem.edge.control.runner import Acquisitions
-from nextem.edge.control.worker import Worker
+from nextem.edge.control.safe_state import LostHolders
+from nextem.edge.control.worker import Periodic, Worker
 from nextem.edge.retention.fetch import FetchRaw, without_ring
 from nextem.v1.control_pb2 import (
     Command,
@@ -46,6 +47,7 @@ logger = logging.getLogger(__name__)
 
 _MOST_COMMANDS = 1000
 _STOP_TRIES = 3
+_LOOK_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,7 @@ class ControlOptions:
 
     ``instrument_address`` is for whoever makes the driver; the agent itself dials only ``steering``.
     ``margin_s`` is for how long nothing may move before an acquisition is given up; it must be longer than
-    the detector's idle time-out.
+    the detector's idle time-out. ``lost_after_s``: a steering service that is not heard for so long is lost.
     """
 
     instrument: str
@@ -63,6 +65,7 @@ class ControlOptions:
     journal_path: Path
     limits: Limits | Path
     margin_s: float = 15.0
+    lost_after_s: float = 6.0
     link: LinkTimes = field(default_factory=LinkTimes)
 
 
@@ -106,11 +109,12 @@ class ControlAgent:
         self._limits = _read_limits(options.limits)
         self._journal = Journal(options.journal_path, clock.boot_id)
         self._leases = Leases(clock, self._journal.next_lease_epoch)
+        self._driver_lock = threading.Lock()
         self._audit = AuditTrail(log, audit_path(options.journal_path), options.instrument, clock)
         parts = Parts(
             instrument=options.instrument,
             driver=driver,
-            driver_lock=threading.Lock(),
+            driver_lock=self._driver_lock,
             journal=self._journal,
             leases=self._leases,
             limits=self._limits,
@@ -121,7 +125,17 @@ class ControlAgent:
         self._runner = self._handler.runner
         self._commands = Worker("control-commands", self._handler.handle, at_most=_MOST_COMMANDS)
         self._desk: Worker[Callable[[], None]] = Worker("control-desk", lambda task: task())
-        calls = LinkCalls(self._hello, self._heartbeat, self._receive, self._undelivered, self._delivered)
+        lost = LostHolders(
+            clock,
+            self._leases,
+            pending=lambda: self._runner.pending,
+            lost_after_s=options.lost_after_s,
+            make_safe=self.make_safe,
+        )
+        self._watch = Periodic("control-watch", lost.look, _LOOK_S)
+        calls = LinkCalls(
+            self._hello, self._heartbeat, self._receive, self._undelivered, self._delivered, lost.heard
+        )
         self._link = make_link(options.steering, calls, options.link)
         self._closing = threading.Event()
         self._state_lost = False
@@ -131,7 +145,7 @@ class ControlAgent:
 
         Raises :class:`~nextem.edge.control.audit_file.AuditFileError`.
         """
-        for part in (self._audit, self._desk, self._runner, self._commands, self._link):
+        for part in (self._audit, self._desk, self._runner, self._commands, self._watch, self._link):
             part.start()
         logger.info("control of %s, boot %s", self._options.instrument, self._clock.boot_id)
 
@@ -141,9 +155,17 @@ class ControlAgent:
         command.stop.CopyFrom(Stop(reason=reason))
         return self._stop(command)
 
+    def make_safe(self, reason: str) -> Outcome:
+        """Stops the instrument and blanks the beam. Journalled and told like any stop."""
+        logger.error("safe state: %s", reason)
+        command = Command(command_id=uuid7(), issuer="edge", instrument=self._options.instrument)
+        command.stop.CopyFrom(Stop(reason=reason, safe_state=True))
+        return self._stop(command)
+
     def close(self) -> None:
         """Refuses what comes, stops what runs, tells the last outcomes, ends every thread."""
         self._closing.set()
+        self._watch.close()
         self._halt("the edge is closing", driver_too=self._runner.pending > 0)
         self._commands.close()
         self._runner.close()
@@ -158,7 +180,10 @@ class ControlAgent:
         """On the link's thread: only a stop is worked on here."""
         if message.HasField("command"):
             command = message.command
-            if command.HasField("stop"):
+            if command.HasField("stop") and command.stop.safe_state:
+                self._halt(_reason(command))  # at once; to blank the beam has to wait for a call under way
+                self._desk.put(partial(self._stop_late, command))
+            elif command.HasField("stop"):
                 self._stop(command)
             else:
                 self._admit(command)
@@ -192,7 +217,9 @@ class ControlAgent:
     def _stop(self, command: Command) -> Outcome:
         """Instrument first, then everything else. Nothing can refuse it, and a repeat stops again."""
         received_ns = self._clock.now_ns()
-        epoch, error = self._halt(command.stop.reason or f"stopped by {command.issuer}")
+        epoch, error = self._halt(_reason(command))
+        if command.stop.safe_state:
+            error = self._blank(epoch) or error
         outcome = Outcome(
             command_id=command.command_id,
             state=FAILED if error else DONE,
@@ -208,6 +235,9 @@ class ControlAgent:
         self._emit(outcome)
         self._desk.put(partial(self._record_stop, command, outcome))
         return outcome
+
+    def _stop_late(self, command: Command) -> None:
+        self._stop(command)
 
     def _halt(self, reason: str, *, driver_too: bool = True) -> tuple[int, DriverError | None]:
         """No job put before this starts any more; then the beam; then the detector side.
@@ -228,6 +258,22 @@ class ControlAgent:
         if running is not None:
             running.stop(reason)
         return epoch, error
+
+    def _blank(self, epoch: int) -> DriverError | None:
+        """Turns the beam off, after a halt of ``epoch``, and leaves the other optics as they are."""
+        error: DriverError | None = None
+        with self._driver_lock:
+            for _ in range(_STOP_TRIES):
+                try:
+                    optics = self._driver.get_state().optics
+                    if not optics.beam_blanked:
+                        optics.beam_blanked = True
+                        self._driver.set_optics(epoch, optics)
+                    return None
+                except DriverError as failure:
+                    logger.error("the beam could not be blanked: %s", failure)
+                    error = failure
+        return error
 
     def _record_stop(self, command: Command, outcome: Outcome) -> None:
         try:
@@ -284,6 +330,10 @@ class ControlAgent:
             self._journal.mark_delivered(command_ids)
         except JournalError as error:
             logger.error("outcomes will be sent again: %s", error)
+
+
+def _reason(command: Command) -> str:
+    return command.stop.reason or f"stopped by {command.issuer}"
 
 
 def _read_limits(limits: Limits | Path) -> Limits | LimitsUnreadable:

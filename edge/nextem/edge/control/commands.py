@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 from nextem.edge.control.driver import Driver, DriverError
 from nextem.edge.control.journal import DONE, FAILED, REJECTED, Journal, JournalError
-from nextem.edge.control.lease import Leases
+from nextem.edge.control.lease import SCAN, SCOPE_OF_ACTION, STAGE, Leases
 from nextem.edge.control.limits import Limits, LimitsUnreadable, Refusal
 from nextem.edge.control.runner import Acquisitions, Ended, Job, Runner
 from nextem.edge.control.validate import Context, check, check_deadline
-from nextem.v1.control_pb2 import Command, CommandState, InstrumentState, Outcome
+from nextem.v1.control_pb2 import Command, CommandState, InstrumentState, LeaseScope, Outcome
 from nextem.wire.clock import Clock
 from nextem.wire.ids import uuid7
 
@@ -59,7 +59,7 @@ class CommandHandler:
             acquisitions,
             driver_lock=parts.driver_lock,
             command_epoch=lambda: parts.journal.command_epoch,
-            may_start=lambda job: parts.leases.may_start(job.lease_id, job.lease_epoch),
+            may_start=lambda job: parts.leases.may_start(job.lease_id, job.lease_epoch, SCAN),
             ended=self.ended,
             margin_s=margin_s,
         )
@@ -127,7 +127,7 @@ class CommandHandler:
             instrument=parts.instrument,
             boot_id=parts.clock.boot_id,
             now_ns=now_ns,
-            lease=parts.leases.newest(),
+            lease=parts.leases.newest(_scope(received.command)),
             state=state,
             limits=parts.limits,
             dose_used_e=parts.journal.dose_used_e,
@@ -141,9 +141,12 @@ class CommandHandler:
         parts, command = self._parts, received.command
         try:
             with parts.driver_lock:
-                # The disk, or a start before us, may have taken its time: late is late, stopped is stopped.
-                refusal = self.runner.stopped(received.generation) or check_deadline(
-                    command.not_after_ns, parts.clock.now_ns()
+                # The disk, or a start before us, may have taken its time: late is late, stopped is stopped,
+                # and whoever has lost the lease has lost it.
+                refusal = (
+                    self.runner.stopped(received.generation)
+                    or check_deadline(command.not_after_ns, parts.clock.now_ns())
+                    or parts.leases.may_start(command.lease_id, command.lease_epoch, _scope(command))
                 )
                 if refusal is None:
                     self._call(command, outcome)
@@ -195,6 +198,11 @@ class CommandHandler:
             # It stays STARTED and becomes UNKNOWN at the next start, which is the safe side.
             logger.error("command %s: its end is not in the journal: %s", outcome.command_id, error)
         self._parts.emit(outcome)
+
+
+def _scope(command: Command) -> LeaseScope:
+    """What a command touches; the check of its form refuses an action that is none of these."""
+    return SCOPE_OF_ACTION.get(command.WhichOneof("action") or "", STAGE)
 
 
 def digest(command: Command) -> bytes:

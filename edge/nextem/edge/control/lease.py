@@ -1,50 +1,72 @@
-"""Leases: the right to command the instrument for a limited time.
+"""Leases: the right to command a part of the instrument for a limited time.
 
-The edge issues them, on its own clock. There is one scope, the whole instrument. Every new lease gets a
-higher epoch, which is durable before the lease is handed out, so that a lease from before a restart can
-never pass for a newer one.
+The edge issues them, on its own clock. A lease names a set of scopes and there is one holder for each scope.
+Every new lease gets a higher epoch, which is durable before the lease is handed out, so that a lease from
+before a restart, or before somebody else's, can never pass for a newer one.
 
-A lease ends in one of two ways. Its holder gives it back, by asking for no more than :data:`RETURN_TTL_MS`:
-then what was accepted under it may still run. Or it expires: then the holder is taken for lost, and nothing
-that waits under it starts any more.
+A lease ends in one of three ways. Its holder gives it back, by asking for no more than :data:`RETURN_TTL_MS`:
+then what was accepted under it may still run. It lapses, because it expired or the steering service was not
+heard: then the holder is taken for lost, and whoever calls :meth:`Leases.lapse` brings the safe state. Or the
+operator at the instrument takes its scopes: then nothing that waits under it starts any more.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from nextem.edge.control.limits import Refusal
+from nextem.v1 import control_pb2 as pb
 from nextem.v1.control_pb2 import Lease as LeaseMessage
-from nextem.v1.control_pb2 import LeaseRequest
+from nextem.v1.control_pb2 import LeaseRequest, LeaseScope
 from nextem.wire.clock import Clock
 from nextem.wire.ids import uuid7
 
+STAGE = pb.LEASE_SCOPE_STAGE
+OPTICS = pb.LEASE_SCOPE_OPTICS
+SCAN = pb.LEASE_SCOPE_SCAN
+DETECTOR = pb.LEASE_SCOPE_DETECTOR
+ALL_SCOPES = frozenset({STAGE, OPTICS, SCAN, DETECTOR})
+
+SCOPE_OF_ACTION: Mapping[str, LeaseScope] = MappingProxyType(
+    {"move_stage": STAGE, "set_optics": OPTICS, "acquire": SCAN}
+)
+"""What each action touches."""
+
 RETURN_TTL_MS = 100
 MAX_TTL_MS = 3_600_000
+NEVER_NS = (1 << 63) - 1
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """The newest lease handed out; it may have ended. ``expires_ns`` is on the edge's clock."""
+    """The newest lease of a scope; it may have ended, and ``ended`` then says how.
+
+    ``expires_ns`` is on the edge's clock. ``local``: of the operator at the instrument, who cannot get lost.
+    """
 
     lease_id: str
     epoch: int
     holder: str
     expires_ns: int
-    returned: bool = False
+    ended: str = ""
+    local: bool = False
+
+    def in_force(self, now_ns: int) -> bool:
+        return not self.ended and now_ns < self.expires_ns
 
 
 def check_lease(lease_id: str, epoch: int, newest: Lease | None, now_ns: int) -> Refusal | None:
-    """Whether (``lease_id``, ``epoch``) is the newest lease and in force at ``now_ns`` (edge clock)."""
+    """Whether (``lease_id``, ``epoch``) is the newest lease of a scope and in force at ``now_ns``."""
     name = f"lease {lease_id!r} epoch {epoch}"
     if newest is None:
         return Refusal("lease", f"{name}: no lease was given since this edge started")
     if (lease_id, epoch) != (newest.lease_id, newest.epoch):
         return Refusal("lease", f"{name} is not the newest one, epoch {newest.epoch} of {newest.holder!r}")
-    if newest.returned:
-        return Refusal("lease", f"{name} was given back by {newest.holder!r}")
+    if newest.ended:
+        return Refusal("lease", f"{name} of {newest.holder!r} {newest.ended}")
     if now_ns >= newest.expires_ns:
         return Refusal("lease", f"{name} expired {(now_ns - newest.expires_ns) / 1e6:.3f} ms ago")
     return None
@@ -58,58 +80,136 @@ class Leases:
         self._clock = clock
         self._next_epoch = next_epoch
         self._lock = threading.Lock()
-        self._newest: Lease | None = None
-        self._returned: set[int] = set()  # epochs; one number for each orderly hand-over of this boot
+        self._newest: dict[LeaseScope, Lease] = {}
+        self._lapsed: dict[int, Lease] = {}  # by epoch: ended, and not told by :meth:`lapse` yet
+        self._returned: set[tuple[LeaseScope, int]] = set()  # with the epoch, of this boot
 
-    def newest(self) -> Lease | None:
-        return self._newest
+    def newest(self, scope: LeaseScope) -> Lease | None:
+        """The newest lease of ``scope``, or None when none was given since this edge started."""
+        return self._newest.get(scope)
 
-    def may_start(self, lease_id: str, epoch: int) -> Refusal | None:
+    def may_start(self, lease_id: str, epoch: int, scope: LeaseScope) -> Refusal | None:
         """Whether what was accepted under this lease may start now: it is in force, or was given back."""
-        if epoch in self._returned:
+        if (scope, epoch) in self._returned:
             return None
-        return check_lease(lease_id, epoch, self._newest, self._clock.now_ns())
+        return check_lease(lease_id, epoch, self._newest.get(scope), self._clock.now_ns())
 
     def request(self, request: LeaseRequest) -> LeaseMessage:
-        """Grants, renews (same holder: same id and epoch, new end), takes back, or refuses and says why.
+        """Grants, renews, takes back, or refuses and says why.
 
+        Who holds all that is asked for under one lease renews that lease, whole: same id and epoch, new end.
+        Who asks for more, or for parts of several, gets a new lease, and what was asked for moves to it.
         Raises what ``next_epoch`` raises; then no lease was handed out.
         """
+        scopes = frozenset(request.scopes) or ALL_SCOPES
         with self._lock:
             now_ns = self._clock.now_ns()
-            newest = self._newest
-            held = newest if newest and not newest.returned and now_ns < newest.expires_ns else None
-            if refused := _refuse(request, held, now_ns):
+            self._end_expired(now_ns)
+            held = {s: lease for s, lease in self._newest.items() if s in scopes and lease.in_force(now_ns)}
+            if refused := _refuse(request, scopes, held, now_ns):
                 return LeaseMessage(request_id=request.request_id, refused=refused)
-            if held and request.ttl_ms <= RETURN_TTL_MS:
-                lease = replace(held, expires_ns=now_ns, returned=True)
-                self._returned.add(lease.epoch)
-            elif held:
-                lease = replace(held, expires_ns=now_ns + request.ttl_ms * 1_000_000)
+            if request.ttl_ms <= RETURN_TTL_MS:
+                lease = self._take_back(held, now_ns)
+                scopes = frozenset(held)
+            elif held.keys() == scopes and len({lease.epoch for lease in held.values()}) == 1:
+                lease = next(iter(held.values()))
+                lease = replace(lease, expires_ns=now_ns + request.ttl_ms * 1_000_000)
+                scopes = self._scopes_of(lease.epoch)
+                self._newest.update(dict.fromkeys(scopes, lease))
             else:
-                epoch = self._next_epoch()
-                lease = Lease(uuid7(), epoch, request.holder, now_ns + request.ttl_ms * 1_000_000)
-            self._newest = lease
+                expires_ns = now_ns + request.ttl_ms * 1_000_000
+                lease = Lease(uuid7(), self._next_epoch(), request.holder, expires_ns)
+                self._newest.update(dict.fromkeys(scopes, lease))
         return LeaseMessage(
             request_id=request.request_id,
             lease_id=lease.lease_id,
             epoch=lease.epoch,
             holder=lease.holder,
             expires_edge_ns=lease.expires_ns,
+            scopes=sorted(scopes),
         )
 
+    def preempt(self, holder: str, scopes: Iterable[LeaseScope] = ALL_SCOPES) -> Lease:
+        """Gives ``scopes`` to the operator at the instrument, at once and until :meth:`release`.
 
-def _refuse(request: LeaseRequest, held: Lease | None, now_ns: int) -> str:
+        Whoever held them is refused from now on, and keeps the scopes that are not named. Raises what
+        ``next_epoch`` raises; then nothing has changed.
+        """
+        with self._lock:
+            lease = Lease(uuid7(), self._next_epoch(), holder, NEVER_NS, local=True)
+            self._newest.update(dict.fromkeys(frozenset(scopes), lease))
+        return lease
+
+    def release(self, holder: str) -> None:
+        """The operator at the instrument gives back all that :meth:`preempt` took. Harmless twice."""
+        with self._lock:
+            mine = {s: x for s, x in self._newest.items() if x.local and x.holder == holder and not x.ended}
+            self._take_back(mine, self._clock.now_ns())
+
+    def lapse(self, unheard: str = "") -> list[Lease]:
+        """Ends every lease that has expired, once; with ``unheard``, why, every lease that came by the link.
+
+        Returns the leases that ended. Their holders are lost, and the instrument must be made safe.
+        """
+        with self._lock:
+            now_ns = self._clock.now_ns()
+            self._end_expired(now_ns)
+            if unheard:
+                self._end(lambda lease: True, f"ended: {unheard}")
+            lapsed, self._lapsed = self._lapsed, {}
+        return list(lapsed.values())
+
+    def any_remote(self) -> bool:
+        """Whether somebody beyond the link holds a lease that has not ended."""
+        with self._lock:
+            return any(not lease.ended and not lease.local for lease in self._newest.values())
+
+    def _end_expired(self, now_ns: int) -> None:
+        self._end(lambda lease: now_ns >= lease.expires_ns, "expired")
+
+    def _end(self, which: Callable[[Lease], bool], why: str) -> None:
+        for scope, lease in self._newest.items():
+            if not lease.ended and not lease.local and which(lease):
+                self._lapsed[lease.epoch] = self._newest[scope] = replace(lease, ended=why)
+
+    def _scopes_of(self, epoch: int) -> frozenset[LeaseScope]:
+        return frozenset(scope for scope, lease in self._newest.items() if lease.epoch == epoch)
+
+    def _take_back(self, held: Mapping[LeaseScope, Lease], now_ns: int) -> Lease:
+        newest = Lease("", 0, "", now_ns)
+        for scope, lease in held.items():
+            ended = replace(lease, expires_ns=now_ns, ended="was given back")
+            self._newest[scope] = ended
+            self._returned.add((scope, lease.epoch))
+            newest = max(newest, ended, key=lambda one: one.epoch)
+        return newest
+
+
+def _refuse(
+    request: LeaseRequest, scopes: frozenset[LeaseScope], held: Mapping[LeaseScope, Lease], now_ns: int
+) -> str:
     if not request.holder:
         return "lease: the holder has no name"
-    if held and held.holder != request.holder:
-        left_ms = (held.expires_ns - now_ns) / 1e6
-        return (
-            f"lease: held by {held.holder!r} (epoch {held.epoch}) until {held.expires_ns} ns on the edge's"
-            f" clock, {left_ms:.0f} ms from now"
-        )
+    if unknown := scopes - ALL_SCOPES:
+        return f"lease: no scope has the number {min(unknown)}"
     if request.ttl_ms > MAX_TTL_MS:
         return f"lease: ttl_ms {request.ttl_ms} > {MAX_TTL_MS}"
+    for scope, lease in sorted(held.items()):
+        if lease.holder != request.holder or lease.local:
+            return f"lease: {_name(scope)} is {_who(lease, now_ns)}"
     if not held and request.ttl_ms <= RETURN_TTL_MS:
         return f"lease: ttl_ms {request.ttl_ms} gives a lease back, and {request.holder!r} holds none"
     return ""
+
+
+def _who(lease: Lease, now_ns: int) -> str:
+    if lease.local:
+        return f"held by {lease.holder!r} (epoch {lease.epoch}) at the instrument, until given back"
+    return (
+        f"held by {lease.holder!r} (epoch {lease.epoch}) until {lease.expires_ns} ns on the edge's"
+        f" clock, {(lease.expires_ns - now_ns) / 1e6:.0f} ms from now"
+    )
+
+
+def _name(scope: LeaseScope) -> str:
+    return LeaseScope.Name(scope).removeprefix("LEASE_SCOPE_").lower()

@@ -57,6 +57,7 @@ class LinkCalls:
     receive: Callable[[SteeringMessage], None]
     undelivered: Callable[[], Iterable[Outcome]]
     delivered: Callable[[list[str]], None]
+    heard: Callable[[], None] = lambda: None  # for every message, heartbeats too
 
 
 class _Session:
@@ -204,6 +205,7 @@ class Link:
 
     def _take(self, session: _Session, message: SteeringMessage) -> None:
         try:
+            self._calls.heard()
             if message.HasField("heartbeat"):
                 if command_ids := session.confirmed(message.heartbeat.edge_now_ns):
                     self._calls.delivered(command_ids)

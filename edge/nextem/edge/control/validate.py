@@ -23,6 +23,8 @@ from nextem.v1.control_pb2 import Command, InstrumentState
 
 MAX_ID_LENGTH = 128
 PLAN_SCHEMA_VERSION = 1
+DARK_PURPOSE = "dark"
+"""Purpose of a scan that is meant to be taken without the beam."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +170,15 @@ def _queue(command: Command, context: Context) -> Refusal | None:
     return None
 
 
+def _beam(command: Command, context: Context) -> Refusal | None:
+    assert isinstance(context.state, InstrumentState)
+    if not command.HasField("acquire") or not context.state.optics.beam_blanked:
+        return None
+    if command.acquire.scan.purpose == DARK_PURPOSE:
+        return None
+    return Refusal("beam_blanked", f"the beam is blanked, and the scan's purpose is not {DARK_PURPOSE!r}")
+
+
 def _instrument_free(command: Command, context: Context) -> Refusal | None:
     assert isinstance(context.state, InstrumentState)
     if not command.HasField("move_stage"):
@@ -191,5 +202,6 @@ RULES: tuple[Callable[[Command, Context], Refusal | None], ...] = (
     _limits,
     _dose_budget,
     _queue,
+    _beam,
     _instrument_free,
 )

@@ -1,4 +1,4 @@
-"""A thread that does one kind of thing, in order, and can be ended."""
+"""Threads that do one kind of thing and can be ended."""
 
 from __future__ import annotations
 
@@ -50,3 +50,28 @@ class Worker(Generic[T]):
                 self._handle(item)
             except Exception:
                 logger.exception("%s: an item failed", self._name)
+
+
+class Periodic:
+    """Calls ``look`` every ``every_s`` on a thread of its own. An exception is logged, and it goes on."""
+
+    def __init__(self, name: str, look: Callable[[], None], every_s: float) -> None:
+        self._name, self._look, self._every_s = name, look, every_s
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        """Ends the thread after the call in progress. Harmless when it never started."""
+        self._closing.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._closing.wait(self._every_s):
+            try:
+                self._look()
+            except Exception:
+                logger.exception("%s: a look failed", self._name)

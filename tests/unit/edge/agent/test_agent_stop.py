@@ -24,16 +24,16 @@ from nextem.v1.control_pb2 import (
 from nextem.wire.ids import uuid7
 
 
-def test_what_waits_under_an_expired_lease_does_not_start(rig: Rig) -> None:
+def test_under_an_expired_lease_nothing_runs_on_and_nothing_starts(rig: Rig) -> None:
     first, second = rig.acquire(), rig.acquire()
     rig.until(second, COMMAND_STATE_STARTED)
-    running = rig.acquisitions.next()
+    rig.acquisitions.next()
     rig.clock.time_ns += 61_000_000_000
-    running.end()
-    assert rig.until(first).state == COMMAND_STATE_DONE
-    outcome = rig.until(second)
-    assert (outcome.state, outcome.rule) == (COMMAND_STATE_FAILED, "lease")
-    assert "expired 1000.000 ms ago" in outcome.detail
+    for command_id in (first, second):
+        outcome = rig.until(command_id)
+        assert (outcome.state, outcome.rule) == (COMMAND_STATE_FAILED, "stopped")
+        assert outcome.detail.startswith("the lease of 'anna' (epoch 1) expired")
+    assert rig.calls.count("stop") == 1
     assert rig.heartbeat().dose_used_e == DOSE_E
 
 

@@ -1,0 +1,172 @@
+"""The control agent when its holder or the steering service is lost: the instrument becomes safe, once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from agent_kit import PLAN, WAIT_S, MakeRig, Rig
+
+from nextem.edge.control.driver import DriverError
+from nextem.edge.control.lease import STAGE
+from nextem.v1.control_pb2 import (
+    COMMAND_STATE_DONE,
+    COMMAND_STATE_FAILED,
+    COMMAND_STATE_REJECTED,
+    COMMAND_STATE_STARTED,
+    EdgeMessage,
+    LeaseRequest,
+    Optics,
+    Outcome,
+    Stage,
+    Stop,
+)
+
+SECOND_NS = 1_000_000_000
+
+
+def next_outcome(rig: Rig, fits: Callable[[Outcome], bool]) -> Outcome:
+    while True:
+        message: EdgeMessage = rig.link.sent.get(timeout=WAIT_S)
+        if message.HasField("outcome"):
+            if fits(message.outcome):
+                return message.outcome
+            rig.seen.append(message.outcome)
+
+
+def safe(rig: Rig) -> Outcome:
+    """The outcome of the next stop that the edge gave itself."""
+    known = {event.command.command_id for event in rig.log.events if event.command.issuer == "test"}
+    return next_outcome(rig, lambda outcome: not outcome.acquisition_id and outcome.command_id not in known)
+
+
+def test_an_expired_lease_stops_the_scan_and_blanks_the_beam_once(rig: Rig) -> None:
+    command_id = rig.acquire()
+    rig.until(command_id, COMMAND_STATE_STARTED)
+    rig.acquisitions.next()
+    rig.link.calls.heard()
+    rig.clock.time_ns += 60 * SECOND_NS
+    outcome = safe(rig)
+    assert outcome.state == COMMAND_STATE_DONE
+    assert rig.calls[-2:] == ["stop", "set_optics"]
+    assert rig.driver.state.optics.beam_blanked
+    ended = rig.until(command_id)
+    assert (ended.state, ended.rule) == (COMMAND_STATE_FAILED, "stopped")
+    assert "the lease of 'anna' (epoch 1)" in ended.detail
+    rig.close()
+    stops = [event.command for event in rig.log.events if event.command.HasField("stop")]
+    assert [(stop.issuer, stop.stop.safe_state) for stop in stops] == [("edge", True)]
+    assert "the lease of 'anna' (epoch 1)" in stops[0].stop.reason
+    assert rig.calls.count("stop") == 1
+
+
+def test_the_safe_state_is_in_the_journal(rig: Rig) -> None:
+    rig.ask_lease(ttl_ms=1000)
+    rig.clock.time_ns += SECOND_NS
+    outcome = safe(rig)
+    rig.ask_lease()  # the desk answers in order, so the stop is written
+    entry = rig.agent._journal.lookup(outcome.command_id)
+    assert entry is not None
+    assert entry.state == COMMAND_STATE_DONE
+
+
+def test_a_silent_service_ends_every_lease_and_makes_safe(rig: Rig) -> None:
+    lease = rig.lease = rig.ask_lease(ttl_ms=3_600_000)
+    rig.clock.time_ns += 7 * SECOND_NS
+    assert safe(rig).state == COMMAND_STATE_DONE
+    refused = rig.until(rig.send(rig.command(move_stage=Stage())))
+    assert (refused.state, refused.rule) == (COMMAND_STATE_REJECTED, "lease")
+    assert "ended: the steering service was not heard for 7.0 s" in refused.detail
+    rig.link.calls.heard()
+    rig.lease = rig.ask_lease()
+    assert rig.lease.epoch > lease.epoch
+    assert rig.until(rig.send(rig.command(move_stage=Stage()))).state == COMMAND_STATE_DONE
+
+
+def test_a_service_that_is_heard_keeps_the_lease(rig: Rig) -> None:
+    rig.ask_lease(ttl_ms=3_600_000)
+    for _ in range(5):
+        rig.clock.time_ns += 5 * SECOND_NS
+        rig.link.calls.heard()
+    assert rig.until(rig.send(rig.command(move_stage=Stage()))).state == COMMAND_STATE_DONE
+    assert rig.calls == ["move_stage"]
+
+
+def test_silence_while_nobody_leads_leaves_the_instrument_alone(rig: Rig) -> None:
+    rig.agent._leases.preempt("operator", [STAGE])
+    rig.clock.time_ns += 3600 * SECOND_NS
+    rig.ask_lease("ben", 0)  # refused; the desk has been there
+    rig.close()
+    assert rig.calls == []
+
+
+def test_silence_stops_what_was_left_running_by_a_lease_given_back(rig: Rig) -> None:
+    command_id = rig.acquire()
+    rig.until(command_id, COMMAND_STATE_STARTED)
+    rig.acquisitions.next()
+    rig.ask_lease(ttl_ms=0)
+    rig.clock.time_ns += 7 * SECOND_NS
+    ended = rig.until(command_id)
+    assert (ended.state, ended.rule) == (COMMAND_STATE_FAILED, "stopped")
+    assert "was not heard for 7.0 s" in ended.detail
+
+
+def test_an_instrument_that_will_not_blank_is_told(rig: Rig) -> None:
+    rig.driver.errors["set_optics"] = DriverError("shutter stuck")
+    rig.ask_lease(ttl_ms=1000)
+    rig.clock.time_ns += SECOND_NS
+    outcome = safe(rig)
+    assert (outcome.state, outcome.rule, outcome.detail) == (
+        COMMAND_STATE_FAILED,
+        "driver_failed",
+        "shutter stuck",
+    )
+    assert rig.calls == ["stop", "set_optics", "set_optics", "set_optics"]
+
+
+def test_a_person_may_ask_for_the_safe_state(rig: Rig) -> None:
+    outcome = rig.until(rig.send(rig.command(stop=Stop(reason="smoke", safe_state=True))))
+    assert outcome.state == COMMAND_STATE_DONE
+    assert rig.calls == ["stop", "stop", "set_optics"]
+    assert rig.until(rig.acquire()).rule == "beam_blanked"
+    rig.driver.state.optics.CopyFrom(Optics())
+    assert rig.until(rig.acquire(), COMMAND_STATE_STARTED).rule == ""
+
+
+def test_a_scan_that_is_meant_to_be_dark_runs_without_a_beam(rig: Rig) -> None:
+    rig.driver.state.optics.beam_blanked = True
+    dark = type(PLAN)()
+    dark.CopyFrom(PLAN)
+    dark.scan.purpose = "dark"
+    assert rig.until(rig.send(rig.command(acquire=dark)), COMMAND_STATE_STARTED).rule == ""
+
+
+def test_what_the_operator_takes_nobody_moves(rig: Rig) -> None:
+    rig.lease = rig.ask_lease()
+    rig.agent._leases.preempt("operator", [STAGE])
+    refused = rig.until(rig.send(rig.command(move_stage=Stage())))
+    assert (refused.state, refused.rule) == (COMMAND_STATE_REJECTED, "lease")
+    assert rig.until(rig.acquire(), COMMAND_STATE_STARTED).rule == ""
+
+
+@pytest.mark.parametrize("late_s", [0, 3])
+def test_a_lease_lost_while_the_disk_was_slow_is_lost(make_rig: MakeRig, late_s: int) -> None:
+    rig = make_rig()
+    rig.lease = rig.ask_lease(ttl_ms=2000)
+    start = rig.agent._journal.start
+
+    def slow(*args: object, **kwargs: object) -> Outcome:
+        rig.agent._leases.preempt("operator")
+        rig.clock.time_ns += late_s * SECOND_NS
+        return start(*args, **kwargs)  # type: ignore[arg-type]
+
+    rig.agent._journal.start = slow  # type: ignore[method-assign]
+    outcome = rig.until(rig.send(rig.command(move_stage=Stage())))
+    assert (outcome.state, outcome.rule) == (COMMAND_STATE_FAILED, "lease")
+    assert rig.calls == []
+
+
+def test_the_lease_of_the_scope_is_asked_for(rig: Rig) -> None:
+    rig.lease = rig.agent._leases.request(LeaseRequest(holder="anna", ttl_ms=60_000, scopes=[STAGE]))
+    assert rig.until(rig.send(rig.command(move_stage=Stage()))).state == COMMAND_STATE_DONE
+    assert rig.until(rig.acquire()).rule == "lease"
