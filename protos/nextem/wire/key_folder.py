@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
+
+logger = logging.getLogger(__name__)
 
 AUTHORITY = "ca"
 STEERING = "steering"
 CLIENT = "client"
+POLICY = "policy"
+"""Subject and file of the policies' token, and so the first part of the issuer of their commands."""
+
+OPERATOR = "operator"
+"""File of the token of whoever sits at this machine."""
 
 
 class BadName(Exception):
@@ -50,3 +58,12 @@ def edge_files(instrument: str) -> str:
     if not instrument or "/" in instrument or "\0" in instrument:
         raise BadName(f"{instrument!r} can be no part of a file name")
     return f"edge-{instrument}"
+
+
+def read_token(path: Path) -> str:
+    """The token in a file; empty, which the other side will refuse, where there is none."""
+    try:
+        return path.read_text().strip()
+    except OSError as error:
+        logger.warning("no token: %s", error)
+        return ""

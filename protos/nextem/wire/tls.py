@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import logging
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,16 +91,38 @@ def check_plaintext(address: str, what: str) -> None:
         raise PlaintextRefused(f"{what} {address} needs TLS: only loopback may do without")
 
 
-def open_channel(address: str, party: Party | None, options: Sequence[tuple[str, Any]] = ()) -> grpc.Channel:
+class _Bearer(grpc.AuthMetadataPlugin):
+    """Puts the token, read anew, into the metadata of every call."""
+
+    def __init__(self, token: Callable[[], str]) -> None:
+        self._token = token
+
+    def __call__(self, context: grpc.AuthMetadataContext, callback: grpc.AuthMetadataPluginCallback) -> None:
+        token = self._token()
+        callback((("authorization", f"Bearer {token}"),) if token else (), None)
+
+
+def open_channel(
+    address: str,
+    party: Party | None,
+    options: Sequence[tuple[str, Any]] = (),
+    token: Callable[[], str] | None = None,
+) -> grpc.Channel:
     """A channel with the files as they are now; without a ``party`` in plain text.
 
+    ``token`` is asked for each call, and its answer is sent under TLS only.
     Raises :class:`PlaintextRefused` and :class:`CertificateUnusable`.
     """
     if party is None:
         check_plaintext(address, "the connection to")
+        if token is not None:
+            raise PlaintextRefused(f"the token for {address} needs TLS: give the folder of the certificates")
         return grpc.insecure_channel(address, options=list(options))
     pem = party.read()
     credentials = grpc.ssl_channel_credentials(pem.authority, pem.key, pem.certificate)
+    if token is not None:
+        bearer = grpc.metadata_call_credentials(_Bearer(token))
+        credentials = grpc.composite_channel_credentials(credentials, bearer)
     return grpc.secure_channel(address, credentials, options=list(options))
 
 

@@ -21,15 +21,13 @@ from nextem.wire.certificates import (
     serial_number,
 )
 from nextem.wire.files import replace_file
-from nextem.wire.key_folder import AUTHORITY, CLIENT, STEERING, KeyFolder, edge_files
-from nextem.wire.roles import AGENT, OPERATOR
+from nextem.wire.key_folder import AUTHORITY, CLIENT, OPERATOR, POLICY, STEERING, KeyFolder, edge_files
+from nextem.wire.roles import AGENT
+from nextem.wire.roles import OPERATOR as OPERATOR_ROLE
 
 logger = logging.getLogger(__name__)
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-POLICIES = "policy"
-"""Who the policies are: the subject of their token, and so the first part of their commands' issuer."""
-
 AUTHORITY_DAYS = 3650.0
 FIRST_TOKEN_HOURS = 30 * 24.0
 LIMITS, TOKENS = "limits", "tokens"
@@ -66,9 +64,9 @@ def init_keys(
         _write_pair(keys, files, pair)
     replace_file(keys.revoked, revocation_list(authority, (), AUTHORITY_DAYS))
     _write_signing_keys(keys)
-    agent, person = dict.fromkeys(instruments, AGENT), dict.fromkeys(instruments, OPERATOR)
+    agent, person = dict.fromkeys(instruments, AGENT), dict.fromkeys(instruments, OPERATOR_ROLE)
     scan = frozenset({"scan"})
-    write_token(keys, POLICIES, agent, hours=FIRST_TOKEN_HOURS, scopes=scan, to=keys.token(POLICIES))
+    write_token(keys, POLICY, agent, hours=FIRST_TOKEN_HOURS, scopes=scan, to=keys.token(POLICY))
     write_token(keys, operator, person, hours=FIRST_TOKEN_HOURS, to=keys.token(OPERATOR))
     return _uses(keys, names, operator)
 
@@ -91,7 +89,7 @@ def _uses(keys: KeyFolder, edges: Mapping[str, str], operator: str) -> dict[Path
         keys.limits: "every edge: checks the limits",
         keys.key(TOKENS): "a safe place: issues tokens",
         keys.key_set: "the steering service and every edge: checks tokens",
-        keys.token(POLICIES): f"the steering service: its policies may scan, {FIRST_TOKEN_HOURS / 24:g} days",
+        keys.token(POLICY): f"the steering service: its policies may scan, {FIRST_TOKEN_HOURS / 24:g} days",
         keys.token(OPERATOR): f"{operator} as operator, {FIRST_TOKEN_HOURS / 24:g} days",
     }
 

@@ -4,6 +4,8 @@ from nextem.client.client import SteeringClient, acquire_command
 from nextem.client.errors import (
     DeadlineExceeded,
     InvalidRequest,
+    NotAuthenticated,
+    NotPermitted,
     RawFramesGone,
     RawFramesRefused,
     SteeringBusy,
@@ -15,6 +17,8 @@ from nextem.client.stream import Stream
 __all__ = [
     "DeadlineExceeded",
     "InvalidRequest",
+    "NotAuthenticated",
+    "NotPermitted",
     "RawFramesGone",
     "RawFramesRefused",
     "SteeringBusy",

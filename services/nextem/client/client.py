@@ -14,8 +14,10 @@ from nextem.client.errors import RawFramesGone, RawFramesRefused, SteeringUnavai
 from nextem.client.stream import Stream
 from nextem.v1 import control_pb2, control_pb2_grpc, frames_pb2, plan_pb2
 from nextem.wire.ids import uuid7
+from nextem.wire.key_folder import CLIENT, KeyFolder, read_token
 from nextem.wire.raw_objects import RawMessages
 from nextem.wire.raw_objects import read as read_raw_object
+from nextem.wire.tls import Party, open_channel
 
 INSTRUMENT_KEY = "nextem-instrument"
 RETURN_TTL_MS = 100
@@ -63,9 +65,18 @@ class SteeringClient:
     ``timeout_s`` everywhere: None waits without end, also for an edge that re-attaches.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(
+        self, address: str, *, keys: KeyFolder | None = None, token: str | Path | None = None
+    ) -> None:
+        """``keys``: folder with our certificate; without it, only loopback is dialled, in plain text.
+
+        ``token`` says who we are; a file is read again for each call. Certificates are read once: a client
+        that outlives its own must be made anew. Raises :class:`nextem.wire.tls.TlsError`.
+        """
         self.address = address
-        self._channel = grpc.insecure_channel(address)
+        read = (lambda: read_token(token)) if isinstance(token, Path) else (lambda: token or "")
+        party = None if keys is None else Party(keys, CLIENT)
+        self._channel = open_channel(address, party, token=None if token is None else read)
         self._stub: Any = control_pb2_grpc.SteeringStub(self._channel)
         self._streams: weakref.WeakSet[Stream[Any]] = weakref.WeakSet()
         self._lock = threading.Lock()

@@ -41,6 +41,14 @@ class DeadlineExceeded(SteeringError):
     """
 
 
+class NotAuthenticated(SteeringError):
+    """The service does not know who we are: no token, an expired or revoked one. A new one may help."""
+
+
+class NotPermitted(SteeringError):
+    """The service knows who we are, and our role does not allow this."""
+
+
 class RawFramesGone(Exception):
     """The edge no longer has these raw frames, or never had. ``ranges`` are half open."""
 
@@ -63,6 +71,8 @@ ERRORS: dict[grpc.StatusCode, type[SteeringError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,
     grpc.StatusCode.RESOURCE_EXHAUSTED: SteeringBusy,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
+    grpc.StatusCode.UNAUTHENTICATED: NotAuthenticated,
+    grpc.StatusCode.PERMISSION_DENIED: NotPermitted,
 }
 
 

@@ -153,7 +153,7 @@ class Hub:
             except MailboxFull as error:
                 raise EdgeBusy(f"edge of {session.instrument!r}: {error}") from error
             self._submissions.setdefault(filled.command_id, []).append(submission)
-            self._tell(session.instrument, control_pb2.SteeringEvent(command=filled))
+            self._tell(session.instrument, control_pb2.SteeringEvent(command=_public(filled)))
         return submission
 
     def _filled(self, command: control_pb2.Command, session: EdgeSession) -> control_pb2.Command:
@@ -311,3 +311,11 @@ class Hub:
                 watcher.close(stopping)
             self._sessions.clear()
             self._submissions.clear()
+
+
+def _public(command: control_pb2.Command) -> control_pb2.Command:
+    """What others may see of a command: all but its token, which would let them speak for the issuer."""
+    shown = control_pb2.Command()
+    shown.CopyFrom(command)
+    shown.ClearField("token")
+    return shown

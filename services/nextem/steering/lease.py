@@ -42,7 +42,9 @@ class LeaseKeeper:
         holder: str,
         ttl_ms: int = 5000,
         now_ns: Callable[[], int] = time.monotonic_ns,
+        token: Callable[[], str] = lambda: "",
     ) -> None:
+        self._token = token
         self._hub, self._holder, self._ttl_ms, self._now_ns = hub, holder, ttl_ms, now_ns
         self._wake = threading.Condition()
         self._wanted: frozenset[str] = frozenset()
@@ -112,6 +114,7 @@ class LeaseKeeper:
         request = control_pb2.LeaseRequest(
             request_id=uuid7(), holder=self._holder, ttl_ms=ttl_ms, purpose="policies steer"
         )
+        request.token = self._token()
         asked_ns = self._now_ns()
         try:
             lease = self._hub.request_lease(request, instrument, timeout_s=ttl_ms / 1000)

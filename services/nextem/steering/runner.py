@@ -33,7 +33,7 @@ from nextem.wire.log import (
 logger = logging.getLogger(__name__)
 
 GROUP = "steering"
-HOLDER = "policies"
+HOLDER = "policy"
 POLICIES: Mapping[str, PolicyFactory] = {NAME: LookCloser}
 
 IDLE_POLL_S = 0.05
@@ -53,7 +53,7 @@ class PolicyRunner:
     Run one for each log. Offsets are committed only up to the start of the oldest acquisition that is still
     being steered: after a restart its evidence is read again, the policy comes to the same suggestions, and
     they carry the same command ids, which the edge's journal knows. ``now_ns`` is this process's monotonic
-    clock.
+    clock. ``token`` says to the edge who we are; empty where it asks nobody.
     """
 
     def __init__(
@@ -63,9 +63,11 @@ class PolicyRunner:
         policies: Mapping[str, PolicyFactory] = POLICIES,
         group: str = GROUP,
         now_ns: Callable[[], int] = time.monotonic_ns,
+        token: Callable[[], str] = lambda: "",
     ) -> None:
+        self._token = token
         self._log, self._hub, self._policies, self._group, self._now_ns = log, hub, policies, group, now_ns
-        self._leases = LeaseKeeper(hub, HOLDER)
+        self._leases = LeaseKeeper(hub, HOLDER, token=token)
         self._jobs: dict[str, Job] = {}
         self._orphans: OrderedDict[str, tuple[Holds, list[Evidence]]] = OrderedDict()
         self._settled: OrderedDict[str, None] = OrderedDict()  # acquisitions that need no look
@@ -235,6 +237,7 @@ class PolicyRunner:
                 del job.pending[0]
                 continue
             command = job.command(suggestion, lease)
+            command.token = self._token()
             try:
                 self._hub.submit(command, job.sink)
             except HubClosed:

@@ -10,6 +10,7 @@ from typing import NoReturn, Protocol, TypeVar
 
 import grpc
 
+from nextem.steering.access import INSTRUMENT_KEY, Access, AccessInterceptor
 from nextem.steering.errors import (
     BadRequest,
     EdgeBusy,
@@ -25,11 +26,10 @@ from nextem.steering.hub import Hub
 from nextem.steering.mailbox import Mailbox, MailboxClosed
 from nextem.steering.session import EdgeSession
 from nextem.v1 import control_pb2, control_pb2_grpc
+from nextem.wire.key_folder import STEERING, KeyFolder
+from nextem.wire.tls import Party, check_plaintext, server_credentials
 
 logger = logging.getLogger(__name__)
-
-INSTRUMENT_KEY = "nextem-instrument"
-"""Metadata of RequestLease: which instrument, where several are attached."""
 
 LEASE_TIMEOUT_S = 5.0
 FETCH_TIMEOUT_S = 600.0
@@ -145,7 +145,7 @@ class SteeringServicer(control_pb2_grpc.SteeringServicer):
     def RequestLease(
         self, request: control_pb2.LeaseRequest, context: grpc.ServicerContext
     ) -> control_pb2.Lease:
-        instrument = dict(context.invocation_metadata()).get(INSTRUMENT_KEY, "")
+        instrument = request.instrument or dict(context.invocation_metadata()).get(INSTRUMENT_KEY, "")
         left_s = context.time_remaining()
         timeout_s = LEASE_TIMEOUT_S if left_s is None else min(left_s, LEASE_TIMEOUT_S)
         try:
@@ -188,20 +188,36 @@ class SteeringServicer(control_pb2_grpc.SteeringServicer):
 
 
 class SteeringServer:
-    """Serves a hub on ``host:port``; ``streams`` calls at once, one more is refused (RESOURCE_EXHAUSTED)."""
+    """Serves a hub on ``host:port``; ``streams`` calls at once, one more is refused (RESOURCE_EXHAUSTED).
 
-    def __init__(self, hub: Hub, host: str, port: int, streams: int = 64) -> None:
+    With ``keys`` every caller must show a certificate, and who it is (:mod:`nextem.steering.access`).
+    Without, only loopback is served, in plain text.
+    """
+
+    def __init__(
+        self, hub: Hub, host: str, port: int, streams: int = 64, keys: KeyFolder | None = None
+    ) -> None:
+        """Raises :class:`nextem.wire.tls.TlsError` and :class:`nextem.wire.tokens.KeySetUnreadable`."""
+        if keys is None:
+            check_plaintext(host, "to serve")
         self._hub, self._host, self._port = hub, host, port
+        self._credentials = None if keys is None else server_credentials(Party(keys, STEERING))
+        interceptors: list[grpc.ServerInterceptor] = [] if keys is None else [AccessInterceptor(Access(keys))]
         self._servicer = SteeringServicer(hub)
         self._pool = ThreadPoolExecutor(streams, thread_name_prefix="steering")
-        self._server = grpc.server(self._pool, options=OPTIONS, maximum_concurrent_rpcs=streams)
+        self._server = grpc.server(
+            self._pool, interceptors=interceptors, options=OPTIONS, maximum_concurrent_rpcs=streams
+        )
         control_pb2_grpc.add_SteeringServicer_to_server(self._servicer, self._server)
 
     def start(self) -> int:
         """Returns the port. Raises :class:`OSError` when the address cannot be bound."""
         address = f"{self._host}:{self._port}"
         try:
-            port = self._server.add_insecure_port(address)
+            if self._credentials is None:
+                port = self._server.add_insecure_port(address)
+            else:
+                port = self._server.add_secure_port(address, self._credentials)
         except RuntimeError as error:
             raise OSError(f"steering cannot listen on {address}: {error}") from error
         self._server.start()

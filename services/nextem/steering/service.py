@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from nextem.steering.hub import Hub
 from nextem.steering.runner import PolicyRunner
 from nextem.steering.server import SteeringServer
+from nextem.wire.key_folder import POLICY, KeyFolder, read_token
 from nextem.wire.log import open_log
 from nextem.wire.threads import short_turns
 
@@ -25,7 +26,7 @@ class SteeringOptions:
 
     ``log``: address for :func:`nextem.wire.log.open_log`, not opened without policies. ``port`` 0: any free
     one. ``streams``: how many calls may be open at once; each attached edge, watcher and waiting submitter is
-    one.
+    one. ``keys``: certificates, key set and the policies' token; without, only loopback is served.
     """
 
     log: str
@@ -33,6 +34,12 @@ class SteeringOptions:
     port: int = 0
     policies: bool = True
     streams: int = 64
+    keys: KeyFolder | None = None
+
+
+def _policy_token(keys: KeyFolder | None) -> Callable[[], str]:
+    """Reads the token anew for each request, so that it can be renewed; empty where there is none."""
+    return (lambda: "") if keys is None else (lambda: read_token(keys.token(POLICY)))
 
 
 def run_steering(
@@ -40,19 +47,19 @@ def run_steering(
 ) -> None:
     """Serves until ``stop`` is set; ``ready`` gets the port once edges, people and policies can work.
 
-    Raises :class:`OSError` when the port is taken and :class:`nextem.wire.log.LogError` when the log fails
-    for good.
+    Raises :class:`OSError` when the port is taken, :class:`nextem.wire.log.LogError` when the log fails for
+    good, :class:`nextem.wire.tls.TlsError` and :class:`nextem.wire.tokens.KeySetUnreadable`.
     """
     with ExitStack() as closing:
         closing.enter_context(short_turns())
         hub = Hub()
-        server = SteeringServer(hub, options.host, options.port, options.streams)
+        server = SteeringServer(hub, options.host, options.port, options.streams, options.keys)
         closing.callback(server.close)
         runner: PolicyRunner | None = None
         if options.policies:
             log = open_log(options.log)
             closing.callback(log.close)
-            runner = PolicyRunner(log, hub)
+            runner = PolicyRunner(log, hub, token=_policy_token(options.keys))
             closing.callback(runner.close)
             runner.start()
         port = server.start()

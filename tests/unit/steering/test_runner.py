@@ -97,7 +97,7 @@ def test_a_survey_becomes_commands(runner, hub, fake_edge, writer, surveys) -> N
         assert command.acquire.scan.size_y == 32
         assert command.cause.acquisition_id == surveys.acquisition_id
         assert command.not_after_ns > 0
-    assert edge.leases[0].holder == "policies"
+    assert edge.leases[0].holder == "policy"
     edge.wait(lambda: edge.leases[-1].ttl_ms == 100)  # nothing to steer: given back
 
 

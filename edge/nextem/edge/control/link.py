@@ -23,6 +23,8 @@ import grpc
 from nextem.edge.control.journal import FINAL
 from nextem.v1.control_pb2 import EdgeHello, EdgeMessage, Heartbeat, Outcome, SteeringMessage
 from nextem.v1.control_pb2_grpc import SteeringStub
+from nextem.wire.files import FileStamp
+from nextem.wire.tls import Party, TlsError, check_plaintext, open_channel
 
 logger = logging.getLogger(__name__)
 
@@ -112,9 +114,19 @@ class _Session:
 class Link:
     """Keeps one stream to the service. :meth:`send` may be called from any thread."""
 
-    def __init__(self, address: str, calls: LinkCalls, times: LinkTimes | None = None) -> None:
-        """``address`` is "host:port"; nothing is dialled before :meth:`start`."""
+    def __init__(
+        self, address: str, calls: LinkCalls, times: LinkTimes | None = None, party: Party | None = None
+    ) -> None:
+        """``address`` is "host:port"; nothing is dialled before :meth:`start`.
+
+        ``party`` shows its certificate, as it is at each dial, and again at once when it has been replaced.
+        Without it the address must be loopback, else this raises :class:`nextem.wire.tls.PlaintextRefused`.
+        """
+        if party is None:
+            check_plaintext(address, "the steering service at")
         self._address, self._calls, self._times = address, calls, times or LinkTimes()
+        self._party = party
+        self._shown: tuple[FileStamp, ...] = ()
         self._closing = threading.Event()
         self._beat = threading.Event()
         self._lock = threading.Lock()  # over the two below
@@ -157,6 +169,8 @@ class Link:
             heard = False
             try:
                 heard = self._connect()
+            except TlsError as error:
+                logger.error("no link to steering at %s: %s", self._address, error)
             except Exception:
                 # Without this thread nobody can stop the instrument from afar.
                 logger.exception("the link to steering failed")
@@ -170,7 +184,8 @@ class Link:
         """One connection from dial to end. Returns whether the service said anything."""
         heard = False
         session = _Session()
-        with grpc.insecure_channel(self._address, options=_CHANNEL_OPTIONS) as channel:
+        self._shown = self._certificate()
+        with open_channel(self._address, self._party, _CHANNEL_OPTIONS) as channel:
             session.put(EdgeMessage(hello=self._calls.hello()))
             call = SteeringStub(channel).Attach(iter(session))
             with self._lock:
@@ -229,6 +244,13 @@ class Link:
             if last_s is not None and time.monotonic() - last_s > self._times.silence_s:
                 logger.warning("steering at %s is silent for %.1f s", self._address, self._times.silence_s)
                 self._hang_up(session)
+            elif self._certificate() != self._shown:
+                logger.info("the certificate has been replaced: dialling steering again")
+                self._hang_up(session)
+
+    def _certificate(self) -> tuple[FileStamp, ...]:
+        """What tells one certificate from its replacement."""
+        return () if self._party is None else self._party.stamps()
 
     def _hang_up(self, session: _Session) -> None:
         with self._lock:
