@@ -13,6 +13,7 @@ from nextem.edge.control.agent import ControlAgent, ControlOptions
 from nextem.edge.control.driver import DriverError, DriverRefused
 from nextem.edge.control.limits import Limits, default_limits
 from nextem.edge.control.link import LinkCalls, LinkTimes
+from nextem.edge.control.modes import RoleOf, claimed_role
 from nextem.v1.acquisition_pb2 import (
     FINISH_REASON_COMPLETE,
     FINISH_REASON_STOPPED,
@@ -30,6 +31,7 @@ from nextem.v1.control_pb2 import (
     InstrumentState,
     Lease,
     LeaseRequest,
+    Mode,
     Optics,
     Outcome,
     Stage,
@@ -90,7 +92,9 @@ class FakeDriver:
         return state
 
     def move_stage(self, command_epoch: int, to: Stage) -> InstrumentState:
-        return self._do("move_stage", command_epoch)
+        self._do("move_stage", command_epoch)
+        self.state.stage.CopyFrom(to)
+        return self.get_state()
 
     def set_optics(self, command_epoch: int, to: Optics) -> InstrumentState:
         self._do("set_optics", command_epoch)
@@ -242,6 +246,8 @@ class Rig:
     limits: Limits | Path = field(default_factory=default_limits)
     margin_s: float = WAIT_S
     clock: HandClock = field(default_factory=HandClock)
+    mode: Mode | None = None
+    role_of: RoleOf = claimed_role
     closed: bool = False
 
     def __post_init__(self) -> None:
@@ -257,9 +263,16 @@ class Rig:
             journal_path=self.folder / "journal.db",
             limits=self.limits,
             margin_s=self.margin_s,
+            mode=self.mode,
         )
         self.agent = ControlAgent(
-            options, self.driver, self.acquisitions, self.clock, self.log, make_link=self._make_link
+            options,
+            self.driver,
+            self.acquisitions,
+            self.clock,
+            self.log,
+            make_link=self._make_link,
+            role_of=self.role_of,
         )
         self.agent.start()
         self.lease = Lease()

@@ -24,6 +24,8 @@ from nextem.edge.control.journal import DONE, FAILED, REJECTED, Journal, Journal
 from nextem.edge.control.lease import Leases
 from nextem.edge.control.limits import Limits, LimitsUnreadable, Refusal, load_limits
 from nextem.edge.control.link import Link, LinkCalls, LinkTimes
+from nextem.edge.control.modes import Modes, RoleOf, claimed_role
+from nextem.edge.control.people import People
 from nextem.edge.control.runner import Acquisitions
 from nextem.edge.control.safe_state import LostHolders
 from nextem.edge.control.worker import Periodic, Worker
@@ -34,6 +36,8 @@ from nextem.v1.control_pb2 import (
     EdgeMessage,
     Heartbeat,
     LeaseRequest,
+    Mode,
+    ModeChange,
     Outcome,
     SteeringMessage,
     Stop,
@@ -65,6 +69,7 @@ class ControlOptions:
     journal_path: Path
     limits: Limits | Path
     margin_s: float = 15.0
+    mode: Mode | None = None  # None: as the journal has it, automatic in a new one
     lost_after_s: float = 6.0
     link: LinkTimes = field(default_factory=LinkTimes)
 
@@ -98,6 +103,7 @@ class ControlAgent:
         *,
         make_link: MakeLink = Link,
         fetch_raw: FetchRaw = without_ring,
+        role_of: RoleOf = claimed_role,
     ) -> None:
         """Opens the journal and reads the limits; :meth:`close` must follow.
 
@@ -111,6 +117,7 @@ class ControlAgent:
         self._leases = Leases(clock, self._journal.next_lease_epoch)
         self._driver_lock = threading.Lock()
         self._audit = AuditTrail(log, audit_path(options.journal_path), options.instrument, clock)
+        self._modes = Modes(self._journal)
         parts = Parts(
             instrument=options.instrument,
             driver=driver,
@@ -118,6 +125,7 @@ class ControlAgent:
             journal=self._journal,
             leases=self._leases,
             limits=self._limits,
+            modes=self._modes,
             clock=clock,
             emit=self._emit,
         )
@@ -125,6 +133,15 @@ class ControlAgent:
         self._runner = self._handler.runner
         self._commands = Worker("control-commands", self._handler.handle, at_most=_MOST_COMMANDS)
         self._desk: Worker[Callable[[], None]] = Worker("control-desk", lambda task: task())
+        self._people = People(
+            self._modes,
+            self._handler,
+            self._audit,
+            clock,
+            role_of=role_of,
+            run=self._commands.put,
+            send=lambda message: self._link.send(message),
+        )
         lost = LostHolders(
             clock,
             self._leases,
@@ -147,6 +164,9 @@ class ControlAgent:
         """
         for part in (self._audit, self._desk, self._runner, self._commands, self._watch, self._link):
             part.start()
+        self._handler.proposals.start()
+        if self._options.mode is not None and self._options.mode != self._modes.current:
+            self.set_mode(self._options.mode, "set at the start")
         logger.info("control of %s, boot %s", self._options.instrument, self._clock.boot_id)
 
     def stop(self, reason: str) -> Outcome:
@@ -162,12 +182,17 @@ class ControlAgent:
         command.stop.CopyFrom(Stop(reason=reason, safe_state=True))
         return self._stop(command)
 
+    def set_mode(self, mode: Mode, reason: str) -> ModeChange:
+        """Changes the mode from this machine, whatever the role of whoever does; link or no link."""
+        return self._people.console(mode, reason)
+
     def close(self) -> None:
         """Refuses what comes, stops what runs, tells the last outcomes, ends every thread."""
         self._closing.set()
         self._watch.close()
         self._halt("the edge is closing", driver_too=self._runner.pending > 0)
         self._commands.close()
+        self._handler.proposals.close()
         self._runner.close()
         self._desk.close()
         self._link.close()
@@ -189,6 +214,10 @@ class ControlAgent:
                 self._admit(command)
         elif message.HasField("lease_request"):
             self._desk.put(partial(self._lease, message.lease_request))
+        elif message.HasField("set_mode"):
+            self._desk.put(partial(self._people.set_mode, message.set_mode))
+        elif message.HasField("verdict"):
+            self._desk.put(partial(self._people.decide, message.verdict))
         elif message.HasField("fetch_raw"):
             self._fetch_raw(message.fetch_raw, lambda reply: self._link.send(EdgeMessage(raw=reply)))
 
@@ -276,6 +305,7 @@ class ControlAgent:
         return error
 
     def _record_stop(self, command: Command, outcome: Outcome) -> None:
+        self._handler.proposals.drop(lambda proposal: self._runner.stopped(proposal.generation))
         try:
             if self._journal.lookup(command.command_id) is None:
                 ended_ns = self._clock.now_ns()
@@ -302,7 +332,7 @@ class ControlAgent:
         )
 
     def _heartbeat(self) -> Heartbeat:
-        heartbeat = Heartbeat(dose_used_e=self._journal.dose_used_e)
+        heartbeat = Heartbeat(dose_used_e=self._journal.dose_used_e, mode=self._modes.current)
         if isinstance(self._limits, Limits):
             heartbeat.dose_budget_e = self._limits.dose_budget_e
         try:
@@ -317,7 +347,7 @@ class ControlAgent:
 
     def _undelivered(self) -> list[Outcome]:
         try:
-            return self._journal.undelivered()
+            return [*self._journal.undelivered(), *self._handler.proposals.outcomes()]
         except JournalError as error:
             logger.error("no outcomes can be sent again: %s", error)
             return []

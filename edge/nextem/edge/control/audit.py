@@ -62,7 +62,9 @@ class AuditTrail:
         self._thread.start()
 
     def command(self, command: Command) -> None:
-        self._put(command.command_id, SteeringEvent(command=command))
+        event = SteeringEvent(command=command)
+        event.command.ClearField("token")  # whoever reads it could speak for the issuer
+        self._put(command.command_id, event)
 
     def outcome(self, outcome: Outcome) -> None:
         self._put(outcome.command_id, SteeringEvent(outcome=outcome))

@@ -11,11 +11,14 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from nextem.edge.control.driver import Driver, DriverError
-from nextem.edge.control.journal import DONE, FAILED, REJECTED, Journal, JournalError
+from nextem.edge.control.journal import DONE, FAILED, PROPOSED, REJECTED, Journal, JournalError
 from nextem.edge.control.lease import SCAN, SCOPE_OF_ACTION, STAGE, Leases
 from nextem.edge.control.limits import Limits, LimitsUnreadable, Refusal
+from nextem.edge.control.modes import APPROVE, Modes
+from nextem.edge.control.proposals import Proposal, Proposals, effect
 from nextem.edge.control.runner import Acquisitions, Ended, Job, Runner
-from nextem.edge.control.validate import Context, check, check_deadline
+from nextem.edge.control.undo import resolved
+from nextem.edge.control.validate import MAX_ID_LENGTH, Context, check, check_deadline
 from nextem.v1.control_pb2 import Command, CommandState, InstrumentState, LeaseScope, Outcome
 from nextem.wire.clock import Clock
 from nextem.wire.ids import uuid7
@@ -31,6 +34,7 @@ class Received(NamedTuple):
     command: Command
     received_ns: int
     generation: int
+    approved: bool = False  # by a person: it was a proposal before
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,7 @@ class Parts:
     journal: Journal
     leases: Leases
     limits: Limits | LimitsUnreadable
+    modes: Modes
     clock: Clock
     emit: Callable[[Outcome], None]
 
@@ -54,6 +59,7 @@ class CommandHandler:
         """Makes the runner as well; whoever owns this starts and closes it."""
         self._parts = parts
         self._recent_ns: deque[int] = deque()
+        self.proposals = Proposals(parts.clock, self.end_proposal)
         self.runner = Runner(
             parts.driver,
             acquisitions,
@@ -89,28 +95,69 @@ class CommandHandler:
 
     def _handle(self, received: Received, outcome: Outcome) -> None:
         parts, command = self._parts, received.command
+        original = command
         content = digest(command)
-        if (entry := parts.journal.lookup(command.command_id)) is not None:
+        waiting = None if received.approved else self.proposals.entry(command.command_id)
+        if (entry := parts.journal.lookup(command.command_id) or waiting) is not None:
             if entry.digest == content:
                 parts.emit(entry.outcome)
             else:
                 detail = f"id {command.command_id} was used for {entry.digest.hex()}, this is {content.hex()}"
                 parts.emit(with_state(outcome, REJECTED, Refusal("digest", detail)))
             return
+        if isinstance(concrete := resolved(command, parts.journal), Refusal):
+            self._reject(outcome, content, concrete)
+            return
+        received, command = received._replace(command=concrete), concrete
+        outcome.action = command.WhichOneof("action") or ""
         context = self._context(received)
         refusal, dose_e = check(command, context)
         if refusal := self.runner.stopped(received.generation) or refusal:
-            rejected = with_state(outcome, REJECTED, refusal)
-            if refusal.rule != "command_id":  # such an id cannot stand in the journal
-                parts.journal.reject(rejected, content, parts.clock.now_ns())
-            parts.emit(rejected)
+            self._reject(outcome, content, refusal)
             return
         assert isinstance(context.state, InstrumentState)
+        if context.mode == APPROVE and not received.approved:
+            self._propose(original, content, received, outcome, context.state, dose_e)
+            return
+        outcome.state_before.CopyFrom(context.state)
+        outcome.state_before.ClearField("defined_scans")  # as many as may wait, and nobody asks for them
         if command.HasField("acquire"):
             outcome.acquisition_id = uuid7()
         epoch_above = context.state.command_epoch
         started = parts.journal.start(outcome, content, context.now_ns, dose_e, epoch_above=epoch_above)
         self._act(received, started)
+
+    def _reject(self, outcome: Outcome, content: bytes, refusal: Refusal) -> None:
+        rejected = with_state(outcome, REJECTED, refusal)
+        if 0 < len(outcome.command_id) <= MAX_ID_LENGTH:  # another cannot stand in the journal
+            self._parts.journal.reject(rejected, content, self._parts.clock.now_ns())
+        self._parts.emit(rejected)
+
+    def _propose(
+        self,
+        command: Command,
+        content: bytes,
+        received: Received,
+        outcome: Outcome,
+        state: InstrumentState,
+        dose_e: float,
+    ) -> None:
+        """Lets a command wait for a person. ``received`` has what it comes to, if it is an undo."""
+        words = [effect(received.command, state, dose_e), f"asked by {command.issuer}", command.cause.reason]
+        proposed = with_state(outcome, PROPOSED, Refusal("", "; ".join(filter(None, words))))
+        refusal = self.proposals.put(Proposal(command, content, proposed, received.generation))
+        if refusal is None:
+            self._parts.emit(proposed)
+        else:
+            self._reject(outcome, content, refusal)
+
+    def end_proposal(self, proposal: Proposal, refusal: Refusal) -> None:
+        """A command that waited for a person and is not run."""
+        try:
+            self._reject(proposal.outcome, proposal.digest, refusal)
+        except JournalError as error:
+            logger.error("command %s: its end is not in the journal: %s", proposal.command.command_id, error)
+            self._parts.emit(with_state(proposal.outcome, REJECTED, refusal))
 
     def _context(self, received: Received) -> Context:
         parts = self._parts
@@ -120,8 +167,9 @@ class CommandHandler:
         except DriverError as error:
             state = Refusal(error.rule, f"the instrument's state cannot be read: {error}")
         now_ns = parts.clock.now_ns()  # after the driver's answer, which may have taken its time
-        self._recent_ns.append(received.received_ns)
-        while self._recent_ns[0] < now_ns - _MINUTE_NS and len(self._recent_ns) > 1:
+        if not received.approved:  # it was counted when it came
+            self._recent_ns.append(received.received_ns)
+        while self._recent_ns and self._recent_ns[0] < now_ns - _MINUTE_NS:
             self._recent_ns.popleft()
         return Context(
             instrument=parts.instrument,
@@ -133,6 +181,7 @@ class CommandHandler:
             dose_used_e=parts.journal.dose_used_e,
             acquisitions=self.runner.pending,
             recent_commands=len(self._recent_ns),
+            mode=parts.modes.current,
         )
 
     # ---- at the driver, journalled as STARTED -----------------------------------------------------
@@ -170,14 +219,16 @@ class CommandHandler:
         driver, epoch = self._parts.driver, outcome.command_epoch
         match command.WhichOneof("action"):
             case "move_stage":
-                driver.move_stage(epoch, command.move_stage)
+                after = driver.move_stage(epoch, command.move_stage)
             case "set_optics":
-                driver.set_optics(epoch, command.set_optics)
+                after = driver.set_optics(epoch, command.set_optics)
             case "acquire":
                 plan = command.acquire
-                driver.define_scan(epoch, outcome.acquisition_id, plan.scan, plan.dose_e_per_frame)
+                after = driver.define_scan(epoch, outcome.acquisition_id, plan.scan, plan.dose_e_per_frame)
             case action:
                 raise ValueError(f"no driver call for {action}")
+        outcome.state_after.CopyFrom(after)
+        outcome.state_after.ClearField("defined_scans")
 
     def _queue(self, received: Received, outcome: Outcome) -> None:
         command = received.command

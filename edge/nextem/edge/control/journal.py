@@ -23,6 +23,7 @@ DONE = pb.COMMAND_STATE_DONE
 FAILED = pb.COMMAND_STATE_FAILED
 REJECTED = pb.COMMAND_STATE_REJECTED
 UNKNOWN = pb.COMMAND_STATE_UNKNOWN
+PROPOSED = pb.COMMAND_STATE_PROPOSED  # waits in memory, not here
 
 TRANSITIONS: Mapping[CommandState | None, frozenset[CommandState]] = {
     None: frozenset({RECEIVED}),
@@ -199,6 +200,21 @@ class Journal:
         """A lease epoch larger than any before, durable on return."""
         with self._transaction() as cursor:
             return _count(cursor, "lease_epoch")
+
+    @property
+    def mode(self) -> int:
+        """The mode recorded last; 0 when none was."""
+        with self._errors(), self._lock:
+            row = self._connection().execute("SELECT value FROM counters WHERE name = 'mode'").fetchone()
+        return row[0] if row else 0
+
+    def record_mode(self, mode: int) -> None:
+        """Durable on return."""
+        query = (
+            "INSERT INTO counters VALUES ('mode', ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
+        )
+        with self._transaction() as cursor:
+            cursor.execute(query, (mode,))
 
     def undelivered(self, at_most: int = 1000) -> list[pb.Outcome]:
         """Newest outcomes that the steering service has not confirmed, oldest first."""

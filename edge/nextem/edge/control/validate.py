@@ -19,6 +19,7 @@ from nextem.edge.control.limits import (
     check_optics,
     check_scan,
 )
+from nextem.v1 import control_pb2 as pb
 from nextem.v1.control_pb2 import Command, InstrumentState
 
 MAX_ID_LENGTH = 128
@@ -44,6 +45,7 @@ class Context:
     dose_used_e: float
     acquisitions: int
     recent_commands: int
+    mode: pb.Mode = pb.MODE_AUTOMATIC
 
 
 class Verdict(NamedTuple):
@@ -91,6 +93,18 @@ def _form(command: Command, context: Context) -> Refusal | None:
         return Refusal(
             "plan.schema_version", f"{command.acquire.schema_version} is not {PLAN_SCHEMA_VERSION}"
         )
+    return None
+
+
+def _observe(command: Command, context: Context) -> Refusal | None:
+    if context.mode == pb.MODE_OBSERVE:
+        return Refusal("mode", "observe: every command but stop is refused")
+    return None
+
+
+def _advise(command: Command, context: Context) -> Refusal | None:
+    if context.mode == pb.MODE_ADVISE:
+        return Refusal("mode", "advise: it passed every check, and commands are shown, not run")
     return None
 
 
@@ -193,6 +207,7 @@ def _instrument_free(command: Command, context: Context) -> Refusal | None:
 
 RULES: tuple[Callable[[Command, Context], Refusal | None], ...] = (
     _form,
+    _observe,
     _boot_id,
     _deadline,
     _lease,
@@ -204,4 +219,5 @@ RULES: tuple[Callable[[Command, Context], Refusal | None], ...] = (
     _queue,
     _beam,
     _instrument_free,
+    _advise,
 )
