@@ -28,6 +28,7 @@ FINAL_STATES = frozenset(
         control_pb2.COMMAND_STATE_FAILED,
         control_pb2.COMMAND_STATE_REJECTED,
         control_pb2.COMMAND_STATE_UNKNOWN,
+        control_pb2.COMMAND_STATE_VALIDATED,  # a dry run
     }
 )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -11,14 +12,21 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from nextem.edge.control.driver import Driver, DriverError
-from nextem.edge.control.journal import DONE, FAILED, PROPOSED, REJECTED, Journal, JournalError
+from nextem.edge.control.journal import DONE, FAILED, PROPOSED, REJECTED, VALIDATED, Journal, JournalError
 from nextem.edge.control.lease import SCAN, SCOPE_OF_ACTION, STAGE, Leases
 from nextem.edge.control.limits import Limits, LimitsUnreadable, Refusal
 from nextem.edge.control.modes import APPROVE, Modes
 from nextem.edge.control.proposals import Proposal, Proposals, effect
 from nextem.edge.control.runner import Acquisitions, Ended, Job, Runner
 from nextem.edge.control.undo import resolved
-from nextem.edge.control.validate import MAX_ID_LENGTH, Context, check, check_deadline
+from nextem.edge.control.validate import (
+    MAX_ID_LENGTH,
+    Context,
+    check,
+    check_deadline,
+    planned_dose_e,
+    planned_s,
+)
 from nextem.v1.control_pb2 import Command, CommandState, InstrumentState, LeaseScope, Outcome
 from nextem.wire.clock import Clock
 from nextem.wire.ids import uuid7
@@ -106,12 +114,20 @@ class CommandHandler:
                 parts.emit(with_state(outcome, REJECTED, Refusal("digest", detail)))
             return
         if isinstance(concrete := resolved(command, parts.journal), Refusal):
-            self._reject(outcome, content, concrete)
+            if command.validate_only:
+                parts.emit(with_state(outcome, REJECTED, concrete))
+            else:
+                self._reject(outcome, content, concrete)
             return
         received, command = received._replace(command=concrete), concrete
         outcome.action = command.WhichOneof("action") or ""
         context = self._context(received)
         refusal, dose_e = check(command, context)
+        outcome.predicted_dose_e, outcome.predicted_s = planned_dose_e(command), planned_s(command)
+        if command.validate_only:  # touches nothing, the journal neither: the same id may be meant later
+            refusal = self.runner.stopped(received.generation) or refusal
+            parts.emit(with_state(outcome, REJECTED if refusal else VALIDATED, refusal))
+            return
         if refusal := self.runner.stopped(received.generation) or refusal:
             self._reject(outcome, content, refusal)
             return
@@ -167,7 +183,7 @@ class CommandHandler:
         except DriverError as error:
             state = Refusal(error.rule, f"the instrument's state cannot be read: {error}")
         now_ns = parts.clock.now_ns()  # after the driver's answer, which may have taken its time
-        if not received.approved:  # it was counted when it came
+        if not (received.approved or received.command.validate_only):  # counted when it came, or not at all
             self._recent_ns.append(received.received_ns)
         while self._recent_ns and self._recent_ns[0] < now_ns - _MINUTE_NS:
             self._recent_ns.popleft()
@@ -180,7 +196,7 @@ class CommandHandler:
             limits=parts.limits,
             dose_used_e=parts.journal.dose_used_e,
             acquisitions=self.runner.pending,
-            recent_commands=len(self._recent_ns),
+            recent_commands=len(self._recent_ns) + received.command.validate_only,
             mode=parts.modes.current,
         )
 
@@ -188,6 +204,7 @@ class CommandHandler:
 
     def _act(self, received: Received, outcome: Outcome) -> None:
         parts, command = self._parts, received.command
+        began_ns = 0
         try:
             with parts.driver_lock:
                 # The disk, or a start before us, may have taken its time: late is late, stopped is stopped,
@@ -198,6 +215,7 @@ class CommandHandler:
                     or parts.leases.may_start(command.lease_id, command.lease_epoch, _scope(command))
                 )
                 if refusal is None:
+                    began_ns = parts.clock.now_ns()
                     self._call(command, outcome)
                     outcome.at_driver_ns = parts.clock.now_ns()
         except DriverError as error:
@@ -212,8 +230,11 @@ class CommandHandler:
         outcome.loop_latency_ms = loop_latency_ms(command, outcome.at_driver_ns, parts.clock.boot_id)
         if command.HasField("acquire"):
             self._queue(received, outcome)
-        else:
-            self._finish(with_state(outcome, DONE, None))
+            return
+        took_ms = (outcome.at_driver_ns - began_ns) / 1e6
+        late = command.max_duration_ms and took_ms > command.max_duration_ms
+        refusal = Refusal("max_duration", f"it took {took_ms:.6g} ms > {command.max_duration_ms} ms")
+        self._finish(with_state(outcome, FAILED, refusal) if late else with_state(outcome, DONE, None))
 
     def _call(self, command: Command, outcome: Outcome) -> None:
         driver, epoch = self._parts.driver, outcome.command_epoch
@@ -233,7 +254,14 @@ class CommandHandler:
     def _queue(self, received: Received, outcome: Outcome) -> None:
         command = received.command
         self._parts.emit(outcome)
-        job = Job(outcome, command.acquire, command.lease_id, command.lease_epoch, received.generation)
+        job = Job(
+            outcome,
+            command.acquire,
+            command.lease_id,
+            command.lease_epoch,
+            received.generation,
+            max_s=command.max_duration_ms / 1e3 or math.inf,
+        )
         self.runner.put(job)
         try:
             self._parts.journal.amend(outcome)

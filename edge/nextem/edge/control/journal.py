@@ -18,6 +18,7 @@ from nextem.v1 import control_pb2 as pb
 from nextem.v1.control_pb2 import CommandState
 
 RECEIVED = pb.COMMAND_STATE_RECEIVED
+VALIDATED = pb.COMMAND_STATE_VALIDATED
 STARTED = pb.COMMAND_STATE_STARTED
 DONE = pb.COMMAND_STATE_DONE
 FAILED = pb.COMMAND_STATE_FAILED
@@ -27,7 +28,8 @@ PROPOSED = pb.COMMAND_STATE_PROPOSED  # waits in memory, not here
 
 TRANSITIONS: Mapping[CommandState | None, frozenset[CommandState]] = {
     None: frozenset({RECEIVED}),
-    RECEIVED: frozenset({STARTED, REJECTED}),
+    RECEIVED: frozenset({VALIDATED, REJECTED}),
+    VALIDATED: frozenset({STARTED}),
     STARTED: frozenset({DONE, FAILED, UNKNOWN}),
     DONE: frozenset(),
     FAILED: frozenset(),
@@ -141,17 +143,16 @@ class Journal:
     def start(
         self, outcome: pb.Outcome, digest: bytes, started_ns: int, dose_e: float, *, epoch_above: int = 0
     ) -> pb.Outcome:
-        """RECEIVED and STARTED at once, the dose reserved and a new command epoch taken: one sync to disk.
+        """RECEIVED, VALIDATED, STARTED at once, dose reserved, a new command epoch taken: one sync to disk.
 
         The epoch is also above ``epoch_above``, the instrument's own, which a new journal cannot know.
         Returns the outcome as recorded: STARTED, with its command epoch.
         """
-        started = pb.Outcome()
-        started.CopyFrom(outcome)
-        started.state = STARTED
+        started = _with_state(outcome, STARTED)
         with self._transaction() as cursor:
             started.command_epoch = _count(cursor, "command_epoch", above=epoch_above)
             self._insert(cursor, started, digest, dose_e)
+            _advance(cursor, _with_state(started, VALIDATED))
             _advance(cursor, started, started_ns=started_ns)
         with self._totals:
             self._command_epoch = max(self._command_epoch, started.command_epoch)
@@ -172,14 +173,12 @@ class Journal:
 
     def record_stop(self, outcome: pb.Outcome, digest: bytes, started_ns: int, ended_ns: int) -> None:
         """The whole life of a stop, afterwards: stop is the one command that does not wait for the disk."""
-        started = pb.Outcome()
-        started.CopyFrom(outcome)
-        started.state = STARTED
         with self._transaction() as cursor:
             query = "UPDATE counters SET value = max(value, ?) WHERE name = 'command_epoch'"
             cursor.execute(query, (outcome.command_epoch,))
             self._insert(cursor, outcome, digest, 0.0)
-            _advance(cursor, started, started_ns=started_ns)
+            _advance(cursor, _with_state(outcome, VALIDATED))
+            _advance(cursor, _with_state(outcome, STARTED), started_ns=started_ns)
             _advance(cursor, outcome, ended_ns=ended_ns)
         with self._totals:
             self._command_epoch = max(self._command_epoch, outcome.command_epoch)
@@ -278,6 +277,13 @@ class Journal:
             " VALUES (?, ?, ?, ?, ?, ?, ?)",
             (outcome.command_id, digest, RECEIVED, self._boot_id, outcome.received_ns, dose_e, b""),
         )
+
+
+def _with_state(outcome: pb.Outcome, state: CommandState) -> pb.Outcome:
+    changed = pb.Outcome()
+    changed.CopyFrom(outcome)
+    changed.state = state
+    return changed
 
 
 _FINAL_SQL = ", ".join(str(int(state)) for state in sorted(FINAL))

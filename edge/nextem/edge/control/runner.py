@@ -57,7 +57,8 @@ class Acquisitions(Protocol):
 class Job:
     """An accepted acquire: its scan is defined at the driver; ``outcome`` is what was told as STARTED.
 
-    ``generation`` is the runner's when the command came in: a stop since then ends it.
+    ``generation`` is the runner's when the command came in: a stop since then ends it. Once started it may
+    take ``max_s``.
     """
 
     outcome: Outcome
@@ -65,6 +66,7 @@ class Job:
     lease_id: str
     lease_epoch: int
     generation: int
+    max_s: float = math.inf
 
     @property
     def acquisition_id(self) -> str:
@@ -209,13 +211,18 @@ class Runner:
     def _follow(self, job: Job, handle: Acquisition) -> Ended:
         """Waits for the end: the planned time and a margin, then a margin more as long as frames come."""
         bound_s, seen = job.planned_s + self._margin_s, -1.0
-        while (finished := self._wait(job, handle, bound_s)) is None:
+        over_s = time.monotonic() + job.max_s
+        while (finished := self._wait(job, handle, min(bound_s, over_s - time.monotonic()))) is None:
             sent = self._frames_sent(job)
-            if self.stopped(job.generation) or sent <= seen:
-                detail = f"no end of the acquisition, and nothing moved for {self._margin_s:g} s"
-                self._stop_driver(detail)
-                finished = self._give_up(handle, detail)
-                return Ended(self.stopped(job.generation) or Refusal("time_out", detail), finished, ran=True)
+            late = time.monotonic() >= over_s
+            if late or self.stopped(job.generation) or sent <= seen:
+                silent = f"no end of the acquisition, and nothing moved for {self._margin_s:g} s"
+                refusal = Refusal("time_out", silent)
+                if late:
+                    refusal = Refusal("max_duration", f"no end after {job.max_s:g} s")
+                self._stop_driver(refusal.detail)
+                finished = self._give_up(handle, refusal.detail)
+                return Ended(self.stopped(job.generation) or refusal, finished, ran=True)
             bound_s, seen = self._margin_s, sent
         return Ended(self._verdict(job, finished), finished, ran=True)
 

@@ -61,6 +61,12 @@ def planned_dose_e(command: Command) -> float:
     return plan.scan.size_y * plan.scan.size_x * plan.dose_e_per_frame
 
 
+def planned_s(command: Command) -> float:
+    """Seconds that a command would take, where the edge can tell: those of every frame of an acquire."""
+    scan = command.acquire.scan
+    return scan.size_y * scan.size_x * scan.dwell_s
+
+
 def check(command: Command, context: Context) -> Verdict:
     """Applies :data:`RULES` in order. Pure: reads no clock, touches nothing."""
     for rule in RULES:
@@ -163,6 +169,13 @@ def _limits(command: Command, context: Context) -> Refusal | None:
             return check_scan(context.limits.scan, plan.scan, plan.dose_e_per_frame)
 
 
+def _duration(command: Command, context: Context) -> Refusal | None:
+    planned_ms = planned_s(command) * 1e3
+    if command.max_duration_ms and planned_ms > command.max_duration_ms:
+        return Refusal("max_duration", f"{planned_ms:.6g} ms planned > {command.max_duration_ms} ms")
+    return None
+
+
 def _dose_budget(command: Command, context: Context) -> Refusal | None:
     assert isinstance(context.limits, Limits)
     planned = planned_dose_e(command)
@@ -215,6 +228,7 @@ RULES: tuple[Callable[[Command, Context], Refusal | None], ...] = (
     _expected_state,
     _capability,
     _limits,
+    _duration,
     _dose_budget,
     _queue,
     _beam,
