@@ -13,7 +13,7 @@ from nextem.edge.control.agent import ControlAgent, ControlOptions
 from nextem.edge.control.driver import DriverError, DriverRefused
 from nextem.edge.control.limits import Limits, default_limits
 from nextem.edge.control.link import LinkCalls, LinkTimes
-from nextem.edge.control.modes import RoleOf, claimed_role
+from nextem.edge.control.modes import RoleOf
 from nextem.v1.acquisition_pb2 import (
     FINISH_REASON_COMPLETE,
     FINISH_REASON_STOPPED,
@@ -41,6 +41,7 @@ from nextem.v1.control_pb2 import (
 from nextem.v1.plan_pb2 import Plan, Scan
 from nextem.wire.ids import uuid7
 from nextem.wire.log import AUDIT, Consumer, Position, Record
+from nextem.wire.tokens import KeySet
 
 WAIT_S = 20.0
 DOSE_E = 2000.0  # of PLAN
@@ -247,7 +248,8 @@ class Rig:
     margin_s: float = WAIT_S
     clock: HandClock = field(default_factory=HandClock)
     mode: Mode | None = None
-    role_of: RoleOf = claimed_role
+    role_of: RoleOf | None = None
+    key_set: KeySet | None = None
     closed: bool = False
 
     def __post_init__(self) -> None:
@@ -263,6 +265,7 @@ class Rig:
             journal_path=self.folder / "journal.db",
             limits=self.limits,
             margin_s=self.margin_s,
+            key_set=self.key_set,
             mode=self.mode,
         )
         self.agent = ControlAgent(

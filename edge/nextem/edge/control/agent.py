@@ -20,11 +20,12 @@ from nextem.edge.control.audit import AuditTrail
 from nextem.edge.control.audit_file import audit_path
 from nextem.edge.control.commands import CommandHandler, Parts, Received, digest, loop_latency_ms, with_state
 from nextem.edge.control.driver import Driver, DriverError
+from nextem.edge.control.identity import Guard
 from nextem.edge.control.journal import DONE, FAILED, REJECTED, Journal, JournalError
 from nextem.edge.control.lease import Leases
 from nextem.edge.control.limits import Limits, LimitsUnreadable, Refusal, load_limits
 from nextem.edge.control.link import Link, LinkCalls, LinkTimes
-from nextem.edge.control.modes import Modes, RoleOf, claimed_role
+from nextem.edge.control.modes import Modes, RoleOf
 from nextem.edge.control.people import People
 from nextem.edge.control.runner import Acquisitions
 from nextem.edge.control.safe_state import LostHolders
@@ -46,6 +47,7 @@ from nextem.v1.control_pb2 import Lease as LeaseMessage
 from nextem.wire.clock import Clock
 from nextem.wire.ids import uuid7
 from nextem.wire.log import Log
+from nextem.wire.tokens import KeySet
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +74,7 @@ class ControlOptions:
     mode: Mode | None = None  # None: as the journal has it, automatic in a new one
     lost_after_s: float = 6.0
     link: LinkTimes = field(default_factory=LinkTimes)
+    key_set: KeySet | None = None  # by which tokens are checked; None: nobody is asked who they are
 
 
 class LinkLike(Protocol):
@@ -103,7 +106,7 @@ class ControlAgent:
         *,
         make_link: MakeLink = Link,
         fetch_raw: FetchRaw = without_ring,
-        role_of: RoleOf = claimed_role,
+        role_of: RoleOf | None = None,
     ) -> None:
         """Opens the journal and reads the limits; :meth:`close` must follow.
 
@@ -118,10 +121,12 @@ class ControlAgent:
         self._driver_lock = threading.Lock()
         self._audit = AuditTrail(log, audit_path(options.journal_path), options.instrument, clock)
         self._modes = Modes(self._journal)
+        self._guard = Guard(options.instrument, options.key_set)
         parts = Parts(
             instrument=options.instrument,
             driver=driver,
             driver_lock=self._driver_lock,
+            guard=self._guard,
             journal=self._journal,
             leases=self._leases,
             limits=self._limits,
@@ -138,7 +143,7 @@ class ControlAgent:
             self._handler,
             self._audit,
             clock,
-            role_of=role_of,
+            role_of=role_of or self._guard.role,
             run=self._commands.put,
             send=lambda message: self._link.send(message),
         )
@@ -204,14 +209,15 @@ class ControlAgent:
     def _receive(self, message: SteeringMessage) -> None:
         """On the link's thread: only a stop is worked on here."""
         if message.HasField("command"):
-            command = message.command
+            command, token = message.command, message.command.token
+            command.ClearField("token")  # whoever read it in a record could speak for the issuer
             if command.HasField("stop") and command.stop.safe_state:
                 self._halt(_reason(command))  # at once; to blank the beam has to wait for a call under way
                 self._desk.put(partial(self._stop_late, command))
             elif command.HasField("stop"):
                 self._stop(command)
             else:
-                self._admit(command)
+                self._admit(command, token)
         elif message.HasField("lease_request"):
             self._desk.put(partial(self._lease, message.lease_request))
         elif message.HasField("set_mode"):
@@ -221,9 +227,9 @@ class ControlAgent:
         elif message.HasField("fetch_raw"):
             self._fetch_raw(message.fetch_raw, lambda reply: self._link.send(EdgeMessage(raw=reply)))
 
-    def _admit(self, command: Command) -> None:
+    def _admit(self, command: Command, token: str) -> None:
         self._audit.command(command)
-        received = Received(command, self._clock.now_ns(), self._runner.generation)
+        received = Received(command, self._clock.now_ns(), self._runner.generation, token=token)
         refusal = None
         if self._closing.is_set():
             refusal = Refusal("closing", "the edge is closing")
@@ -235,7 +241,12 @@ class ControlAgent:
 
     def _lease(self, request: LeaseRequest) -> None:
         try:
-            lease = self._leases.request(request)
+            if refusal := self._guard.lease(request):
+                lease = LeaseMessage(
+                    request_id=request.request_id, refused=f"{refusal.rule}: {refusal.detail}"
+                )
+            else:
+                lease = self._leases.request(request)
         except JournalError as error:
             lease = LeaseMessage(request_id=request.request_id, refused=f"journal: {error}")
         self._audit.lease(request, lease)

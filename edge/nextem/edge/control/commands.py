@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from nextem.edge.control.driver import Driver, DriverError
+from nextem.edge.control.identity import Guard
 from nextem.edge.control.journal import DONE, FAILED, PROPOSED, REJECTED, VALIDATED, Journal, JournalError
 from nextem.edge.control.lease import SCAN, SCOPE_OF_ACTION, STAGE, Leases
 from nextem.edge.control.limits import Limits, LimitsUnreadable, Refusal
@@ -43,6 +44,7 @@ class Received(NamedTuple):
     received_ns: int
     generation: int
     approved: bool = False  # by a person: it was a proposal before
+    token: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,7 @@ class Parts:
     instrument: str
     driver: Driver
     driver_lock: threading.Lock
+    guard: Guard
     journal: Journal
     leases: Leases
     limits: Limits | LimitsUnreadable
@@ -83,6 +86,12 @@ class CommandHandler:
         command = received.command
         outcome = Outcome(command_id=command.command_id, received_ns=received.received_ns)
         try:
+            if not received.approved and (
+                refusal := self._parts.guard.command(command, received.token, self._parts.leases.holder)
+            ):
+                # Not in the journal: nobody whom we do not know may use up an id.
+                self._parts.emit(with_state(outcome, REJECTED, refusal))
+                return
             self._handle(received, outcome)
         except JournalError as error:
             # Before the driver was touched: without a journal nothing is commanded.

@@ -88,6 +88,11 @@ class Leases:
         """The newest lease of ``scope``, or None when none was given since this edge started."""
         return self._newest.get(scope)
 
+    def holder(self, lease_id: str) -> str:
+        """Who was given ``lease_id``; empty when it is the newest of no scope."""
+        with self._lock:
+            return next((lease.holder for lease in self._newest.values() if lease.lease_id == lease_id), "")
+
     def may_start(self, lease_id: str, epoch: int, scope: LeaseScope) -> Refusal | None:
         """Whether what was accepted under this lease may start now: it is in force, or was given back."""
         if (scope, epoch) in self._returned:

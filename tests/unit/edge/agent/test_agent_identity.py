@@ -1,0 +1,101 @@
+"""An edge that asks who somebody is: what a steering service in wrong hands cannot do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from agent_kit import WAIT_S, MakeRig, Rig
+
+from nextem.v1 import control_pb2 as pb
+from nextem.wire import signing
+from nextem.wire.tokens import KeySet, issue, key_set
+
+PRIVATE, PUBLIC = signing.new_key()
+FORGER, _ = signing.new_key()
+DONE, REJECTED = pb.COMMAND_STATE_DONE, pb.COMMAND_STATE_REJECTED
+
+
+def token(subject: str = "anna", role: str = "operator", private: bytes = PRIVATE, hours: float = 1) -> str:
+    return issue(private, "one", subject, {"tem": role}, hours=hours)
+
+
+@pytest.fixture
+def rig(make_rig: MakeRig, tmp_path: Path) -> Rig:
+    path = tmp_path / "jwks.json"
+    path.write_bytes(key_set({"one": PUBLIC}))
+    return make_rig(key_set=KeySet(path))
+
+
+def lease(rig: Rig, by: str, holder: str = "anna") -> pb.Lease:
+    request = pb.LeaseRequest(request_id="r", holder=holder, ttl_ms=60_000, token=by)
+    rig.link.calls.receive(pb.SteeringMessage(lease_request=request))
+    while not (message := rig.link.sent.get(timeout=WAIT_S)).HasField("lease"):
+        pass
+    return message.lease
+
+
+def move(rig: Rig, by: str, **changes: Any) -> pb.Outcome:
+    fields = {"issuer": "anna", "move_stage": pb.Stage(x_nm=5.0), "token": by} | changes
+    return rig.until(rig.send(rig.command(**fields)))
+
+
+def test_whoever_is_known_commands_and_the_token_is_kept_nowhere(rig: Rig, tmp_path: Path) -> None:
+    by = token()
+    rig.lease = lease(rig, by)
+    assert move(rig, by).state == DONE
+    assert rig.calls == ["move_stage"]
+    rig.close()
+    signature = by.rpartition(".")[2].encode()
+    assert all(by.encode() not in record.value for record in rig.log.records)
+    assert [record for record in rig.log.records if b"anna" in record.value]
+    assert all(signature not in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+
+
+def test_the_service_cannot_make_up_commands(rig: Rig) -> None:
+    rig.lease = lease(rig, token())
+    for by in ("", token(private=FORGER), token(hours=-1), token(role="observer"), token("bert")):
+        outcome = move(rig, by)
+        assert (outcome.state, outcome.rule) == (REJECTED, "identity")
+    assert rig.calls == []
+
+
+def test_an_id_is_not_used_up_by_a_forger(rig: Rig) -> None:
+    rig.lease = lease(rig, token())
+    assert move(rig, "", command_id="mine").rule == "identity"
+    assert move(rig, token(), command_id="mine").state == DONE
+
+
+def test_a_stolen_lease_is_of_no_use(rig: Rig) -> None:
+    rig.lease = lease(rig, token())
+    stolen = move(rig, token("bert"), issuer="bert")
+    assert (stolen.rule, rig.calls) == ("identity", [])
+    assert "was given to 'anna', not to 'bert'" in stolen.detail
+
+
+def test_nobody_gets_a_lease_for_another(rig: Rig) -> None:
+    assert "the holder 'anna' is not 'bert'" in lease(rig, token("bert")).refused
+    assert lease(rig, "").refused == "identity: token: there is no token"
+    assert lease(rig, token()).refused == ""
+
+
+def test_a_stop_needs_no_token(rig: Rig) -> None:
+    stop = pb.Command(command_id="s", instrument="tem", stop=pb.Stop(reason="now"), token="rubbish")
+    assert rig.until(rig.send(stop)).state == DONE
+    assert rig.calls == ["stop"]
+
+
+def test_the_mode_is_changed_by_an_operator_s_token_alone(rig: Rig) -> None:
+    def ask(by: str) -> pb.ModeChange:
+        request = pb.SetModeRequest(
+            request_id="m", mode=pb.MODE_OBSERVE, issuer="anna", issuer_role="operator", token=by
+        )
+        rig.link.calls.receive(pb.SteeringMessage(set_mode=request))
+        while not (message := rig.link.sent.get(timeout=WAIT_S)).HasField("mode"):
+            pass
+        return message.mode
+
+    for by in ("", token(private=FORGER), token(role="agent"), token("bert")):
+        assert ask(by).refused.startswith("role: ")
+    assert ask(token()).refused == ""
