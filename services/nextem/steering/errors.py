@@ -23,6 +23,10 @@ class LeaseTimeout(HubError):
     """The edge did not answer a lease request in time."""
 
 
+class AnswerTimeout(HubError):
+    """The edge did not answer about its mode, or to a verdict, in time."""
+
+
 class FetchTimeout(HubError):
     """The edge did not bring raw frames in time; it may still be at it."""
 

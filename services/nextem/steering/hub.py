@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from nextem.steering.errors import (
+    AnswerTimeout,
     BadRequest,
     EdgeBusy,
     FetchTimeout,
@@ -19,6 +20,7 @@ from nextem.steering.errors import (
     Replaced,
 )
 from nextem.steering.mailbox import Mailbox, MailboxClosed, MailboxFull
+from nextem.steering.proposals import OpenProposals, is_news
 from nextem.steering.session import EdgeSession, EdgeView, Sink, Submission
 from nextem.steering.watch import WatchQueue
 from nextem.v1 import control_pb2
@@ -27,6 +29,9 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_VALID_MS = 5000
 """For how long a command may wait for the driver where it does not say."""
+
+APPROVE_VALID_MS = 120_000
+"""The same while a person has to say yes first."""
 
 FINAL_STATES = frozenset(
     {
@@ -42,8 +47,8 @@ FINAL_STATES = frozenset(
 class Hub:
     """Routes commands to edges and outcomes to whoever waits. Thread-safe.
 
-    No method but :meth:`request_lease` and :meth:`fetch_raw` blocks. ``now_ns`` is this process's monotonic
-    clock, of which only differences are used.
+    No method but :meth:`request_lease`, :meth:`fetch_raw`, :meth:`set_mode` and :meth:`decide` blocks.
+    ``now_ns`` is this process's monotonic clock, of which only differences are used.
     """
 
     def __init__(self, now_ns: Callable[[], int] = time.monotonic_ns) -> None:
@@ -53,6 +58,7 @@ class Hub:
         self._submissions: dict[str, list[Submission]] = {}
         self._asked: dict[str, tuple[EdgeSession, Mailbox[Any]]] = {}  # by request: who waits for an answer
         self._watchers: list[WatchQueue] = []
+        self._proposals = OpenProposals()
         self._closed = False
 
     # ---- edges -------------------------------------------------------------------------------
@@ -92,6 +98,7 @@ class Hub:
             if self._sessions.get(session.instrument) is not session:
                 return
             del self._sessions[session.instrument]
+            self._proposals.forget(session.instrument)
         logger.info("edge %s detached from instrument %s", session.boot_id, session.instrument)
 
     def receive(self, session: EdgeSession, message: control_pb2.EdgeMessage) -> None:
@@ -104,6 +111,15 @@ class Hub:
                 self._answer(session, message.lease.request_id, message.lease)
             elif kind == "raw":
                 self._answer(session, message.raw.request_id, message.raw)
+            elif kind == "mode":
+                self._answer(session, message.mode.request_id, message.mode)
+                if not message.mode.refused:
+                    self._tell(session.instrument, control_pb2.SteeringEvent(mode=message.mode))
+            elif kind == "verdict":
+                self._answer(session, message.verdict.request_id, message.verdict)
+                if not message.verdict.refused:
+                    event = control_pb2.SteeringEvent(verdict=message.verdict.verdict)
+                    self._tell(session.instrument, event)
             elif kind == "heartbeat":
                 self._heartbeat(session, message.heartbeat)
             else:
@@ -126,11 +142,12 @@ class Hub:
         if final:
             self._submissions.pop(outcome.command_id, None)
         for submission in waiting:
-            if final or outcome.state > submission.state:  # a re-attached edge repeats itself
+            if is_news(outcome.state, submission.state):
                 submission.state = outcome.state
                 submission.sink.put(outcome)
             if final:
                 submission.sink.close()
+        self._proposals.outcome(instrument, outcome, _public(waiting[0].command) if waiting else None)
         self._tell(instrument, control_pb2.SteeringEvent(outcome=outcome))
 
     # ---- commands ----------------------------------------------------------------------------
@@ -162,7 +179,9 @@ class Hub:
         filled.CopyFrom(command)
         filled.instrument = session.instrument
         if not filled.not_after_ns:
-            valid_ns = (filled.valid_for_ms or DEFAULT_VALID_MS) * 1_000_000
+            approve = session.heartbeat is not None and session.heartbeat.mode == control_pb2.MODE_APPROVE
+            default_ms = APPROVE_VALID_MS if approve else DEFAULT_VALID_MS
+            valid_ns = (filled.valid_for_ms or default_ms) * 1_000_000
             filled.not_after_ns = session.clock_ns(self._now_ns()) + valid_ns
             filled.edge_boot_id = session.boot_id
         elif not filled.edge_boot_id:
@@ -215,6 +234,32 @@ class Hub:
         )
         return reply
 
+    def set_mode(self, request: control_pb2.SetModeRequest, timeout_s: float = 5.0) -> control_pb2.ModeChange:
+        """Asks the edge; a refusal comes back as a change with ``refused``.
+
+        Raises :class:`NotAttached`, :class:`AnswerTimeout`, :class:`EdgeBusy`, :class:`BadRequest` and
+        :class:`HubClosed`.
+        """
+        message = control_pb2.SteeringMessage(set_mode=request)
+        late = AnswerTimeout, "answer about its mode"
+        change: control_pb2.ModeChange = self._ask(
+            request.instrument, request.request_id, message, timeout_s, late
+        )
+        return change
+
+    def decide(
+        self, verdict: control_pb2.ProposalVerdict, timeout_s: float = 5.0
+    ) -> control_pb2.VerdictReply:
+        """Brings a yes or no to the edge. Raises as :meth:`set_mode`."""
+        if not verdict.command_id:
+            raise BadRequest("a verdict must name the command")
+        message = control_pb2.SteeringMessage(verdict=verdict)
+        late = AnswerTimeout, "answer to a verdict"
+        reply: control_pb2.VerdictReply = self._ask(
+            verdict.instrument, verdict.request_id, message, timeout_s, late
+        )
+        return reply
+
     def _ask(
         self,
         instrument: str,
@@ -254,13 +299,18 @@ class Hub:
             waiting.put(answer)
 
     def watch(self, instrument: str = "", limit: int = 1024) -> WatchQueue:
-        """A queue of everything from now on, the newest heartbeat first. :meth:`unwatch` ends it."""
+        """A queue of everything from now on, after the newest heartbeat and what waits for a person.
+
+        :meth:`unwatch` ends it.
+        """
         queue = WatchQueue(instrument, limit)
         with self._lock:
             self._check_open()
             for session in self._sessions.values():
                 if session.heartbeat is not None and instrument in ("", session.instrument):
                     queue.put(control_pb2.SteeringEvent(heartbeat=session.heartbeat))
+            for event in self._proposals.events(instrument):
+                queue.put(event)
             self._watchers.append(queue)
         return queue
 

@@ -12,6 +12,7 @@ import grpc
 
 from nextem.steering.access import INSTRUMENT_KEY, Access, AccessInterceptor
 from nextem.steering.errors import (
+    AnswerTimeout,
     BadRequest,
     EdgeBusy,
     FetchTimeout,
@@ -41,6 +42,7 @@ STATUS: dict[type[Exception], grpc.StatusCode] = {
     EdgeBusy: grpc.StatusCode.RESOURCE_EXHAUSTED,
     SlowWatcher: grpc.StatusCode.RESOURCE_EXHAUSTED,
     LeaseTimeout: grpc.StatusCode.DEADLINE_EXCEEDED,
+    AnswerTimeout: grpc.StatusCode.DEADLINE_EXCEEDED,
     FetchTimeout: grpc.StatusCode.DEADLINE_EXCEEDED,
     Replaced: grpc.StatusCode.ABORTED,
 }
@@ -150,6 +152,22 @@ class SteeringServicer(control_pb2_grpc.SteeringServicer):
         timeout_s = LEASE_TIMEOUT_S if left_s is None else min(left_s, LEASE_TIMEOUT_S)
         try:
             return self._hub.request_lease(request, str(instrument), timeout_s)
+        except HubError as error:
+            _fail(context, error)
+
+    def SetMode(
+        self, request: control_pb2.SetModeRequest, context: grpc.ServicerContext
+    ) -> control_pb2.ModeChange:
+        try:
+            return self._hub.set_mode(request)
+        except HubError as error:
+            _fail(context, error)
+
+    def Decide(
+        self, request: control_pb2.ProposalVerdict, context: grpc.ServicerContext
+    ) -> control_pb2.VerdictReply:
+        try:
+            return self._hub.decide(request)
         except HubError as error:
             _fail(context, error)
 
