@@ -244,7 +244,7 @@ class _Batch:
 def expected_improvement(mean: FloatArray, sd: FloatArray, best: float) -> FloatArray:
     """σ (z Φ(z) + φ(z)) with z = (mean − best) / σ; ``sd`` > 0."""
     z = (mean - best) / sd
-    below = 0.5 * (1 + _erf(z / math.sqrt(2)).astype(float))
+    below = 0.5 * (1 + np.asarray(_erf(z / math.sqrt(2)), float))
     made: FloatArray = sd * (z * below + np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi))
     return made
 

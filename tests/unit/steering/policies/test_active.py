@@ -181,7 +181,7 @@ def test_a_restored_policy_goes_on_with_the_same_suggestions(seed: int, before: 
 
 
 def test_refuses_what_makes_no_sense() -> None:
-    with pytest.raises(PolicyError, match="criterion must be one of .* not 'best'"):
+    with pytest.raises(PolicyError, match=r"criterion must be one of .* not 'best'"):
         ActiveLearner(GRID, Options(criterion="best"))
     with pytest.raises(PolicyError, match="candidates must be"):
         ActiveLearner(np.zeros((0, 2)), Options())
