@@ -92,3 +92,13 @@ def residual(
             to = np.array([wanted.beam_y_nm + wanted.stage_y_nm, wanted.beam_x_nm + wanted.stage_x_nm])
         correction[index + round(latency_s * per_s) :] = to
     return drift - correction
+
+
+def grains(seed: int, side: int, count: int = 10, noise: float = 0.05) -> np.ndarray:
+    """A Voronoi polycrystal: one brightness of 0..1 for each grain, and noise; (side, side)."""
+    rng = np.random.default_rng(seed)
+    seeds, brightness = rng.uniform(0, side, (count, 2)), rng.uniform(0, 1, count)
+    places = np.stack(np.mgrid[0:side, 0:side], -1)[:, :, None]
+    nearest = ((places - seeds) ** 2).sum(-1).argmin(-1)
+    made: np.ndarray = brightness[nearest] + rng.normal(0, noise, (side, side))
+    return made
