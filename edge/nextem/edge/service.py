@@ -7,14 +7,16 @@ import logging
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Event
 
 from nextem.edge.pipeline import EdgePipeline, PipelineConfig
 from nextem.edge.retention.fetch import FetchRaw, RawFetcher, without_ring
 from nextem.edge.retention.raw_ring import RawRing
-from nextem.v1 import plan_pb2
+from nextem.v1 import control_pb2, plan_pb2
 from nextem.wire.clock import Clock, MonotonicClock
+from nextem.wire.key_folder import KeyFolder, edge_files
 from nextem.wire.log import Log, open_log
 from nextem.wire.threads import short_turns
 
@@ -48,7 +50,9 @@ class EdgeOptions:
     raw_ring_bytes: int = 0  # of disk for raw frames; 0: none are kept
     raw_ring_dir: Path | None = None  # folder of the ring
     raw_ring_age_s: float | None = None  # older raw frames are gone; None: only the bytes are a bound
+    mode: control_pb2.Mode | None = None  # None: as the journal has it, automatic in a new one
     store_dir: Path | None = None  # where raw frames that are asked for are brought
+    keys: KeyFolder | None = None  # certificates, and the key set by which tokens are checked
 
 
 def run_edge(options: EdgeOptions, stop: Event, ready: Callable[[], None] | None = None) -> None:
@@ -56,7 +60,9 @@ def run_edge(options: EdgeOptions, stop: Event, ready: Callable[[], None] | None
 
     The agent goes first, so that nothing can be commanded while the data path drains. Raises
     ``DetectorFailed``, after the same closing, when the detector's thread has died: whoever supervises the
-    process starts it anew.
+    process starts it anew. Raises :class:`nextem.wire.tls.TlsError`,
+    :class:`nextem.wire.key_folder.BadName` and :class:`nextem.wire.tokens.KeySetUnreadable` before anything
+    can be commanded.
     """
     clock = MonotonicClock()
     with ExitStack() as stack:
@@ -109,9 +115,16 @@ def _start_agent(
     from nextem.edge.control.agent import ControlAgent, ControlOptions
     from nextem.edge.control.grpc_driver import GrpcDriver
     from nextem.edge.control.limits import default_limits
+    from nextem.edge.control.link import Link
+    from nextem.wire.tls import Party
+    from nextem.wire.tokens import KeySet
 
     assert options.steering_address is not None
     assert options.instrument_address is not None
+    keys = options.keys
+    party = None if keys is None else Party(keys, edge_files(options.instrument))
+    if party is not None:
+        party.read()  # what cannot be used is told now, and not at every dial
     driver = GrpcDriver(options.instrument_address)
     stack.callback(driver.close)
     agent = ControlAgent(
@@ -122,11 +135,14 @@ def _start_agent(
             journal_path=options.journal_path,
             limits=options.limits_path or default_limits(),
             margin_s=3 * options.idle_timeout_s,
+            mode=options.mode,
+            key_set=KeySet(keys.key_set) if keys is not None and keys.key_set.exists() else None,
         ),
         driver,
         pipeline,
         clock,
         to,
+        make_link=partial(Link, party=party),
         fetch_raw=_fetch_raw(stack, options, pipeline.raw_ring),
     )
     stack.callback(agent.close)

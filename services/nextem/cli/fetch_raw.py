@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from nextem.cli.connect import as_whom, connect
 from nextem.cli.home import Home
 
 
@@ -24,6 +25,7 @@ def _frames(text: str) -> tuple[int, int]:
 @click.option("--store", type=click.Path(path_type=Path), help="Folder of the store.  [default: HOME/store]")
 @click.option("--out", type=click.Path(path_type=Path), help="Copy the bytes to this file as well.")
 @click.option("--timeout", "timeout_s", default=60.0, show_default=True, help="Seconds to wait for the edge.")
+@as_whom
 @click.option("--home", type=click.Path(path_type=Path), help="Home folder.  [default: ./nextem-home]")
 def fetch_raw(
     acquisition: str,
@@ -33,6 +35,8 @@ def fetch_raw(
     store: Path | None,
     out: Path | None,
     timeout_s: float,
+    tls: Path | None,
+    token: Path | None,
     home: Path | None,
 ) -> None:
     """Have the edge bring raw frames into the store: the very bytes that the detector sent.
@@ -43,13 +47,13 @@ def fetch_raw(
     nextem fetch-raw 0198c2f1-... 0:100                 the first hundred frames
     nextem fetch-raw 0198c2f1-... 0:100 --out raw.bin   and into a file of one's own
     """
-    from nextem.client import RawFramesGone, RawFramesRefused, SteeringClient, SteeringError
+    from nextem.client import RawFramesGone, RawFramesRefused, SteeringError
     from nextem.wire.raw_objects import RawObjectError
 
     place = store or Home.at(home).store
     first, count = frames
     try:
-        with SteeringClient(steering) as client:
+        with connect(steering, home, tls, token) as client:
             got = client.read_raw(
                 place, acquisition, first, count, instrument=instrument, timeout_s=timeout_s
             )

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from nextem.wire.key_folder import KeyFolder
+from nextem.wire.key_folder import AUTHORITY, KeyFolder
 
 DEFAULT_HOME = "nextem-home"
 
@@ -40,6 +40,12 @@ class Home:
     def keys(self) -> KeyFolder:
         """Certificates, signing keys and tokens, where ``nextem keys init`` has made any."""
         return KeyFolder(self.folder / "keys")
+
+    def secured(self, given: Path | None) -> KeyFolder | None:
+        """The folder ``given``, else this home's own keys, else None: plain text on loopback."""
+        if given is not None:
+            return KeyFolder(given.resolve())
+        return self.keys if self.keys.certificate(AUTHORITY).exists() else None
 
     def run(self, name: str) -> Path:
         """Folder of one run: log, spool, journal and the processes' own logs."""

@@ -10,6 +10,7 @@ import click
 
 from nextem.cli.console import set_up_logging, stop_on_signals, tell_ready
 from nextem.cli.home import Home
+from nextem.cli.modes import MODES, mode_option
 from nextem.cli.sizes import size
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -31,6 +32,13 @@ def common(function: F) -> F:
     ):
         function = option(function)
     return function
+
+
+secured = click.option(
+    "--tls",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder of `nextem keys`: certificates, and who may do what.  [default: HOME/keys, where it is]",
+)
 
 
 @click.command()
@@ -158,6 +166,8 @@ def simulate(
 @click.option(
     "--store", type=click.Path(path_type=Path), help="Where asked-for raw frames go.  [default: HOME/store]"
 )
+@mode_option
+@secured
 @common
 def edge(
     log_address: str | None,
@@ -173,6 +183,8 @@ def edge(
     raw_ring: int,
     raw_minutes: float | None,
     store: Path | None,
+    mode: str | None,
+    tls: Path | None,
     home: Path | None,
     verbose: bool,
     ready_file: Path | None,
@@ -197,6 +209,9 @@ def edge(
     from nextem.edge.detectors.registry import BadAddress
     from nextem.edge.service import EdgeOptions, run_edge
     from nextem.v1 import plan_pb2
+    from nextem.wire.key_folder import BadName
+    from nextem.wire.tls import TlsError
+    from nextem.wire.tokens import TokenRefused
 
     place = Home.at(home)
     set_up_logging(verbose)
@@ -219,10 +234,12 @@ def edge(
         raw_ring_dir=place.folder / "raw-ring",
         raw_ring_age_s=None if raw_minutes is None else 60 * raw_minutes,
         store_dir=(store or place.store).resolve(),
+        mode=MODES[mode] if mode else None,
+        keys=place.secured(tls),
     )
     try:
         run_edge(options, stop, lambda: tell_ready(ready_file, {"instrument": name}))
-    except (BadAddress, DetectorError) as error:
+    except (BadAddress, DetectorError, TlsError, BadName, TokenRefused) as error:
         raise click.ClickException(f"{type(error).__name__}: {error}") from error
 
 
@@ -275,12 +292,14 @@ def analyse(
 @click.option(
     "--policies/--no-policies", default=True, show_default=True, help="Let policies propose commands."
 )
+@secured
 @common
 def steer(
     log_address: str | None,
     host: str,
     port: int,
     policies: bool,
+    tls: Path | None,
     home: Path | None,
     verbose: bool,
     ready_file: Path | None,
@@ -296,12 +315,16 @@ def steer(
     People only:       nextem steer --no-policies
     """
     from nextem.steering.service import SteeringOptions, run_steering
+    from nextem.wire.tls import TlsError
+    from nextem.wire.tokens import TokenRefused
 
     place = Home.at(home)
     set_up_logging(verbose)
     stop = stop_on_signals(with_parent)
-    run_steering(
-        SteeringOptions(log=log_address or str(place.log), host=host, port=port, policies=policies),
-        stop,
-        lambda bound: tell_ready(ready_file, {"port": bound}),
+    options = SteeringOptions(
+        log=log_address or str(place.log), host=host, port=port, policies=policies, keys=place.secured(tls)
     )
+    try:
+        run_steering(options, stop, lambda bound: tell_ready(ready_file, {"port": bound}))
+    except (TlsError, TokenRefused) as error:
+        raise click.ClickException(f"{error}; `nextem keys init` makes what is needed") from error
