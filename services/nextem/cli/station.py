@@ -53,6 +53,7 @@ class StationOptions:
     workers: int = 1
     limits: Path | None = None
     fixed_ports: bool = False  # the documented ports instead of free ones
+    mode: str | None = None  # how much others may command; None: as it was, automatic at first
     policies: bool = True  # whether the steering service may propose commands
 
     @property
@@ -91,6 +92,8 @@ def start_station(launcher: Launcher, options: StationOptions) -> Station:
     arguments += ["--steering", station.steering, "--name", PLANNED]
     if options.limits is not None:
         arguments += ["--limits", str(options.limits)]
+    if options.mode is not None:
+        arguments += ["--mode", options.mode]
     edge = launcher.start("edge", *home, *log, *arguments)
     launcher.wait_ready(edge)
     launcher.wait_ready(analysis)

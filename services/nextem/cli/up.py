@@ -10,6 +10,7 @@ from rich.table import Table
 from nextem.cli.console import screen, set_up_logging, stop_on_signals
 from nextem.cli.home import Home
 from nextem.cli.launcher import ChildFailed, Launcher
+from nextem.cli.modes import mode_option
 from nextem.cli.station import Station, StationOptions, log_at, start_station
 
 
@@ -27,6 +28,7 @@ from nextem.cli.station import Station, StationOptions, log_at, start_station
 @click.option(
     "--limits", type=click.Path(exists=True, path_type=Path), help="Limits file of the edge (JSON)."
 )
+@mode_option
 @click.option("--any-ports", is_flag=True, help="Take free ports instead of the documented ones.")
 @click.option("--home", type=click.Path(path_type=Path), help="Folder of everything NexTEM keeps.")
 def up(
@@ -37,6 +39,7 @@ def up(
     detector_px: str,
     workers: int,
     limits: Path | None,
+    mode: str | None,
     any_ports: bool,
     home: Path | None,
 ) -> None:
@@ -62,6 +65,7 @@ def up(
                 rate_fps=rate,
                 workers=workers,
                 limits=limits,
+                mode=mode,
                 fixed_ports=not any_ports,
             )
             with screen(stderr=True).status("starting simulator, steering, analysis and edge"):

@@ -1,8 +1,9 @@
 """The Python client: submit commands, watch, read products."""
 
-from nextem.client.client import SteeringClient, acquire_command
+from nextem.client.client import SteeringClient, acquire_command, undo_command
 from nextem.client.errors import (
     DeadlineExceeded,
+    DecisionRefused,
     InvalidRequest,
     NotAuthenticated,
     NotPermitted,
@@ -16,6 +17,7 @@ from nextem.client.stream import Stream
 
 __all__ = [
     "DeadlineExceeded",
+    "DecisionRefused",
     "InvalidRequest",
     "NotAuthenticated",
     "NotPermitted",
@@ -27,4 +29,5 @@ __all__ = [
     "SteeringUnavailable",
     "Stream",
     "acquire_command",
+    "undo_command",
 ]

@@ -10,13 +10,20 @@ from typing import Any
 
 import grpc
 
-from nextem.client.errors import RawFramesGone, RawFramesRefused, SteeringUnavailable, typed_errors
+from nextem.client.errors import (
+    DecisionRefused,
+    RawFramesGone,
+    RawFramesRefused,
+    SteeringUnavailable,
+    typed_errors,
+)
 from nextem.client.stream import Stream
 from nextem.v1 import control_pb2, control_pb2_grpc, frames_pb2, plan_pb2
 from nextem.wire.ids import uuid7
 from nextem.wire.key_folder import CLIENT, KeyFolder, read_token
 from nextem.wire.raw_objects import RawMessages
 from nextem.wire.raw_objects import read as read_raw_object
+from nextem.wire.roles import OPERATOR
 from nextem.wire.tls import Party, open_channel
 
 INSTRUMENT_KEY = "nextem-instrument"
@@ -56,6 +63,24 @@ def acquire_command(
         valid_for_ms=valid_for_ms,
         cause=cause,
         acquire=plan,
+    )
+
+
+def undo_command(
+    command_id: str, issuer: str, instrument: str, lease: control_pb2.Lease, *, valid_for_ms: int = 0
+) -> control_pb2.Command:
+    """A command, under ``lease``, to bring the stage or the optics back to what they were before another.
+
+    The edge refuses it by rule "undo" where there is no way back.
+    """
+    return control_pb2.Command(
+        command_id=uuid7(),
+        issuer=issuer,
+        instrument=instrument,
+        lease_id=lease.lease_id,
+        lease_epoch=lease.epoch,
+        valid_for_ms=valid_for_ms,
+        undo=control_pb2.Undo(command_id=command_id),
     )
 
 
@@ -155,6 +180,77 @@ class SteeringClient:
             call = self._stub.Watch(request, timeout=timeout_s)
             call.initial_metadata()
         return self._open(call)
+
+    # ---- what people decide ---------------------------------------------------------------------
+
+    def stop(
+        self, issuer: str, reason: str = "", *, instrument: str = "", timeout_s: float = 10.0
+    ) -> control_pb2.Outcome:
+        """Stops the instrument: no lease, no mode and no rule is in its way. The outcome tells when."""
+        command = control_pb2.Command(command_id=uuid7(), issuer=issuer, instrument=instrument)
+        command.stop.reason = reason
+        return self.submit_and_wait(command, timeout_s=timeout_s)
+
+    def set_mode(
+        self,
+        mode: control_pb2.Mode,
+        issuer: str,
+        reason: str = "",
+        *,
+        instrument: str = "",
+        timeout_s: float = 10.0,
+    ) -> control_pb2.ModeChange:
+        """Changes how much others may command. Raises :class:`DecisionRefused` where the edge says no."""
+        request = control_pb2.SetModeRequest(
+            request_id=uuid7(), mode=mode, issuer=issuer, issuer_role=OPERATOR, reason=reason
+        )
+        request.instrument = instrument
+        with typed_errors(self.address):
+            change = self._stub.SetMode(request, timeout=timeout_s)
+        assert isinstance(change, control_pb2.ModeChange)
+        if change.refused:
+            raise DecisionRefused(change.refused)
+        return change
+
+    def approve(
+        self,
+        command_id: str,
+        issuer: str,
+        reason: str = "",
+        *,
+        instrument: str = "",
+        timeout_s: float = 10.0,
+    ) -> None:
+        """Yes to a command that waits: it is checked once more and run. Who submitted it hears the outcome.
+
+        Raises :class:`DecisionRefused` where nothing waits under this id, or the role does not allow it.
+        """
+        self._decide(command_id, True, issuer, reason, instrument, timeout_s)
+
+    def refuse(
+        self,
+        command_id: str,
+        issuer: str,
+        reason: str = "",
+        *,
+        instrument: str = "",
+        timeout_s: float = 10.0,
+    ) -> None:
+        """No to a command that waits. Raises as :meth:`approve`."""
+        self._decide(command_id, False, issuer, reason, instrument, timeout_s)
+
+    def _decide(
+        self, command_id: str, approved: bool, issuer: str, reason: str, instrument: str, timeout_s: float
+    ) -> None:
+        verdict = control_pb2.ProposalVerdict(
+            request_id=uuid7(), command_id=command_id, approved=approved, issuer=issuer, reason=reason
+        )
+        # As claimed: where tokens are checked, the service puts the token's role in its place.
+        verdict.issuer_role, verdict.instrument = OPERATOR, instrument
+        with typed_errors(self.address):
+            reply = self._stub.Decide(verdict, timeout=timeout_s)
+        if reply.refused:
+            raise DecisionRefused(reply.refused)
 
     def fetch_raw(
         self,

@@ -49,6 +49,10 @@ class NotPermitted(SteeringError):
     """The service knows who we are, and our role does not allow this."""
 
 
+class DecisionRefused(Exception):
+    """The edge does not take a change of the mode or a verdict: the rule ("role", "proposal") and why."""
+
+
 class RawFramesGone(Exception):
     """The edge no longer has these raw frames, or never had. ``ranges`` are half open."""
 

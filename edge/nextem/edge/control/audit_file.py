@@ -42,16 +42,26 @@ def audit_path(journal_path: Path) -> Path:
     return journal_path.with_suffix(".audit")
 
 
-def read_head(path: Path) -> tuple[str, Head] | None:
-    """Chain and newest record of an edge that may be running; None where there is no file.
+class Kept(NamedTuple):
+    """What an edge keeps of its chain: the newest record that the log has confirmed, and how many wait."""
 
-    Raises :class:`AuditFileError`.
-    """
+    chain_id: str
+    head: Head
+    waiting: int
+
+
+def read_kept(path: Path) -> Kept | None:
+    """Of an edge that may be running; None where there is no file. Raises :class:`AuditFileError`."""
     if not path.exists():
         return None
     with _errors(path), closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
+        db.execute("BEGIN")  # both reads see the file at one moment
         chain_id, sequence, digest = db.execute("SELECT chain_id, sequence, sha256 FROM head").fetchone()
-    return chain_id, Head(sequence, digest)
+        waiting = db.execute("SELECT count(*) FROM waiting").fetchone()[0]
+        query = "SELECT sequence, value FROM waiting ORDER BY sequence LIMIT 1"
+        if (oldest := db.execute(query).fetchone()) is not None:
+            sequence, digest = oldest[0] - 1, SteeringEvent.FromString(oldest[1]).chain.previous
+    return Kept(chain_id, Head(sequence, digest), waiting)
 
 
 class AuditFile:

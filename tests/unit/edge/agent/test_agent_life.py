@@ -12,7 +12,7 @@ from agent_kit import (
     control_threads,
 )
 
-from nextem.edge.control.audit_file import read_head
+from nextem.edge.control.audit_file import Kept, read_kept
 from nextem.edge.control.limits import default_limits
 from nextem.v1.control_pb2 import (
     COMMAND_STATE_DONE,
@@ -84,13 +84,16 @@ def test_every_command_and_outcome_is_on_the_audit_topic(rig: Rig) -> None:
     ],
 )
 def test_a_log_that_fails_stops_no_command_and_gets_its_records_later(
-    make_rig: MakeRig, where: str, error: Exception
+    make_rig: MakeRig, tmp_path: Path, where: str, error: Exception
 ) -> None:
     rig = make_rig()
     setattr(rig.log, where, error)
     command_id = rig.send(rig.command(move_stage=Stage()))
     assert rig.until(command_id).state == COMMAND_STATE_DONE
     rig.close()
+    kept = read_kept(tmp_path / "journal.audit")
+    assert kept is not None
+    assert (kept.head.sequence, kept.waiting) == (0, 3)
     again = make_rig()
     again.close()
     events, (chain,) = verified(again.log.records)
@@ -108,7 +111,7 @@ def test_the_audit_is_one_chain_over_restarts(make_rig: MakeRig, tmp_path: Path)
         records += rig.log.records
     events, (chain,) = verified(records)
     assert [event.chain.sequence for event in events] == list(range(1, len(events) + 1))
-    assert read_head(tmp_path / "journal.audit") == (chain.chain_id, chain.head)
+    assert read_kept(tmp_path / "journal.audit") == Kept(chain.chain_id, chain.head, waiting=0)
 
 
 def test_what_the_disk_does_not_take_is_counted(rig: Rig) -> None:

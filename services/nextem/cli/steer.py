@@ -1,0 +1,247 @@
+"""``nextem watch | approve | refuse | undo | stop | mode``: people act at the terminal."""
+
+from __future__ import annotations
+
+import getpass
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+from nextem.cli.connect import as_whom, connect
+from nextem.cli.home import Home
+from nextem.cli.modes import MODES, name_of
+from nextem.client import DecisionRefused, SteeringClient, SteeringError, undo_command
+from nextem.client.client import FINAL_STATES
+from nextem.v1 import control_pb2
+from nextem.wire.key_folder import OPERATOR
+
+UNDO_TTL_MS = 125_000
+"""For how long an undo may hold the lease: the two minutes that a person has to say yes, and a little."""
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    """Where the steering service is, which instrument is meant, and who asks."""
+
+    steering: str
+    instrument: str
+    name: str
+    home: Path | None
+    tls: Path | None
+    token: Path | None
+
+
+def person(function: Callable[..., None]) -> Callable[..., None]:
+    """The options that everything which a person does has; ``function`` gets them as ``who``."""
+
+    @wraps(function)
+    def call(
+        steering: str,
+        instrument: str,
+        name: str | None,
+        home: Path | None,
+        tls: Path | None,
+        token: Path | None,
+        **more: Any,
+    ) -> None:
+        # The service puts the name of a token in the place of none.
+        keys = Home.at(home).secured(tls)
+        by_token = token is not None or (keys is not None and keys.token(OPERATOR).exists())
+        named = name or ("" if by_token else getpass.getuser())
+        function(who=Person(steering, instrument, named, home, tls, token), **more)
+
+    with_options: Callable[..., None] = as_whom(call)
+    for option in (
+        click.option(
+            "--home", type=click.Path(path_type=Path), help="Home folder.  [default: ./nextem-home]"
+        ),
+        click.option("--name", help="Who you are.  [default: as your token says, else your login]"),
+        click.option("--instrument", default="", help="Which instrument, where several are attached."),
+        click.option(
+            "--steering", default="127.0.0.1:50051", show_default=True, help="Steering service, HOST:PORT."
+        ),
+    ):
+        with_options = option(with_options)
+    return with_options
+
+
+@contextmanager
+def steering_of(who: Person) -> Iterator[SteeringClient]:
+    """A client; what goes wrong is told in a line."""
+    try:
+        with connect(who.steering, who.home, who.tls, who.token) as client:
+            yield client
+    except (SteeringError, DecisionRefused) as error:
+        raise click.ClickException(str(error)) from error
+
+
+@click.command()
+@person
+def watch(who: Person) -> None:
+    """Show what is asked of the instrument, what waits for you, and what becomes of it; Ctrl-C ends it.
+
+    In mode approve each command waits for a person: answer with `nextem approve ID` or `nextem refuse ID`.
+
+    \b
+    nextem watch
+    nextem watch --steering scope-7:50051
+    """
+    shown = control_pb2.Heartbeat()
+    with steering_of(who) as client, client.watch(who.instrument) as events:
+        for event in events:
+            if event.WhichOneof("event") == "heartbeat":
+                if event.heartbeat.mode != shown.mode or not shown.HasField("state"):
+                    click.echo(f"{_clock()}  {_heartbeat(event.heartbeat)}")
+                shown = event.heartbeat
+                continue
+            for line in lines_of(event):
+                click.echo(f"{_clock()}  {line}")
+
+
+@click.command()
+@click.argument("command_id", metavar="ID")
+@click.option("--reason", default="", help="For the record.")
+@person
+def approve(command_id: str, reason: str, who: Person) -> None:
+    """Say yes to a command that waits. The edge checks it once more and runs it.
+
+    \b
+    nextem approve 0198c2f1-8a4e-7cc2-9d1b-0f6f2a9be5aa
+    """
+    with steering_of(who) as client:
+        client.approve(command_id, who.name, reason, instrument=who.instrument)
+    click.echo(f"{command_id}: yes")
+
+
+@click.command()
+@click.argument("command_id", metavar="ID")
+@click.option("--reason", default="", help="Told to whoever asked, and kept.")
+@person
+def refuse(command_id: str, reason: str, who: Person) -> None:
+    """Say no to a command that waits. It is not run.
+
+    \b
+    nextem refuse 0198c2f1-8a4e-7cc2-9d1b-0f6f2a9be5aa --reason "the specimen drifts"
+    """
+    with steering_of(who) as client:
+        client.refuse(command_id, who.name, reason, instrument=who.instrument)
+    click.echo(f"{command_id}: no")
+
+
+@click.command()
+@click.argument("command_id", metavar="ID")
+@person
+def undo(command_id: str, who: Person) -> None:
+    """Bring the stage or the optics back to what was recorded before a command.
+
+    It is a command like any other: it takes the lease, passes every check, and waits for a person in mode
+    approve. An acquisition has no inverse, and neither has a stop.
+
+    \b
+    nextem undo 0198c2f1-8a4e-7cc2-9d1b-0f6f2a9be5aa
+    """
+    with steering_of(who) as client:
+        lease = client.request_lease(
+            who.name, UNDO_TTL_MS, purpose=f"undo {command_id}", instrument=who.instrument
+        )
+        if lease.refused:
+            raise click.ClickException(lease.refused)
+        try:
+            last = control_pb2.Outcome()
+            for last in client.submit(undo_command(command_id, who.name, who.instrument, lease)):
+                click.echo(_outcome(last))
+        finally:
+            client.release_lease(who.name, instrument=who.instrument)
+    if last.state != control_pb2.COMMAND_STATE_DONE:
+        raise SystemExit(1)
+
+
+@click.command()
+@click.option("--reason", default="", help="For the record.")
+@person
+def stop(reason: str, who: Person) -> None:
+    """Stop the instrument now. No lease, no mode and no rule is in its way; twice does no harm.
+
+    \b
+    nextem stop
+    nextem stop --reason "the specimen is breaking"
+    """
+    with steering_of(who) as client:
+        outcome = client.stop(who.name, reason, instrument=who.instrument)
+    click.echo(_outcome(outcome))
+    if outcome.state != control_pb2.COMMAND_STATE_DONE:
+        raise SystemExit(1)
+
+
+@click.command()
+@click.argument("wanted", metavar="[MODE]", required=False, type=click.Choice(list(MODES)))
+@click.option("--reason", default="", help="For the record.")
+@person
+def mode(wanted: str | None, reason: str, who: Person) -> None:
+    """Show or change how much others may command. Changing it takes the role of an operator.
+
+    \b
+    observe     every command but stop is refused
+    advise      commands are checked and shown, and none is run
+    approve     each command waits for a person's yes
+    automatic   what passes the checks is run
+    """
+    with steering_of(who) as client:
+        if wanted is None:
+            click.echo(name_of(client.heartbeat(who.instrument).mode))
+            return
+        change = client.set_mode(MODES[wanted], who.name, reason, instrument=who.instrument)
+    click.echo(f"{name_of(change.before)} → {name_of(change.mode)}")
+
+
+# ---- in words -----------------------------------------------------------------------------------
+
+
+def state_of(outcome: control_pb2.Outcome) -> str:
+    """Such as "DONE"."""
+    return control_pb2.CommandState.Name(outcome.state).removeprefix("COMMAND_STATE_")
+
+
+def lines_of(event: control_pb2.SteeringEvent) -> Iterator[str]:
+    """An event in words, a command that waits with what to type."""
+    match event.WhichOneof("event"):
+        case "command":
+            command = event.command
+            asked = f"{command.issuer or 'somebody'} asks: {command.WhichOneof('action')}"
+            yield f"{command.command_id}  " + ": ".join(filter(None, (asked, command.cause.reason)))
+        case "outcome":
+            yield _outcome(event.outcome)
+            if event.outcome.state == control_pb2.COMMAND_STATE_PROPOSED:
+                yield f"    nextem approve {event.outcome.command_id}    or refuse"
+        case "mode":
+            change = event.mode
+            by = f"{change.issuer} ({change.issuer_role})"
+            words = f"mode {name_of(change.before)} → {name_of(change.mode)}, by {by}"
+            yield ": ".join(filter(None, (words, change.reason)))
+        case "verdict":
+            verdict = event.verdict
+            words = f"{verdict.issuer} ({verdict.issuer_role}) says {'yes' if verdict.approved else 'no'}"
+            yield f"{verdict.command_id}  " + ": ".join(filter(None, (words, verdict.reason)))
+
+
+def _outcome(outcome: control_pb2.Outcome) -> str:
+    why = ": ".join(filter(None, (outcome.rule, outcome.detail)))
+    took = f"{outcome.loop_latency_ms:.1f} ms after the last byte" if outcome.loop_latency_ms else ""
+    shown = why or (took if outcome.state in FINAL_STATES else "")
+    return f"{outcome.command_id}  {state_of(outcome)}  {shown}".rstrip()
+
+
+def _heartbeat(beat: control_pb2.Heartbeat) -> str:
+    stage, doing = beat.state.stage, f"scan {beat.state.scan_id}" if beat.state.scanning else "idle"
+    place = f"stage y {stage.y_nm:g}, x {stage.x_nm:g}, z {stage.z_nm:g} nm"
+    return f"{beat.state.instrument}: mode {name_of(beat.mode)}, {doing}, {place}"
+
+
+def _clock() -> str:
+    return time.strftime("%H:%M:%S")
