@@ -40,6 +40,7 @@ class EdgeOptions:
     spool_dir: Path
     journal_path: Path
     limits_path: Path | None = None
+    limits_key_path: Path | None = None  # public key (PEM) by which the limits file must be signed
     instrument_address: str | None = None
     steering_address: str | None = None
     passive_plan: plan_pb2.Plan | None = None
@@ -134,6 +135,7 @@ def _start_agent(
             instrument_address=options.instrument_address,
             journal_path=options.journal_path,
             limits=options.limits_path or default_limits(),
+            limits_key=options.limits_key_path,
             margin_s=3 * options.idle_timeout_s,
             mode=options.mode,
             key_set=KeySet(keys.key_set) if keys is not None and keys.key_set.exists() else None,

@@ -138,6 +138,11 @@ def simulate(
     "--limits", type=click.Path(path_type=Path), help="Limits file (JSON).  [default: the simulator's]"
 )
 @click.option(
+    "--limits-key",
+    type=click.Path(path_type=Path),
+    help="Public key (PEM) that must have signed the limits file, in FILE.sig; else nothing may be commanded.",
+)
+@click.option(
     "--passive-plan",
     type=click.Path(exists=True, path_type=Path),
     help="Plan (JSON) for acquisitions that somebody starts at the detector itself.",
@@ -176,6 +181,7 @@ def edge(
     steering: str | None,
     name: str,
     limits: Path | None,
+    limits_key: Path | None,
     passive_plan: Path | None,
     ring_mib: int,
     workers: int,
@@ -224,6 +230,7 @@ def edge(
         spool_dir=place.folder / "spool",
         journal_path=place.folder / "journal.db",
         limits_path=limits,
+        limits_key_path=limits_key,
         instrument_address=instrument,
         steering_address=steering,
         passive_plan=plan,

@@ -245,6 +245,7 @@ class Rig:
 
     folder: Path
     limits: Limits | Path = field(default_factory=default_limits)
+    limits_key: Path | None = None
     margin_s: float = WAIT_S
     clock: HandClock = field(default_factory=HandClock)
     mode: Mode | None = None
@@ -264,6 +265,7 @@ class Rig:
             instrument_address="nowhere:2",
             journal_path=self.folder / "journal.db",
             limits=self.limits,
+            limits_key=self.limits_key,
             margin_s=self.margin_s,
             key_set=self.key_set,
             mode=self.mode,

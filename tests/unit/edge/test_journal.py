@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sqlite3
 import tempfile
@@ -100,6 +101,33 @@ def test_dose_is_reserved_at_the_start_and_given_back_only_when_nothing_ran(jour
     assert journal.dose_used_e == 100.0
 
 
+def test_where_the_dose_went_is_kept_unless_nothing_ran(tmp_path: Path, journal: Journal) -> None:
+    journal.start(outcome("a"), DIGEST, 7, 100.0, exposure=b"here")
+    journal.start(outcome("b"), DIGEST, 7, 10.0, exposure=b"there")
+    journal.start(outcome("c"), DIGEST, 7, 0.0)
+    assert journal.exposures() == [b"here", b"there"]
+    journal.finish(outcome("b", FAILED), 8, release_dose=True)
+    assert journal.exposures() == [b"here"]
+    after = Journal(after_a_crash(tmp_path, "after"), "boot-2")
+    assert after.exposures() == [b"here"]
+    after.close()
+
+
+def test_a_journal_of_version_1_is_taken_over(tmp_path: Path) -> None:
+    path = tmp_path / "old.db"
+    old = Journal(path, "boot-1")
+    old.start(outcome("a"), DIGEST, 7, 100.0)
+    old.close()
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.executescript("ALTER TABLE commands DROP COLUMN exposure; PRAGMA user_version = 1;")
+    journal = Journal(path, "boot-2")
+    entry = journal.lookup("a")
+    assert entry is not None
+    assert (entry.state, journal.dose_used_e, journal.exposures()) == (UNKNOWN, 100.0, [])
+    journal.start(outcome("b"), DIGEST, 7, 1.0, exposure=b"here")
+    journal.close()
+
+
 def test_the_epoch_passes_what_the_instrument_remembers(journal: Journal) -> None:
     assert journal.start(outcome("a"), DIGEST, 7, 0.0, epoch_above=41).command_epoch == 42
     assert journal.start(outcome("b"), DIGEST, 7, 0.0, epoch_above=3).command_epoch == 43
@@ -183,7 +211,7 @@ def test_a_journal_of_another_version_is_refused(tmp_path: Path) -> None:
     db = sqlite3.connect(path)
     db.execute("PRAGMA user_version = 9")
     db.close()
-    with pytest.raises(JournalError, match="schema version 9 is not 1"):
+    with pytest.raises(JournalError, match="schema version 9 is not 2"):
         Journal(path, "boot-1")
 
 

@@ -11,18 +11,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nextem.edge.control.limits import (
+    Axis,
+    Forbidden,
     LimitsUnreadable,
     Range,
-    check_move,
-    check_optics,
+    Refusal,
+    Spent,
+    check_change,
+    check_forbidden,
     check_scan,
     default_limits,
     inside,
-    load_limits,
-    parse_limits,
 )
-from nextem.v1.control_pb2 import Optics, Stage
+from nextem.edge.control.limits_file import load_limits, parse_limits
+from nextem.v1.control_pb2 import InstrumentState, Optics, Stage
 from nextem.v1.plan_pb2 import Scan
+from nextem.wire.signing import new_key, sign
 
 LIMITS = default_limits()
 OPTICS = Optics(energy_kv=200.0, convergence_mrad=1.0, probe_current_pa=10.0)
@@ -83,7 +87,18 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
         (("stage", "x_nm", "min"), 2e6, "limits.stage.x_nm: min 2000000.0 > max 1000000.0"),
         (("stage", "x_nm"), None, "limits.stage.x_nm: None is not an object"),
         (("stage", "tilt_mrad"), 1.0, "limits.stage: unknown field 'tilt_mrad'"),
-        (("schema_version",), 2, "limits.schema_version: 2 is not 1"),
+        (("schema_version",), 1, "limits.schema_version: 1 is not 2"),
+        (("stage", "x_nm", "max_rate"), -1.0, "limits.stage.x_nm.max_rate: -1.0 is below 0"),
+        (("dose_map", "cell_nm"), 0.0, "limits.dose_map.cell_nm: 0.0 is not above 0"),
+        (("forbidden",), {}, "limits.forbidden: {} is not a list"),
+        (("forbidden",), [{"name": "", "ranges": {}}], "limits.forbidden[0].name: '' is not a name"),
+        (("forbidden",), [{"name": "a", "ranges": {}}], "limits.forbidden: 'a' names no parameter"),
+        (("forbidden",), [{"name": "a", "ranges": 1}], "limits.forbidden[0].ranges: 1 is not an object"),
+        (
+            ("forbidden",),
+            [{"name": "a", "ranges": {"stage.tilt": {"min": 0, "max": 1}}}],
+            "limits.forbidden: 'a': no parameter is 'stage.tilt'",
+        ),
     ],
 )
 def test_every_odd_field_is_refused_by_name(where: tuple[str, ...], value: object, told: str) -> None:
@@ -109,11 +124,11 @@ def test_every_odd_field_is_refused_by_name(where: tuple[str, ...], value: objec
     ],
 )
 def test_a_move_outside_is_refused_with_its_value(to: Stage, rule: str, detail: str) -> None:
-    assert check_move(LIMITS.stage, to, Stage(x_nm=-500_000.0)) == (rule, detail)
+    assert check_change("stage", LIMITS.stage, to, Stage(x_nm=-500_000.0)) == (rule, detail)
 
 
 def test_a_move_to_the_very_limit_is_allowed() -> None:
-    assert check_move(LIMITS.stage, Stage(x_nm=1e6, y_nm=-1e6), Stage()) is None
+    assert check_change("stage", LIMITS.stage, Stage(x_nm=1e6, y_nm=-1e6), Stage()) is None
 
 
 @pytest.mark.parametrize(
@@ -126,13 +141,14 @@ def test_a_move_to_the_very_limit_is_allowed() -> None:
     ],
 )
 def test_optics_outside_are_refused(optics: Optics, rule: str) -> None:
-    refusal = check_optics(LIMITS.optics, optics)
+    refusal = check_change("optics", LIMITS.optics, optics, Optics())
     assert refusal is not None
     assert refusal.rule == rule
 
 
 def test_optics_inside_are_allowed() -> None:
-    assert check_optics(LIMITS.optics, OPTICS) is None
+    assert check_change("optics", LIMITS.optics, OPTICS, Optics()) is None
+    assert check_change("optics", LIMITS.optics, OPTICS, OPTICS) is None
 
 
 @pytest.mark.parametrize(
@@ -167,6 +183,76 @@ def test_a_dose_outside_is_refused_with_its_value(dose_e: float, detail: str) ->
 
 def test_a_scan_inside_is_allowed() -> None:
     assert check_scan(LIMITS.scan, SCAN, 500.0) is None
+
+
+SECOND_NS = 1_000_000_000
+SLOW = replace(LIMITS.stage, x_nm=Axis(min=-1e6, max=1e6, max_step=100.0, max_rate=10.0))
+
+
+@pytest.mark.parametrize(
+    ("spent", "now_s", "to_nm", "refused"),
+    [
+        (Spent(0.0, 0), 0, 100.0, False),
+        (Spent(60.0, 0), 0, 50.0, True),
+        (Spent(60.0, 0), 2, 50.0, False),  # 20 of the 60 came back
+        (Spent(60.0, 0), 1, 51.0, True),
+        (Spent(100.0, 0), 0, 0.0, False),  # what stays is never too fast
+        (Spent(100.0, 5 * SECOND_NS), 0, 1.0, True),  # a clock that went back gives nothing back
+    ],
+)
+def test_an_axis_goes_no_faster_than_its_rate(spent: Spent, now_s: int, to_nm: float, refused: bool) -> None:
+    at, to, now_ns = Stage(), Stage(x_nm=to_nm), now_s * SECOND_NS
+    refusal = check_change("stage", SLOW, to, at, {"stage.x_nm": spent}, now_ns)
+    assert (refusal is not None) == refused
+    if refusal is not None:
+        assert refusal.rule == "limit:stage.x_nm.rate"
+        assert refusal.detail.endswith("> 100.0, at 10.0 a second")
+
+
+def test_what_no_limit_is_given_for_may_not_change() -> None:
+    assert check_change("optics", LIMITS.stage, Optics(energy_kv=80.0), Optics(energy_kv=80.0)) is None
+    told = check_change("optics", LIMITS.stage, Optics(energy_kv=81.0), Optics(energy_kv=80.0))
+    assert told == ("limit:optics.energy_kv", "81.0: no limit is given, so nothing may change it")
+
+
+def test_a_forbidden_combination_is_refused_by_its_name() -> None:
+    box = Forbidden("pole piece", {"stage.z_nm": Range(50.0, 100.0), "optics.defocus_nm": Range(0.0, 10.0)})
+    inside_both = InstrumentState(stage=Stage(z_nm=50.0), optics=Optics(defocus_nm=10.0))
+    told = check_forbidden((box,), inside_both)
+    assert told == Refusal("forbidden:pole piece", "optics.defocus_nm 10.0, stage.z_nm 50.0")
+    for outside in (Stage(z_nm=49.0), Stage(z_nm=101.0)):
+        assert check_forbidden((box,), InstrumentState(stage=outside, optics=inside_both.optics)) is None
+
+
+def test_only_what_the_key_signed_is_read(tmp_path: Path) -> None:
+    private, public = new_key()
+    path, key = tmp_path / "limits.json", tmp_path / "limits.pub"
+    path.write_text(LIMITS.to_json())
+    key.write_bytes(public)
+    with pytest.raises(LimitsUnreadable, match=r"limits\.json\.sig"):
+        load_limits(path, key)
+    signature = tmp_path / "limits.json.sig"
+    signature.write_bytes(sign(private, path.read_bytes()))
+    assert load_limits(path, key) == LIMITS
+    signature.write_bytes(sign(new_key()[0], path.read_bytes()))
+    with pytest.raises(LimitsUnreadable, match="does not fit"):
+        load_limits(path, key)
+    signature.write_bytes(sign(private, path.read_bytes()))
+    path.write_text(LIMITS.to_json().replace("600", "601"))
+    with pytest.raises(LimitsUnreadable, match="does not fit"):
+        load_limits(path, key)
+    key.write_text("no key")
+    with pytest.raises(LimitsUnreadable, match="no public key"):
+        load_limits(path, key)
+    with pytest.raises(LimitsUnreadable, match=r"missing\.pub"):
+        load_limits(path, tmp_path / "missing.pub")
+
+
+def test_forbidden_boxes_read_back_the_same(tmp_path: Path) -> None:
+    boxes = (Forbidden("low", {"stage.z_nm": Range(0.0, 1.0)}),)
+    path = tmp_path / "limits.json"
+    path.write_text(replace(LIMITS, forbidden=boxes).to_json())
+    assert load_limits(path).forbidden == boxes
 
 
 @given(value=st.floats(), low=st.floats(-1e9, 1e9), width=st.floats(0, 1e9))

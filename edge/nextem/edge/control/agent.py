@@ -23,7 +23,8 @@ from nextem.edge.control.driver import Driver, DriverError
 from nextem.edge.control.identity import Guard
 from nextem.edge.control.journal import DONE, FAILED, REJECTED, Journal, JournalError
 from nextem.edge.control.lease import Leases
-from nextem.edge.control.limits import Limits, LimitsUnreadable, Refusal, load_limits
+from nextem.edge.control.limits import Limits, LimitsUnreadable, Refusal
+from nextem.edge.control.limits_file import load_limits
 from nextem.edge.control.link import Link, LinkCalls, LinkTimes
 from nextem.edge.control.modes import Modes, RoleOf
 from nextem.edge.control.people import People
@@ -58,7 +59,8 @@ _LOOK_S = 0.05
 
 @dataclass(frozen=True, slots=True)
 class ControlOptions:
-    """``steering`` and ``instrument_address`` are "host:port". ``limits`` are given or lie in a file.
+    """``steering`` and ``instrument_address`` are "host:port". ``limits`` are given or lie in a file,
+    which must be signed where there is a ``limits_key``, a file with a public key in PEM.
 
     ``instrument_address`` is for whoever makes the driver; the agent itself dials only ``steering``.
     ``margin_s`` is for how long nothing may move before an acquisition is given up; it must be longer than
@@ -70,6 +72,7 @@ class ControlOptions:
     instrument_address: str
     journal_path: Path
     limits: Limits | Path
+    limits_key: Path | None = None
     margin_s: float = 15.0
     mode: Mode | None = None  # None: as the journal has it, automatic in a new one
     lost_after_s: float = 6.0
@@ -115,7 +118,7 @@ class ControlAgent:
         """
         self._options, self._driver, self._clock = options, driver, clock
         self._fetch_raw = fetch_raw
-        self._limits = _read_limits(options.limits)
+        self._limits = _read_limits(options.limits, options.limits_key)
         self._journal = Journal(options.journal_path, clock.boot_id)
         self._leases = Leases(clock, self._journal.next_lease_epoch)
         self._driver_lock = threading.Lock()
@@ -377,11 +380,13 @@ def _reason(command: Command) -> str:
     return command.stop.reason or f"stopped by {command.issuer}"
 
 
-def _read_limits(limits: Limits | Path) -> Limits | LimitsUnreadable:
-    if isinstance(limits, Limits):
+def _read_limits(limits: Limits | Path, key: Path | None) -> Limits | LimitsUnreadable:
+    if isinstance(limits, Limits) and key is None:
         return limits
     try:
-        return load_limits(limits)
+        if isinstance(limits, Limits):
+            raise LimitsUnreadable(f"{key} must sign the limits, and no limits file is given")
+        return load_limits(limits, key)
     except LimitsUnreadable as error:
         logger.error("every command but stop will be refused: %s", error)
         return error

@@ -8,14 +8,15 @@ import math
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
+from nextem.edge.control.dose_map import DoseMap, on_sample
 from nextem.edge.control.driver import Driver, DriverError
 from nextem.edge.control.identity import Guard
 from nextem.edge.control.journal import DONE, FAILED, PROPOSED, REJECTED, VALIDATED, Journal, JournalError
 from nextem.edge.control.lease import SCAN, SCOPE_OF_ACTION, STAGE, Leases
-from nextem.edge.control.limits import Limits, LimitsUnreadable, Refusal
+from nextem.edge.control.limits import Limits, LimitsUnreadable, Refusal, Spent
 from nextem.edge.control.modes import APPROVE, Modes
 from nextem.edge.control.proposals import Proposal, Proposals, effect
 from nextem.edge.control.runner import Acquisitions, Ended, Job, Runner
@@ -29,6 +30,7 @@ from nextem.edge.control.validate import (
     planned_s,
 )
 from nextem.v1.control_pb2 import Command, CommandState, InstrumentState, LeaseScope, Outcome
+from nextem.v1.plan_pb2 import Plan
 from nextem.wire.clock import Clock
 from nextem.wire.ids import uuid7
 
@@ -70,6 +72,10 @@ class CommandHandler:
         """Makes the runner as well; whoever owns this starts and closes it."""
         self._parts = parts
         self._recent_ns: deque[int] = deque()
+        self._spent: dict[str, Spent] = {}
+        cell_nm = parts.limits.dose_map.cell_nm if isinstance(parts.limits, Limits) else 1.0
+        self._dose_map = DoseMap(cell_nm, map(Plan.FromString, parts.journal.exposures()))
+        self._exposures: dict[str, Plan] = {}  # of the commands that are not done
         self.proposals = Proposals(parts.clock, self.end_proposal)
         self.runner = Runner(
             parts.driver,
@@ -149,8 +155,36 @@ class CommandHandler:
         if command.HasField("acquire"):
             outcome.acquisition_id = uuid7()
         epoch_above = context.state.command_epoch
-        started = parts.journal.start(outcome, content, context.now_ns, dose_e, epoch_above=epoch_above)
+        exposure = on_sample(command.acquire, context.state.stage) if command.HasField("acquire") else None
+        started = parts.journal.start(
+            outcome,
+            content,
+            context.now_ns,
+            dose_e,
+            epoch_above=epoch_above,
+            exposure=exposure.SerializeToString() if exposure else b"",
+        )
+        if exposure:
+            self._exposures[command.command_id] = exposure
+            self._dose_map.add(exposure)
+        self._spend(command, context)
         self._act(received, started)
+
+    def _spend(self, command: Command, context: Context) -> None:
+        """Counts what a command changes, done or not, against the rate of its parameters."""
+        assert isinstance(context.state, InstrumentState)
+        assert isinstance(context.limits, Limits)
+        action = command.WhichOneof("action")
+        if action not in ("move_stage", "set_optics"):
+            return
+        group = "stage" if action == "move_stage" else "optics"
+        to, at = getattr(command, action), getattr(context.state, group)
+        limits = getattr(context.limits, group)
+        for field in fields(limits):
+            name, step = f"{group}.{field.name}", abs(getattr(to, field.name) - getattr(at, field.name))
+            spent = self._spent.get(name, Spent(0.0, context.now_ns))
+            left = spent.left(getattr(limits, field.name).max_rate, context.now_ns)
+            self._spent[name] = Spent(left + step, context.now_ns)
 
     def _reject(self, outcome: Outcome, content: bytes, refusal: Refusal) -> None:
         rejected = with_state(outcome, REJECTED, refusal)
@@ -207,6 +241,8 @@ class CommandHandler:
             acquisitions=self.runner.pending,
             recent_commands=len(self._recent_ns) + received.command.validate_only,
             mode=parts.modes.current,
+            spent=self._spent,
+            dose_map=self._dose_map,
         )
 
     # ---- at the driver, journalled as STARTED -----------------------------------------------------
@@ -280,6 +316,9 @@ class CommandHandler:
             )
 
     def _finish(self, outcome: Outcome, *, release_dose: bool = False) -> None:
+        exposure = self._exposures.pop(outcome.command_id, None)
+        if exposure is not None and release_dose:
+            self._dose_map.remove(exposure)
         try:
             self._parts.journal.finish(outcome, self._parts.clock.now_ns(), release_dose=release_dose)
         except JournalError as error:

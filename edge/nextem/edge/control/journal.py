@@ -40,7 +40,7 @@ TRANSITIONS: Mapping[CommandState | None, frozenset[CommandState]] = {
 
 FINAL = frozenset(state for state, onward in TRANSITIONS.items() if state is not None and not onward)
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _SCHEMA = """
 CREATE TABLE commands (
     command_id TEXT PRIMARY KEY,
@@ -51,6 +51,7 @@ CREATE TABLE commands (
     started_ns INTEGER,
     ended_ns INTEGER,
     dose_e REAL NOT NULL DEFAULT 0,
+    exposure BLOB NOT NULL DEFAULT x'',
     delivered INTEGER NOT NULL DEFAULT 0,
     outcome BLOB NOT NULL
 ) STRICT;
@@ -58,6 +59,7 @@ CREATE INDEX undelivered ON commands (delivered) WHERE delivered = 0;
 CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT;
 INSERT INTO counters VALUES ('command_epoch', 0), ('lease_epoch', 0);
 """
+_FROM_1 = "ALTER TABLE commands ADD COLUMN exposure BLOB NOT NULL DEFAULT x'';"
 
 
 class JournalError(Exception):
@@ -107,6 +109,8 @@ class Journal:
         version: int = db.execute("PRAGMA user_version").fetchone()[0]
         if version == 0:
             db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+        elif version == 1:  # its scans count for the budget, and are on no map
+            db.executescript(f"BEGIN IMMEDIATE; {_FROM_1} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
         elif version != SCHEMA_VERSION:
             raise JournalError(f"{self._path}: schema version {version} is not {SCHEMA_VERSION}")
         with self._transaction() as cursor:
@@ -133,6 +137,12 @@ class Journal:
         """Planned electrons of all accepted commands of this file, in every boot."""
         return self._dose_e
 
+    def exposures(self) -> list[bytes]:
+        """Of all accepted commands of this file whose dose was not given back, oldest first."""
+        query = "SELECT exposure FROM commands WHERE dose_e > 0 AND length(exposure) > 0 ORDER BY rowid"
+        with self._errors(), self._lock:
+            return [blob for (blob,) in self._connection().execute(query).fetchall()]
+
     def lookup(self, command_id: str) -> Entry | None:
         """What is recorded about a command, or None."""
         query = "SELECT state, digest, outcome FROM commands WHERE command_id = ?"
@@ -141,17 +151,25 @@ class Journal:
         return row and Entry(row[0], row[1], pb.Outcome.FromString(row[2]))
 
     def start(
-        self, outcome: pb.Outcome, digest: bytes, started_ns: int, dose_e: float, *, epoch_above: int = 0
+        self,
+        outcome: pb.Outcome,
+        digest: bytes,
+        started_ns: int,
+        dose_e: float,
+        *,
+        epoch_above: int = 0,
+        exposure: bytes = b"",
     ) -> pb.Outcome:
         """RECEIVED, VALIDATED, STARTED at once, dose reserved, a new command epoch taken: one sync to disk.
 
         The epoch is also above ``epoch_above``, the instrument's own, which a new journal cannot know.
+        ``exposure`` says where the dose goes; :meth:`exposures` gives it back.
         Returns the outcome as recorded: STARTED, with its command epoch.
         """
         started = _with_state(outcome, STARTED)
         with self._transaction() as cursor:
             started.command_epoch = _count(cursor, "command_epoch", above=epoch_above)
-            self._insert(cursor, started, digest, dose_e)
+            self._insert(cursor, started, digest, dose_e, exposure)
             _advance(cursor, _with_state(started, VALIDATED))
             _advance(cursor, started, started_ns=started_ns)
         with self._totals:
@@ -168,7 +186,7 @@ class Journal:
     def reject(self, outcome: pb.Outcome, digest: bytes, ended_ns: int) -> None:
         """RECEIVED and REJECTED at once."""
         with self._transaction() as cursor:
-            self._insert(cursor, outcome, digest, 0.0)
+            self._insert(cursor, outcome, digest)
             _advance(cursor, outcome, ended_ns=ended_ns)
 
     def record_stop(self, outcome: pb.Outcome, digest: bytes, started_ns: int, ended_ns: int) -> None:
@@ -176,7 +194,7 @@ class Journal:
         with self._transaction() as cursor:
             query = "UPDATE counters SET value = max(value, ?) WHERE name = 'command_epoch'"
             cursor.execute(query, (outcome.command_epoch,))
-            self._insert(cursor, outcome, digest, 0.0)
+            self._insert(cursor, outcome, digest)
             _advance(cursor, _with_state(outcome, VALIDATED))
             _advance(cursor, _with_state(outcome, STARTED), started_ns=started_ns)
             _advance(cursor, outcome, ended_ns=ended_ns)
@@ -268,14 +286,30 @@ class Journal:
                 if not sync:
                     db.execute("PRAGMA synchronous = FULL")
 
-    def _insert(self, cursor: sqlite3.Cursor, outcome: pb.Outcome, digest: bytes, dose_e: float) -> None:
+    def _insert(
+        self,
+        cursor: sqlite3.Cursor,
+        outcome: pb.Outcome,
+        digest: bytes,
+        dose_e: float = 0.0,
+        exposure: bytes = b"",
+    ) -> None:
         row = cursor.execute("SELECT 1 FROM commands WHERE command_id = ?", (outcome.command_id,)).fetchone()
         if row is not None:
             raise IllegalTransition(f"command {outcome.command_id} is recorded already")
         cursor.execute(
-            "INSERT INTO commands (command_id, digest, state, boot_id, received_ns, dose_e, outcome)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (outcome.command_id, digest, RECEIVED, self._boot_id, outcome.received_ns, dose_e, b""),
+            "INSERT INTO commands (command_id, digest, state, boot_id, received_ns, dose_e, exposure,"
+            " outcome) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                outcome.command_id,
+                digest,
+                RECEIVED,
+                self._boot_id,
+                outcome.received_ns,
+                dose_e,
+                exposure,
+                b"",
+            ),
         )
 
 

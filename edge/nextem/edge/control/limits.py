@@ -1,8 +1,7 @@
 """The limits of one instrument: what the edge refuses whoever asks.
 
-A limits file is JSON and holds every field of :class:`Limits`, no more and no less. A file that cannot be
-read, or says something that this version does not know, gives :class:`LimitsUnreadable`, and then every
-command but stop is refused. Nothing is ever clamped.
+:mod:`nextem.edge.control.limits_file` reads them. Nothing is ever clamped, and what no limit is given for may
+not be changed.
 """
 
 from __future__ import annotations
@@ -10,14 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass, fields, is_dataclass
-from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, get_type_hints
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from types import MappingProxyType
+from typing import NamedTuple
 
-from nextem.v1.control_pb2 import Optics, Stage
+from nextem.v1.control_pb2 import InstrumentState, Optics, Stage
 from nextem.v1.plan_pb2 import Scan
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class Refusal(NamedTuple):
@@ -41,11 +41,17 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """Allowed positions, and the largest distance (same unit) of one move."""
+    """Allowed values, the largest change by one command (same unit), and how fast it may go on.
+
+    ``max_rate`` is in units per second: what commands have changed so far counts as less by so much every
+    second, and together with the next change it may not exceed ``max_step``. So a rested axis may take one
+    whole step at once, and over a long time none goes faster than the rate.
+    """
 
     min: float
     max: float
     max_step: float
+    max_rate: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +63,41 @@ class StageLimits:
 
 @dataclass(frozen=True, slots=True)
 class OpticsLimits:
-    energy_kv: Range
-    defocus_nm: Range
-    convergence_mrad: Range
-    probe_current_pa: Range
+    energy_kv: Axis
+    defocus_nm: Axis
+    convergence_mrad: Axis
+    probe_current_pa: Axis
+    astigmatism_a_nm: Axis
+    astigmatism_b_nm: Axis
+    coma_a_nm: Axis
+    coma_b_nm: Axis
+
+
+PARAMETERS = frozenset(
+    [f"stage.{field.name}" for field in fields(StageLimits)]
+    + [f"optics.{field.name}" for field in fields(OpticsLimits)]
+)
+"""What a limits file may name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forbidden:
+    """A box in the space of some parameters: no command may bring the instrument inside, or change it there.
+
+    ``ranges`` is by parameter, such as "stage.z_nm"; the instrument is inside when it is inside every range.
+    """
+
+    name: str
+    ranges: dict[str, Range]
+
+
+@dataclass(frozen=True, slots=True)
+class DoseMapLimits:
+    """Dose by region: the sample plane in squares of ``cell_nm``; ``max_cells`` bounds those of one scan."""
+
+    cell_nm: float
+    max_e_per_nm2: float
+    max_cells: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +118,15 @@ class Limits:
     """All limits of one instrument.
 
     ``dose_budget_e`` bounds the electrons of all accepted scans of one journal together.
-    ``max_acquisitions`` bounds those that wait or run at once.
+    ``dose_map`` bounds them where they go. ``max_acquisitions`` bounds those that wait or run at once.
     """
 
     schema_version: int
     stage: StageLimits
     optics: OpticsLimits
     scan: ScanLimits
+    dose_map: DoseMapLimits
+    forbidden: tuple[Forbidden, ...]
     dose_budget_e: float
     max_acquisitions: int
     commands_per_minute: int
@@ -104,15 +143,20 @@ class Limits:
 
 def default_limits() -> Limits:
     """Limits for the simulator: wide enough for every experiment of the demo, still finite."""
-    across = Axis(min=-1e6, max=1e6, max_step=1e6)
+    across = Axis(min=-1e6, max=1e6, max_step=1e6, max_rate=1e9)
+    coil = Axis(min=-1e4, max=1e4, max_step=2e4, max_rate=1e7)
     return Limits(
         schema_version=SCHEMA_VERSION,
-        stage=StageLimits(y_nm=across, x_nm=across, z_nm=Axis(min=-1e5, max=1e5, max_step=1e5)),
+        stage=StageLimits(y_nm=across, x_nm=across, z_nm=Axis(-1e5, 1e5, max_step=1e5, max_rate=1e8)),
         optics=OpticsLimits(
-            energy_kv=Range(min=30.0, max=300.0),
-            defocus_nm=Range(min=-1e4, max=1e4),
-            convergence_mrad=Range(min=0.01, max=50.0),
-            probe_current_pa=Range(min=0.0, max=1e4),
+            energy_kv=Axis(min=30.0, max=300.0, max_step=300.0, max_rate=1e5),
+            defocus_nm=coil,
+            convergence_mrad=Axis(min=0.01, max=50.0, max_step=50.0, max_rate=1e5),
+            probe_current_pa=Axis(min=0.0, max=1e4, max_step=1e4, max_rate=1e7),
+            astigmatism_a_nm=coil,
+            astigmatism_b_nm=coil,
+            coma_a_nm=coil,
+            coma_b_nm=coil,
         ),
         scan=ScanLimits(
             max_frames=1 << 20,
@@ -123,72 +167,12 @@ def default_limits() -> Limits:
             x_nm=Range(min=-1e6, max=1e6),
             max_dose_e_per_frame=1e6,
         ),
+        dose_map=DoseMapLimits(cell_nm=50.0, max_e_per_nm2=1e9, max_cells=1 << 20),
+        forbidden=(),
         dose_budget_e=1e11,
         max_acquisitions=64,
         commands_per_minute=600,
     )
-
-
-# ---- reading ----------------------------------------------------------------------------------
-
-
-def load_limits(path: Path) -> Limits:
-    """Reads a limits file. Raises :class:`LimitsUnreadable`, which names the file and the field."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise LimitsUnreadable(f"{path}: {error}") from error
-    try:
-        return parse_limits(found)
-    except LimitsUnreadable as error:
-        raise LimitsUnreadable(f"{path}: {error}") from error
-
-
-def parse_limits(found: object) -> Limits:
-    """Decoded JSON as limits. Raises :class:`LimitsUnreadable` for an unknown, missing or odd field."""
-    limits = _parse(Limits, found, "limits")
-    if limits.schema_version != SCHEMA_VERSION:
-        raise LimitsUnreadable(f"limits.schema_version: {limits.schema_version} is not {SCHEMA_VERSION}")
-    return limits
-
-
-_T = TypeVar("_T")
-
-
-def _parse(kind: type[_T], found: object, name: str) -> _T:
-    if not isinstance(found, dict):
-        raise LimitsUnreadable(f"{name}: {found!r} is not an object")
-    types = get_type_hints(kind)
-    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
-    if unknown := sorted(set(found) - set(known)):
-        raise LimitsUnreadable(f"{name}: unknown field {unknown[0]!r}")
-    if missing := [field for field in known if field not in found]:
-        raise LimitsUnreadable(f"{name}: no field {missing[0]!r}")
-    values: dict[str, Any] = {
-        field: _parse(types[field], found[field], f"{name}.{field}")
-        if is_dataclass(types[field])
-        else _number(types[field], found[field], f"{name}.{field}")
-        for field in known
-    }
-    if "min" in values and values["min"] > values["max"]:
-        raise LimitsUnreadable(f"{name}: min {values['min']} > max {values['max']}")
-    return kind(**values)
-
-
-def _number(kind: type, found: object, name: str) -> int | float:
-    allowed: tuple[type, ...] = (int,) if kind is int else (int, float)
-    if isinstance(found, bool) or not isinstance(found, allowed):
-        raise LimitsUnreadable(f"{name}: {found!r} is not {'a whole number' if kind is int else 'a number'}")
-    assert isinstance(found, int | float)
-    try:
-        value = float(found)
-    except OverflowError as error:
-        raise LimitsUnreadable(f"{name}: {error}") from error
-    if not math.isfinite(value):
-        raise LimitsUnreadable(f"{name}: {found!r} is not a finite number")
-    if (kind is int or name.rsplit(".", 1)[-1].startswith(("max_", "dose_"))) and value < 0:
-        raise LimitsUnreadable(f"{name}: {found!r} is below 0")
-    return int(found) if kind is int else value
 
 
 # ---- checking ---------------------------------------------------------------------------------
@@ -208,32 +192,70 @@ def inside(name: str, value: float, allowed: Range | Axis) -> Refusal | None:
     return Refusal(f"limit:{name}", f"{value!r} < {allowed.min!r}") if value < allowed.min else None
 
 
-def check_move(limits: StageLimits, to: Stage, at: Stage) -> Refusal | None:
-    """Checks the position and the distance of a move from ``at``, axis by axis."""
-    for axis in ("y_nm", "x_nm", "z_nm"):
-        allowed: Axis = getattr(limits, axis)
-        target: float = getattr(to, axis)
-        step = abs(target - getattr(at, axis))
-        refusal = inside(f"stage.{axis}", target, allowed) or below(
-            f"stage.{axis}.step", step, allowed.max_step
-        )
-        if refusal:
+class Spent(NamedTuple):
+    """What commands have changed of one parameter, as it counted at ``at_ns`` of the edge's clock."""
+
+    amount: float
+    at_ns: int
+
+    def left(self, max_rate: float, now_ns: int) -> float:
+        """How much of it counts at ``now_ns``."""
+        return max(0.0, self.amount - max_rate * max(0, now_ns - self.at_ns) / 1e9)
+
+
+NOTHING_SPENT: Mapping[str, Spent] = MappingProxyType({})
+
+
+def check_change(
+    group: str,
+    limits: StageLimits | OpticsLimits,
+    to: Stage | Optics,
+    at: Stage | Optics,
+    spent: Mapping[str, Spent] = NOTHING_SPENT,
+    now_ns: int = 0,
+) -> Refusal | None:
+    """Checks value, step and rate of every number of ``to``, coming from ``at``.
+
+    A field that was left out is 0 and is checked as 0. One that has no limit may not change. ``group`` is
+    "stage" or "optics"; ``spent`` is by parameter.
+    """
+    for field in to.DESCRIPTOR.fields:
+        name, target = f"{group}.{field.name}", getattr(to, field.name)
+        if isinstance(target, bool):
+            continue  # a beam may be blanked or not, whatever the limits
+        allowed: Axis | None = getattr(limits, field.name, None)
+        if allowed is None:
+            if target != getattr(at, field.name):
+                return Refusal(f"limit:{name}", f"{target!r}: no limit is given, so nothing may change it")
+            continue
+        step = abs(target - getattr(at, field.name))
+        refusal = inside(name, target, allowed) or below(f"{name}.step", step, allowed.max_step)
+        if refusal or (refusal := _check_rate(name, step, allowed, spent.get(name), now_ns)):
             return refusal
     return None
 
 
-def check_optics(limits: OpticsLimits, to: Optics) -> Refusal | None:
-    """Checks every field. A field that was left out is 0 and is checked as 0.
+def _check_rate(name: str, step: float, allowed: Axis, spent: Spent | None, now_ns: int) -> Refusal | None:
+    before = spent.left(allowed.max_rate, now_ns) if spent else 0.0
+    if not step or before + step <= allowed.max_step:
+        return None
+    return Refusal(
+        f"limit:{name}.rate",
+        f"{before:.6g} just now + {step:.6g} > {allowed.max_step!r}, at {allowed.max_rate!r} a second",
+    )
 
-    A number that the limits do not name may only be 0.
-    """
-    for field in fields(limits):
-        if refusal := inside(f"optics.{field.name}", getattr(to, field.name), getattr(limits, field.name)):
-            return refusal
-    unnamed = {field.name for field in to.DESCRIPTOR.fields} - {field.name for field in fields(limits)}
-    for name in sorted(unnamed - {"beam_blanked"}):
-        if getattr(to, name) != 0:
-            return Refusal(f"limit:optics.{name}", f"{getattr(to, name)!r} and the limits do not name it")
+
+def check_forbidden(boxes: tuple[Forbidden, ...], state: InstrumentState) -> Refusal | None:
+    """Refuses ``state``, the one after a command, when it is inside a box; the rule: ``forbidden:<name>``."""
+    groups = {"stage": state.stage, "optics": state.optics}
+    for box in boxes:
+        values: dict[str, float] = {}
+        for name in box.ranges:
+            group, _, field = name.partition(".")
+            values[name] = getattr(groups[group], field)
+        if all(box.ranges[name].min <= value <= box.ranges[name].max for name, value in values.items()):
+            told = ", ".join(f"{name} {value!r}" for name, value in sorted(values.items()))
+            return Refusal(f"forbidden:{box.name}", told)
     return None
 
 

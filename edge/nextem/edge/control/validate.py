@@ -5,18 +5,20 @@ The first rule that says no decides. Stop passes through none of this.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from nextem.edge.control.capability import check_capability
+from nextem.edge.control.dose_map import DoseMap, on_sample
 from nextem.edge.control.lease import Lease, check_lease
 from nextem.edge.control.limits import (
     Limits,
     LimitsUnreadable,
     Refusal,
-    check_move,
-    check_optics,
+    Spent,
+    check_change,
+    check_forbidden,
     check_scan,
 )
 from nextem.v1 import control_pb2 as pb
@@ -33,7 +35,8 @@ class Context:
     """What the edge knows at the moment of a check. Times in ns on the edge's clock.
 
     ``state`` is the instrument's state, or why it cannot be read. ``acquisitions`` wait or run now.
-    ``recent_commands`` came in during the last minute, this one included.
+    ``recent_commands`` came in during the last minute, this one included. ``spent`` is what commands have
+    changed, by parameter; ``dose_map`` is None where nothing was exposed.
     """
 
     instrument: str
@@ -46,6 +49,8 @@ class Context:
     acquisitions: int
     recent_commands: int
     mode: pb.Mode = pb.MODE_AUTOMATIC
+    spent: Mapping[str, Spent] = field(default_factory=dict)
+    dose_map: DoseMap | None = None
 
 
 class Verdict(NamedTuple):
@@ -161,12 +166,28 @@ def _limits(command: Command, context: Context) -> Refusal | None:
         )
     match command.WhichOneof("action"):
         case "move_stage":
-            return check_move(context.limits.stage, command.move_stage, context.state.stage)
+            to, at = command.move_stage, context.state.stage
+            return check_change("stage", context.limits.stage, to, at, context.spent, context.now_ns)
         case "set_optics":
-            return check_optics(context.limits.optics, command.set_optics)
+            optics, now = command.set_optics, context.state.optics
+            return check_change("optics", context.limits.optics, optics, now, context.spent, context.now_ns)
         case _:
             plan = command.acquire
             return check_scan(context.limits.scan, plan.scan, plan.dose_e_per_frame)
+
+
+def _forbidden(command: Command, context: Context) -> Refusal | None:
+    assert isinstance(context.state, InstrumentState)
+    assert isinstance(context.limits, Limits)
+    if command.HasField("acquire"):
+        return None  # it changes no parameter
+    after = InstrumentState()
+    after.CopyFrom(context.state)
+    if command.HasField("move_stage"):
+        after.stage.CopyFrom(command.move_stage)
+    else:
+        after.optics.CopyFrom(command.set_optics)
+    return check_forbidden(context.limits.forbidden, after)
 
 
 def _duration(command: Command, context: Context) -> Refusal | None:
@@ -185,6 +206,16 @@ def _dose_budget(command: Command, context: Context) -> Refusal | None:
             f"{context.dose_used_e:.6g} used + {planned:.6g} planned > {context.limits.dose_budget_e:.6g} e",
         )
     return None
+
+
+def _dose_map(command: Command, context: Context) -> Refusal | None:
+    assert isinstance(context.state, InstrumentState)
+    assert isinstance(context.limits, Limits)
+    if not command.HasField("acquire"):
+        return None
+    limits = context.limits.dose_map
+    dose_map = context.dose_map or DoseMap(limits.cell_nm)
+    return dose_map.check(on_sample(command.acquire, context.state.stage), limits)
 
 
 def _queue(command: Command, context: Context) -> Refusal | None:
@@ -228,8 +259,10 @@ RULES: tuple[Callable[[Command, Context], Refusal | None], ...] = (
     _expected_state,
     _capability,
     _limits,
+    _forbidden,
     _duration,
     _dose_budget,
+    _dose_map,
     _queue,
     _beam,
     _instrument_free,

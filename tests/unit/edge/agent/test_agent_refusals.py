@@ -66,6 +66,7 @@ def test_commands_a_minute_are_counted_and_forgotten_after_one(make_rig: MakeRig
     assert [outcome.rule for outcome in outcomes] == ["", "", "limit:commands_per_minute"]
     rig.ask_lease(ttl_ms=0)
     rig.clock.time_ns += 61_000_000_000
+    rig.link.calls.heard()
     rig.lease = Lease()
     assert rig.until(rig.send(rig.command(move_stage=Stage()))).state == COMMAND_STATE_DONE
 
