@@ -14,8 +14,9 @@ from nextem.edge.detectors import merlin as edge_merlin
 from nextem.simulator.control_port import ControlPort, ControlServer
 from nextem.simulator.data_server import DataServer
 from nextem.simulator.detector import Detector
-from nextem.simulator.instrument import Instrument, OpticsSetting, Refused, ScanDefinition
+from nextem.simulator.instrument import Instrument
 from nextem.simulator.merlin import Bytes, FrameFormat
+from nextem.simulator.settings import OpticsSetting, Refused, ScanDefinition
 
 
 class CountingSource:

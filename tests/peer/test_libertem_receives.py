@@ -14,8 +14,9 @@ from nextem.edge.detectors.merlin_control import Arming, MerlinControl
 from nextem.simulator.control_port import ControlPort, ControlServer
 from nextem.simulator.data_server import DataServer
 from nextem.simulator.detector import Detector
-from nextem.simulator.instrument import Instrument, ScanDefinition
+from nextem.simulator.instrument import Instrument
 from nextem.simulator.merlin import Bytes, FrameFormat
+from nextem.simulator.settings import ScanDefinition
 
 # The first test makes the peer's environment.
 pytestmark = pytest.mark.timeout(900)

@@ -14,8 +14,9 @@ import math
 import socket
 import threading
 
-from nextem.simulator.instrument import Instrument, OutOfRange, Refused
+from nextem.simulator.instrument import Instrument
 from nextem.simulator.merlin import PREFIX_BYTES, message
+from nextem.simulator.settings import OutOfRange, Refused
 
 log = logging.getLogger(__name__)
 

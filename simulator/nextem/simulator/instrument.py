@@ -2,92 +2,39 @@
 
 Rules that it keeps: what it cannot do it refuses, and never clamps; epochs of commands do not fall;
 scans may be defined while one runs; the stage does not move under a running scan; stopping always works.
+Where there is a :class:`~nextem.simulator.world.World`, moves take their time and the column may fail.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 
+from nextem.simulator.column import ColumnState
 from nextem.simulator.detector import BeamState, Detector, Exposure, FrameSource, Progress
 from nextem.simulator.merlin import EPOCH_DIGITS, Bytes, FrameFormat
+from nextem.simulator.settings import (
+    MAX_FRAMES,
+    InstrumentView,
+    Interrupted,
+    OpticsSetting,
+    Refused,
+    ScanDefinition,
+    StagePosition,
+    check,
+    check_optics,
+    check_scan,
+    check_stage,
+)
+from nextem.simulator.world import World
 
 log = logging.getLogger(__name__)
 
 MAX_DEFINED_SCANS = 64
-MAX_FRAMES = 1 << 22
 _SETTLE_S = 5.0  # for the detector to say that the last batch is out
 _STOP_S = 1.0  # for the current batch after a stop
-
-
-class InstrumentError(Exception):
-    """A request that the instrument refuses; nothing has changed."""
-
-
-class Refused(InstrumentError):
-    """Not in this state."""
-
-
-class OutOfRange(InstrumentError):
-    """A value that the instrument cannot have. The message names field, value and range."""
-
-
-@dataclass(frozen=True, slots=True)
-class StagePosition:
-    """Where the stage is, in nm."""
-
-    y_nm: float = 0.0
-    x_nm: float = 0.0
-    z_nm: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class OpticsSetting:
-    """The beam. Only blanking changes the simulated frames; the rest is kept and told."""
-
-    energy_kv: float = 200.0
-    defocus_nm: float = 0.0
-    convergence_mrad: float = 1.0
-    probe_current_pa: float = 10.0
-    beam_blanked: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class ScanDefinition:
-    """A raster of ``size_yx`` positions, ``step_nm`` apart, from ``origin_nm`` (y, x) off the stage."""
-
-    scan_id: str
-    size_yx: tuple[int, int]
-    origin_nm: tuple[float, float]
-    step_nm: float
-    dwell_s: float
-    dose_e_per_frame: float
-
-    @property
-    def frames(self) -> int:
-        return self.size_yx[0] * self.size_yx[1]
-
-    def on_sample(self, stage: StagePosition) -> ScanDefinition:
-        """The same scan with its origin on the sample: stage + origin."""
-        return replace(self, origin_nm=(stage.y_nm + self.origin_nm[0], stage.x_nm + self.origin_nm[1]))
-
-
-@dataclass(frozen=True, slots=True)
-class InstrumentView:
-    """All that the instrument tells about itself, taken at one moment."""
-
-    name: str
-    stage: StagePosition
-    optics: OpticsSetting
-    scanning: bool
-    scan_id: str
-    frames_sent: int
-    command_epoch: int
-    state_version: int
-    defined_scans: tuple[str, ...]
 
 
 SourceFactory = Callable[[ScanDefinition, FrameFormat], FrameSource]
@@ -125,6 +72,8 @@ class _State:
     version: int = 1
     scans: dict[str, ScanDefinition] = field(default_factory=dict)
     armed: _Armed | None = None
+    moving: bool = False
+    stops: int = 0
 
 
 class Instrument:
@@ -132,14 +81,22 @@ class Instrument:
 
     ``state_version`` counts changes of the stage and the optics and the starts and ends of scans; to define a
     scan changes nothing physical and is not counted. A scan is used up by starting it.
-    Raises :class:`Refused` and :class:`OutOfRange`.
+    Raises :class:`Refused` and :class:`OutOfRange`, and :class:`Interrupted` for what a stop ends on the way.
     """
 
-    def __init__(self, name: str, detector: Detector, mode: FrameFormat, make_source: SourceFactory) -> None:
+    def __init__(
+        self,
+        name: str,
+        detector: Detector,
+        mode: FrameFormat,
+        make_source: SourceFactory,
+        world: World | None = None,
+    ) -> None:
         self._name = name
         self._detector = detector
         self._make_source = make_source
         self._state = _State()
+        self._world = world
         self._changed = threading.Condition()
         self._mode = mode
         self._trigger: threading.Event | None = None  # of the newest acquisition
@@ -153,30 +110,34 @@ class Instrument:
             return self._view()
 
     def move_stage(self, command_epoch: int, to: StagePosition) -> InstrumentView:
-        """Moves to ``to`` at once. Refused while a scan runs."""
-        _check("stage.y_nm", to.y_nm, -1e6, 1e6)
-        _check("stage.x_nm", to.x_nm, -1e6, 1e6)
-        _check("stage.z_nm", to.z_nm, -3e5, 3e5)
+        """Moves to ``to``. Refused while a scan runs, and while the stage moves."""
+        check_stage(to)
         with self._changed:
             self._check_epoch(command_epoch)
             self._check_idle("the stage does not move")
+            if self._world is not None:
+                self._travel(self._world, command_epoch, to)
             self._state.stage = to
             return self._applied(command_epoch)
 
     def set_optics(self, command_epoch: int, to: OpticsSetting) -> InstrumentView:
         """Sets every field of the optics; in force from the next batch of a running scan on."""
-        _check("optics.energy_kv", to.energy_kv, 30.0, 300.0)
-        _check("optics.defocus_nm", to.defocus_nm, -1e6, 1e6)
-        _check("optics.convergence_mrad", to.convergence_mrad, 0.0, 50.0)
-        _check("optics.probe_current_pa", to.probe_current_pa, 0.0, 1e5)
+        check_optics(to)
         with self._changed:
             self._check_epoch(command_epoch)
+            if self._world is not None:
+                if not to.beam_blanked:
+                    self._check_beam("the beam stays blanked")
+                if not self._wait(self._world.set_s(self._state.optics, to)):
+                    raise Interrupted("the optics were stopped before they were set")
+                self._check_epoch(command_epoch)
+                self._world.set_optics(to)
             self._state.optics = to
             return self._applied(command_epoch)
 
     def define_scan(self, command_epoch: int, scan: ScanDefinition) -> InstrumentView:
         """Makes a scan known, also while another runs. The same definition again changes nothing."""
-        _check_scan(scan)
+        check_scan(scan)
         with self._changed:
             self._check_epoch(command_epoch)
             known = self._state.scans.get(scan.scan_id)
@@ -195,6 +156,8 @@ class Instrument:
         with self._changed:
             self._check_epoch(command_epoch)
             self._check_idle("no scan starts")
+            if not self._state.optics.beam_blanked:
+                self._check_beam("no scan starts")
             scan = self._state.scans.get(scan_id)
             if scan is None:
                 raise Refused(f"scan {scan_id!r} is not defined, or has been started before")
@@ -239,7 +202,7 @@ class Instrument:
         trigger where that is ``external``. Without, or where the trigger comes before any scan, the beam
         stays at the stage.
         """
-        _check("frames", frames, 1, MAX_FRAMES)
+        check("frames", frames, 1, MAX_FRAMES)
         with self._changed:
             self._check_detector("no acquisition starts")
             still = ScanDefinition("", (1, frames), (0.0, 0.0), 0.0, dwell_s, 1000.0)
@@ -264,6 +227,10 @@ class Instrument:
             epoch = self._state.command_epoch
             if epoch < command_epoch < 10**EPOCH_DIGITS:
                 epoch = command_epoch
+            self._state.command_epoch = epoch
+            self._state.stops += 1
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: not self._state.moving, _STOP_S)
             if self.detector_busy:
                 log.info("scan %s is stopped: %s", self._state.scan_id or "(none)", reason or "(no reason)")
                 self._detector.stop()
@@ -320,14 +287,46 @@ class Instrument:
             raise Refused(
                 f"command_epoch {command_epoch} is older than {self._state.command_epoch}, the newest applied"
             )
-        _check("command_epoch", command_epoch, 0, 10**EPOCH_DIGITS - 1)
+        check("command_epoch", command_epoch, 0, 10**EPOCH_DIGITS - 1)
 
     def _check_idle(self, what: str) -> None:
         """A scan whose last batch goes out counts as ended: its reader may ask before its sender knows."""
         if self._state.scanning and self._detector.progress.finishing:
             self._changed.wait_for(lambda: not self._state.scanning, _SETTLE_S)
+        if self._state.moving:
+            raise Refused(f"{what} while the stage moves")
         if self._state.scanning:
             raise Refused(f"{what} while scan {self._state.scan_id or '(none)'} runs")
+
+    def _check_beam(self, what: str) -> None:
+        if self._world is not None and (state := self._world.column_state) is not ColumnState.READY:
+            raise Refused(f"{what}: {state.value}")
+
+    def _travel(self, world: World, command_epoch: int, to: StagePosition) -> None:
+        """Waits until the stage is at ``to``; a stop leaves it on the straight way there."""
+        start, duration_s = self._state.stage, world.move_s(self._state.stage, to)
+        began_s = world.now_s()
+        self._state.command_epoch, self._state.moving = command_epoch, True
+        there = self._wait(duration_s)
+        self._state.moving = False
+        self._changed.notify_all()
+        if there:
+            world.moved(to)
+            return
+        part = min(1.0, (world.now_s() - began_s) / duration_s)
+        self._state.stage = StagePosition(
+            *(a + part * (b - a) for a, b in zip(astuple(start), astuple(to), strict=True))
+        )
+        world.moved(self._state.stage)
+        self._applied(self._state.command_epoch)
+        raise Interrupted(f"the stage was stopped at {self._state.stage}")
+
+    def _wait(self, duration_s: float) -> bool:
+        """Lets others in for so long; False when a stop came."""
+        stops = self._state.stops
+        if duration_s > 0:
+            self._changed.wait_for(lambda: self._state.stops != stops, duration_s)
+        return self._state.stops == stops
 
     def _check_detector(self, what: str) -> None:
         self._check_idle(what)
@@ -352,22 +351,5 @@ class Instrument:
             command_epoch=state.command_epoch,
             state_version=state.version,
             defined_scans=tuple(state.scans),
+            column=None if self._world is None else self._world.column_state,
         )
-
-
-def _check(field_name: str, value: float, low: float, high: float) -> None:
-    if not (math.isfinite(value) and low <= value <= high):
-        raise OutOfRange(f"{field_name}={value!r} is outside {low:g}..{high:g}")
-
-
-def _check_scan(scan: ScanDefinition) -> None:
-    if not scan.scan_id:
-        raise OutOfRange("scan_id='' names no scan")
-    _check("scan.size_y", scan.size_yx[0], 1, 1 << 16)
-    _check("scan.size_x", scan.size_yx[1], 1, 1 << 16)
-    _check("scan.size_y * scan.size_x", scan.frames, 1, MAX_FRAMES)
-    _check("scan.origin_y_nm", scan.origin_nm[0], -1e6, 1e6)
-    _check("scan.origin_x_nm", scan.origin_nm[1], -1e6, 1e6)
-    _check("scan.step_nm", scan.step_nm, 1e-3, 1e5)
-    _check("scan.dwell_s", scan.dwell_s, 1e-6, 10.0)
-    _check("dose_e_per_frame", scan.dose_e_per_frame, 0.0, 1e6)

@@ -7,10 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 
-from nextem.simulator.instrument import (
-    Instrument,
+from nextem.simulator.column import ColumnState
+from nextem.simulator.instrument import Instrument
+from nextem.simulator.settings import (
     InstrumentError,
     InstrumentView,
+    Interrupted,
     OpticsSetting,
     OutOfRange,
     ScanDefinition,
@@ -19,6 +21,17 @@ from nextem.simulator.instrument import (
 from nextem.v1 import control_pb2 as pb
 from nextem.v1.control_pb2_grpc import InstrumentServicer, add_InstrumentServicer_to_server
 
+_CAPABILITIES = (
+    *(f"stage.{field.name}" for field in pb.Stage.DESCRIPTOR.fields),
+    *(f"optics.{field.name}" for field in pb.Optics.DESCRIPTOR.fields),
+    "scan",
+)
+_COLUMN = {
+    None: pb.COLUMN_STATE_UNSPECIFIED,
+    ColumnState.READY: pb.COLUMN_STATE_READY,
+    ColumnState.VACUUM: pb.COLUMN_STATE_VACUUM,
+    ColumnState.GUN_OFF: pb.COLUMN_STATE_GUN_OFF,
+}
 _THREADS = 4  # one call at a time is usual; Stop and GetState must never queue behind another
 
 
@@ -26,7 +39,7 @@ class Servicer(InstrumentServicer):
     """Answers each call with the state after it.
 
     A refusal is FAILED_PRECONDITION, a value outside its range or a part of the request that is not there is
-    OUT_OF_RANGE; the details say which rule and which value.
+    OUT_OF_RANGE, what a stop ended on the way is ABORTED; the details say which rule and which value.
     """
 
     def __init__(self, instrument: Instrument) -> None:
@@ -52,6 +65,10 @@ class Servicer(InstrumentServicer):
                 convergence_mrad=request.to.convergence_mrad,
                 probe_current_pa=request.to.probe_current_pa,
                 beam_blanked=request.to.beam_blanked,
+                astigmatism_a_nm=request.to.astigmatism_a_nm,
+                astigmatism_b_nm=request.to.astigmatism_b_nm,
+                coma_a_nm=request.to.coma_a_nm,
+                coma_b_nm=request.to.coma_b_nm,
             )
             return self._instrument.set_optics(request.command_epoch, to)
 
@@ -105,6 +122,8 @@ def _answer(context: grpc.ServicerContext, act: Callable[[], InstrumentView]) ->
         return _state(act())
     except OutOfRange as error:
         context.abort(grpc.StatusCode.OUT_OF_RANGE, str(error))
+    except Interrupted as error:
+        context.abort(grpc.StatusCode.ABORTED, str(error))
     except InstrumentError as error:
         context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
 
@@ -119,6 +138,10 @@ def _state(view: InstrumentView) -> pb.InstrumentState:
             convergence_mrad=view.optics.convergence_mrad,
             probe_current_pa=view.optics.probe_current_pa,
             beam_blanked=view.optics.beam_blanked,
+            astigmatism_a_nm=view.optics.astigmatism_a_nm,
+            astigmatism_b_nm=view.optics.astigmatism_b_nm,
+            coma_a_nm=view.optics.coma_a_nm,
+            coma_b_nm=view.optics.coma_b_nm,
         ),
         scanning=view.scanning,
         scan_id=view.scan_id,
@@ -126,4 +149,6 @@ def _state(view: InstrumentView) -> pb.InstrumentState:
         command_epoch=view.command_epoch,
         state_version=view.state_version,
         defined_scans=view.defined_scans,
+        capabilities=_CAPABILITIES,
+        column=_COLUMN[view.column],
     )

@@ -23,9 +23,10 @@ from nextem.simulator.control_port import ControlError as PortError
 from nextem.simulator.control_port import ControlPort, ControlServer
 from nextem.simulator.data_server import DataServer
 from nextem.simulator.detector import Detector
-from nextem.simulator.instrument import Instrument, ScanDefinition
+from nextem.simulator.instrument import Instrument
 from nextem.simulator.merlin import Bytes, FrameFormat
 from nextem.simulator.servicer import serve
+from nextem.simulator.settings import ScanDefinition
 from nextem.v1 import acquisition_pb2 as pb
 from nextem.v1 import plan_pb2
 from nextem.v1.control_pb2 import Outcome

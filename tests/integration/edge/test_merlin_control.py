@@ -26,8 +26,9 @@ from nextem.edge.detectors.merlin_control import (
 from nextem.simulator.control_port import ControlPort, ControlServer
 from nextem.simulator.data_server import DataServer
 from nextem.simulator.detector import Detector
-from nextem.simulator.instrument import Instrument, ScanDefinition
+from nextem.simulator.instrument import Instrument
 from nextem.simulator.merlin import Bytes, FrameFormat
+from nextem.simulator.settings import ScanDefinition
 
 FRAMES = 5
 WAIT_S = 20.0

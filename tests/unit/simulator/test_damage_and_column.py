@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from nextem.simulator.column import Column, ColumnState, PressureBurst
 from nextem.simulator.damage import BeamDamage, DoseMap
 
-places = st.lists(st.tuples(st.floats(-10, 110), st.floats(-10, 60)), min_size=1, max_size=30)
+tenths = st.integers(-100, 1200).map(lambda tenth: tenth / 10)
+places = st.lists(st.tuples(tenths, tenths), min_size=1, max_size=30)
 
 
 @given(places, st.floats(0, 1e6))

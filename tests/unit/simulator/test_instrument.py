@@ -12,17 +12,16 @@ import pytest
 
 from nextem.simulator.control_port import ControlError, ControlPort
 from nextem.simulator.detector import Exposure, Progress
-from nextem.simulator.instrument import (
-    MAX_DEFINED_SCANS,
-    Instrument,
+from nextem.simulator.instrument import MAX_DEFINED_SCANS, Instrument
+from nextem.simulator.merlin import Bytes, FrameFormat
+from nextem.simulator.servicer import serve
+from nextem.simulator.settings import (
     OpticsSetting,
     OutOfRange,
     Refused,
     ScanDefinition,
     StagePosition,
 )
-from nextem.simulator.merlin import Bytes, FrameFormat
-from nextem.simulator.servicer import serve
 from nextem.v1 import control_pb2 as pb
 from nextem.v1.control_pb2_grpc import InstrumentStub
 from nextem.v1.plan_pb2 import Scan
