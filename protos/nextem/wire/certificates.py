@@ -11,6 +11,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from pathlib import Path
 from urllib.parse import quote
 
@@ -101,6 +102,7 @@ def renewed(authority: Pair, certificate_pem: bytes, days: float) -> Pair:
     return new_certificate(authority, name, hosts=hosts, uris=uris, days=days)
 
 
+@lru_cache(maxsize=256)
 def serial_number(certificate_pem: bytes) -> int:
     """Raises :class:`ValueError` for what is no certificate."""
     return x509.load_pem_x509_certificate(certificate_pem).serial_number

@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jwt
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
@@ -32,6 +32,9 @@ ALGORITHMS = frozenset({"EdDSA", "ES256", "ES384", "RS256", "PS256"})
 
 LEEWAY_S = 30.0
 """By how much the wall clocks of who issues and who checks may differ."""
+
+
+_MOST_KNOWN = 256
 
 
 class TokenRefused(Exception):
@@ -108,33 +111,54 @@ class KeySet:
     def __init__(self, path: Path) -> None:
         """Raises :class:`KeySetUnreadable`."""
         self._path = path
-        self._stamp = FileStamp.of(path)
-        self._keys = _read_keys(path)
+        self._state = _Keys(FileStamp.of(path), _read_keys(path), {})
 
     def identify(self, token: str) -> Identity:
         """Who ``token`` speaks for. Raises :class:`TokenRefused`."""
         if not token:
             raise TokenRefused("there is no token")
-        if (stamp := FileStamp.of(self._path)) != self._stamp:
-            self._keys = _read_keys(self._path)
-            self._stamp = stamp
-            logger.info("the key set %s has been read again: %d keys", self._path, len(self._keys))
-        try:
-            key_id = jwt.get_unverified_header(token).get("kid", "")
-            key = self._keys.get(key_id)
-            if key is None:
-                raise TokenRefused(f"no key {key_id!r} is in the key set")
-            claims = jwt.decode(
-                token,
-                key=key,
-                algorithms=[key.algorithm_name],
-                audience=AUDIENCE,
-                leeway=LEEWAY_S,
-                options={"require": ["sub", "aud", "exp"]},
-            )
-        except jwt.PyJWTError as error:
-            raise TokenRefused(f"{error}") from error
-        return _identity(claims)
+        keys = self._current()
+        known = keys.known.get(token)
+        if known is None or known.expired:
+            known = _verified(token, keys.by_id)
+            if len(keys.known) >= _MOST_KNOWN:
+                keys.known.clear()
+            keys.known[token] = known
+        return known
+
+    def _current(self) -> _Keys:
+        stamp = FileStamp.of(self._path)
+        if stamp != self._state.stamp:
+            self._state = _Keys(stamp, _read_keys(self._path), {})
+            logger.info("the key set %s has been read again: %d keys", self._path, len(self._state.by_id))
+        return self._state
+
+
+class _Keys(NamedTuple):
+    """One reading of the file, and whom its keys have proven; swapped as one."""
+
+    stamp: FileStamp
+    by_id: dict[str, jwt.PyJWK]
+    known: dict[str, Identity]
+
+
+def _verified(token: str, keys: Mapping[str, jwt.PyJWK]) -> Identity:
+    try:
+        key_id = jwt.get_unverified_header(token).get("kid", "")
+        key = keys.get(key_id)
+        if key is None:
+            raise TokenRefused(f"no key {key_id!r} is in the key set")
+        claims = jwt.decode(
+            token,
+            key=key,
+            algorithms=[key.algorithm_name],
+            audience=AUDIENCE,
+            leeway=LEEWAY_S,
+            options={"require": ["sub", "aud", "exp"]},
+        )
+    except jwt.PyJWTError as error:
+        raise TokenRefused(f"{error}") from error
+    return _identity(claims)
 
 
 def _identity(claims: dict[str, Any]) -> Identity:
