@@ -4,53 +4,57 @@ from __future__ import annotations
 
 import numpy as np
 
-from nextem.steering.policies.autofocus import wavelength_nm
+from nextem.simulator.optics import Aberrations, dark_field_image
+from nextem.steering.policies.autofocus import normalized_variance
 from nextem.steering.policies.drift import DriftTracker, Seen
 
-SIZE, PIXEL_NM = 256, 0.02
+SHAPE, PIXEL_NM = (256, 256), 0.019
+DOSE_E_PX = 20.0
 
 
-class AberratedImages:
-    """Incoherent STEM images: the object folded with |P|², P the probe of C1 and A1, then counted electrons.
+def gold_lattice(seed: int) -> np.ndarray:
+    """A specimen of mean 1: a crystal of gold columns 0.235 nm apart among atoms of carbon; (y, x)."""
+    rng = np.random.default_rng(seed)
+    field = SHAPE[0] * PIXEL_NM
+    spacing = np.arange(-12, 13) * 0.235
+    gold = np.stack(np.meshgrid(spacing, spacing, indexing="ij"), -1).reshape(-1, 2)
+    gold = gold[(gold**2).sum(1) < rng.uniform(0.8, 1.5) ** 2]
+    turn = rng.uniform(0, np.pi)
+    turned = gold @ np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
+    made = np.zeros(SHAPE)
+    for places, weight in ((rng.uniform(0, field, (400, 2)), 1.0), (turned + rng.uniform(0, field, 2), 12.0)):
+        index = np.floor(places / PIXEL_NM).astype(int) % SHAPE
+        np.add.at(made, (index[:, 0], index[:, 1]), weight)
+    frequency = np.fft.fftfreq(SHAPE[0], PIXEL_NM)
+    squared = frequency[:, None] ** 2 + frequency[None] ** 2
+    blurred = np.fft.ifft2(np.fft.fft2(made) * np.exp(-2 * np.pi**2 * 0.02**2 * squared)).real
+    return blurred.clip(0) / blurred.clip(0).mean()
 
-    The field of 5.1 nm is periodic. ``truth``: the change (C1, A1a, A1b) in nm that makes the probe perfect.
+
+class Microscope:
+    """Takes images of a specimen at 300 kV and 25 mrad, by the simulator's optics.
+
+    ``planted``: (C1, A1a, A1b) in nm, to be found and taken back.
     """
 
-    def __init__(
-        self, seed: int, truth: tuple[float, float, float], energy_kv: float, alpha_mrad: float
-    ) -> None:
-        self._rng = np.random.default_rng(seed)
-        frequency = np.fft.fftfreq(SIZE, PIXEL_NM)
-        ky, kx = np.meshgrid(frequency, frequency, indexing="ij")
-        self._wavelength, self._truth = wavelength_nm(energy_kv), np.array(truth)
-        self._theta = self._wavelength * np.hypot(ky, kx)
-        self._phi = np.arctan2(ky, kx)
-        self._aperture = self._theta <= alpha_mrad * 1e-3
-        atom = np.exp(-2 * np.pi**2 * 0.02**2 * (ky**2 + kx**2))
-        self._object = np.fft.fft2(self._atoms()) * atom
+    def __init__(self, specimen: np.ndarray, planted: tuple[float, ...], seed: int) -> None:
+        self._specimen, self._planted, self._seed = specimen, planted, seed
+        self.images = 0
 
-    def _atoms(self) -> np.ndarray:
-        rng, field = self._rng, SIZE * PIXEL_NM
-        carbon = rng.uniform(0, field, (400, 2))
-        spacing = np.arange(-12, 13) * 0.235  # of gold (111) planes
-        gold = np.stack(np.meshgrid(spacing, spacing, indexing="ij"), -1).reshape(-1, 2)
-        gold = gold[(gold**2).sum(1) < rng.uniform(0.8, 1.5) ** 2]
-        turn = rng.uniform(0, np.pi)
-        turned = gold @ np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
-        made = np.zeros((SIZE, SIZE))
-        for places, weight in ((carbon, 1.0), (turned + rng.uniform(0, field, 2), 12.0)):
-            index = np.floor(places / PIXEL_NM).astype(int) % SIZE
-            np.add.at(made, (index[:, 0], index[:, 1]), weight)
-        return made
-
-    def at(self, point: tuple[float, ...], electrons_per_pixel: float = 20.0) -> np.ndarray:
-        """The image (y, x) in electrons with the change ``point`` of (C1, A1a, A1b) in nm."""
-        c1, a, b = np.array(point) - self._truth
-        chi = np.pi / self._wavelength * self._theta**2
-        chi = chi * (c1 + a * np.cos(2 * self._phi) + b * np.sin(2 * self._phi))
-        probe = np.abs(np.fft.ifft2(self._aperture * np.exp(-1j * chi))) ** 2
-        image = np.fft.ifft2(self._object * np.fft.fft2(probe / probe.sum())).real.clip(0)
-        return self._rng.poisson(image / image.mean() * electrons_per_pixel).astype(float)
+    def sharpness(self, change: tuple[float, ...]) -> float:
+        """The normalised variance of an image with ``change`` of (C1, A1a, A1b) in nm."""
+        c1, a, b = (p + c for p, c in zip(self._planted, change, strict=True))
+        self.images += 1
+        image = dark_field_image(
+            self._specimen,
+            Aberrations(c1, complex(a, b)),
+            energy_kv=300.0,
+            convergence_mrad=25.0,
+            pixel_nm=PIXEL_NM,
+            dose_e_px=DOSE_E_PX,
+            seed=self._seed * 1000 + self.images,
+        )
+        return normalized_variance(image)
 
 
 def drift_path(seed: int, seconds: float = 120.0, per_s: int = 100, jumps: int = 0) -> np.ndarray:
@@ -101,4 +105,39 @@ def grains(seed: int, side: int, count: int = 10, noise: float = 0.05) -> np.nda
     places = np.stack(np.mgrid[0:side, 0:side], -1)[:, :, None]
     nearest = ((places - seeds) ** 2).sum(-1).argmin(-1)
     made: np.ndarray = brightness[nearest] + rng.normal(0, noise, (side, side))
+    return made
+
+
+class Defects:
+    """Rare defects that gather in places: their density is the exponential of a smooth random field.
+
+    ``side``² tiles, each scanned for the same dose; some ``mean`` defects a tile. A scan tells how many it
+    saw: one in ten is missed, and 0.05 are seen that are none.
+    """
+
+    def __init__(self, seed: int, side: int = 24, mean: float = 0.5) -> None:
+        self._rng = np.random.default_rng(seed)
+        frequency = np.fft.fftfreq(side, 1 / side)
+        squared = frequency[:, None] ** 2 + frequency[None] ** 2
+        smooth = np.fft.fft2(self._rng.normal(size=(side, side))) * np.exp(-squared / (2 * 2.0**2))
+        field = np.fft.ifft2(smooth).real
+        density = np.exp(2 * field / field.std())
+        self.defects = self._rng.poisson(density / density.mean() * mean)
+        self.tiles = np.stack(np.mgrid[0:side, 0:side], -1).reshape(-1, 2).astype(float)
+
+    def truth(self, tile: tuple[float, ...]) -> int:
+        """Defects in a tile (y, x)."""
+        return int(self.defects[int(tile[0]), int(tile[1])])
+
+    def seen(self, tile: tuple[float, ...]) -> int:
+        """Defects that a scan of the tile shows."""
+        return int(self._rng.binomial(self.truth(tile), 0.9) + self._rng.poisson(0.05))
+
+
+def smooth_field(rng: np.random.Generator, x: np.ndarray) -> np.ndarray:
+    """Six Gaussian hills and valleys in the unit square, at points (n, 2): no draw of the process."""
+    made = np.zeros(len(x))
+    for _ in range(6):
+        centre, width = rng.uniform(0, 1, 2), rng.uniform(0.1, 0.3)
+        made += rng.normal() * np.exp(-((x - centre) ** 2).sum(1) / (2 * width**2))
     return made

@@ -70,7 +70,7 @@ class Options:
     defocus_nm: float = 40.0
     astigmatism_nm: float = 10.0
     images: int = 25
-    search: int = 14
+    search: int = 16
     seed: int = 0
 
     def check(self) -> None:

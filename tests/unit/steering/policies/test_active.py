@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from worlds import Defects, smooth_field
 
 from nextem.steering.policies.active import ActiveLearner, Options, expected_improvement
 from nextem.steering.policies.gaussian_process import GaussianProcess, Hyperparameters
@@ -15,15 +16,6 @@ from nextem.steering.policy import Checkpointable, PolicyError
 
 SIDE = 16
 GRID = np.stack(np.meshgrid(*[np.arange(SIDE, dtype=float)] * 2, indexing="ij"), -1).reshape(-1, 2)
-
-
-def bumps(rng: np.random.Generator, x: np.ndarray) -> np.ndarray:
-    """Six Gaussian hills and valleys in the unit square: no draw from the process that is fitted."""
-    made = np.zeros(len(x))
-    for _ in range(6):
-        centre, width = rng.uniform(0, 1, 2), rng.uniform(0.1, 0.3)
-        made += rng.normal() * np.exp(-((x - centre) ** 2).sum(1) / (2 * width**2))
-    return made
 
 
 def hill(at: tuple[float, ...]) -> float:
@@ -36,7 +28,7 @@ def test_the_95_percent_band_covers_the_truth(n: int) -> None:
     for seed in range(20):
         rng = np.random.default_rng(seed)
         x = rng.uniform(0, 1, (n + 500, 2))
-        truth = bumps(rng, x)
+        truth = smooth_field(rng, x)
         process = GaussianProcess.fit(x[:n], truth[:n] + rng.normal(0, 0.05, n), np.ones(2))
         mean, variance = process.predict(x[n:])
         covered.append(np.mean(np.abs(mean - truth[n:]) < 1.96 * np.sqrt(variance)))
@@ -112,6 +104,19 @@ def test_travel_has_its_price() -> None:
         return float(np.linalg.norm(np.diff(path, axis=0), axis=1)[8:].sum())
 
     assert travelled(0.02) < 0.7 * travelled(0.0)
+
+
+def test_finds_rare_defects_that_gather() -> None:
+    """A tenth of the tiles; what was spent on learning counts."""
+    found, by_chance = 0, 0.0
+    for seed in range(8):
+        world = Defects(seed)
+        options = Options(initial=20, beta=0.5, max_points=58, seed=seed)
+        made = run_loop(ActiveLearner(world.tiles, options), lambda at, w=world: math.sqrt(w.seen(at)))
+        assert len(made) == 58
+        found += sum(world.truth(item.x) for item in made)
+        by_chance += 58 * world.defects.mean()
+    assert found > 3 * by_chance
 
 
 def test_dear_candidates_are_bought_last() -> None:
