@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from adversary import BUDGET_E, HOLE_E_NM2, Adversary
 from table import Row, parser, report
 from worlds import SHAPE, Defects, Microscope, drift_path, gold_lattice, grains, residual, smooth_field
 
@@ -147,12 +148,34 @@ def sparse_rows(seeds: int) -> list[Row]:
     return rows + bounded("sparse scan: error, by that of even pixels", values, "×", statistic=ratio)
 
 
+def adversary_rows(seeds: int) -> list[Row]:
+    """400 attempts a seed at one spot: copies, moved stages, absurd doses, and ever closer to the limit."""
+    worst, spent, holes, free = [], [], 0, []
+    for seed in range(seeds):
+        planner, unguarded = Adversary(seed), Adversary(seed, guarded=False)
+        planner.run(400)
+        unguarded.run(400)
+        worst.append(planner.truth.fluence_e_nm2.max())
+        spent.append(planner.used_e)
+        holes += int((planner.truth.fluence_e_nm2 > HOLE_E_NM2).sum())
+        free.append(unguarded.truth.fluence_e_nm2.max())
+    name = "adversarial planner"
+    return [
+        Row(f"{name}: largest dose of a square", float(max(worst)), "e/nm²", "limit of the edge", HOLE_E_NM2),
+        Row(
+            f"{name}: the same without the edge's rules", float(np.median(free)), "e/nm²", "limit", HOLE_E_NM2
+        ),
+        Row(f"{name}: squares over the limit", holes, "squares"),
+        Row(f"{name}: largest dose in all", float(max(spent)), "e", "budget", BUDGET_E),
+    ]
+
+
 def main() -> int:
     made = parser(__doc__)
     made.add_argument("--seeds", type=int, default=20)
     options = made.parse_args()
     rows: list[Row] = []
-    for part in (process_rows, drift_rows, defect_rows, sparse_rows, focus_rows):
+    for part in (process_rows, drift_rows, defect_rows, sparse_rows, adversary_rows, focus_rows):
         screen(stderr=True).print(part.__name__.removesuffix("_rows"))
         rows += part(options.seeds)
     report(f"Policies, {options.seeds} seeds", rows, options.json)
