@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from threading import Event
 
+from nextem.edge.control.driver import Driver
 from nextem.edge.pipeline import EdgePipeline, PipelineConfig
 from nextem.edge.retention.fetch import FetchRaw, RawFetcher, without_ring
 from nextem.edge.retention.raw_ring import RawRing
@@ -110,11 +111,23 @@ def _fetch_raw(stack: ExitStack, options: EdgeOptions, ring: RawRing | None) -> 
     return fetcher.fetch
 
 
+def _open_driver(stack: ExitStack, address: str) -> Driver:
+    """Raises UnknownAddress and AdapterUnavailable; a gRPC service need not be there yet."""
+    from nextem.edge.control.drivers.address import is_adapter, open_column
+    from nextem.edge.control.drivers.column import ColumnDriver
+    from nextem.edge.control.grpc_driver import GrpcDriver
+
+    if is_adapter(address):
+        return ColumnDriver(open_column(address))
+    driver = GrpcDriver(address)
+    stack.callback(driver.close)
+    return driver
+
+
 def _start_agent(
     stack: ExitStack, options: EdgeOptions, pipeline: EdgePipeline, clock: Clock, to: Log
 ) -> None:
     from nextem.edge.control.agent import ControlAgent, ControlOptions
-    from nextem.edge.control.grpc_driver import GrpcDriver
     from nextem.edge.control.limits import default_limits
     from nextem.edge.control.link import Link
     from nextem.wire.tls import Party
@@ -126,8 +139,7 @@ def _start_agent(
     party = None if keys is None else Party(keys, edge_files(options.instrument))
     if party is not None:
         party.read()  # what cannot be used is told now, and not at every dial
-    driver = GrpcDriver(options.instrument_address)
-    stack.callback(driver.close)
+    driver = _open_driver(stack, options.instrument_address)
     agent = ControlAgent(
         ControlOptions(
             instrument=options.instrument,

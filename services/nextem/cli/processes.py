@@ -59,6 +59,7 @@ secured = click.option(
 @click.option("--data-port", default=6342, show_default=True, help="Merlin data socket; 0: any free one.")
 @click.option("--control-port", default=6341, show_default=True, help="Merlin control socket.")
 @click.option("--instrument-port", default=50061, show_default=True, help="gRPC service Instrument.")
+@click.option("--physics", help='"typical", or a JSON file: drift, backlash, aberrations, damage, vacuum.')
 @click.option(
     "--truth", type=click.Path(path_type=Path), help="Write the specimen's ground truth here (JSON)."
 )
@@ -74,6 +75,7 @@ def simulate(
     data_port: int,
     control_port: int,
     instrument_port: int,
+    physics: str | None,
     truth: Path | None,
     home: Path | None,
     verbose: bool,
@@ -88,8 +90,10 @@ def simulate(
     \b
     A microscope on the standard ports:        nextem simulate
     The same at 5,000 images a second:         nextem simulate --rate 5000
+    One that drifts and has backlash:          nextem simulate --physics typical
     A real file as if it came from a camera:   nextem simulate --replay scan.mib --rate 100
     """
+    from nextem.simulator.physics import PhysicsError, load_physics
     from nextem.simulator.replay import ReplayOptions, run_replay
     from nextem.simulator.service import SimulatorOptions, run_simulator
 
@@ -103,6 +107,10 @@ def simulate(
             lambda port: tell_ready(ready_file, {"data_port": port}),
         )
         return
+    try:
+        described = None if physics is None else load_physics(physics)
+    except PhysicsError as error:
+        raise click.BadParameter(str(error), param_hint="--physics") from error
     run_simulator(
         SimulatorOptions(
             specimen=specimen,
@@ -114,6 +122,7 @@ def simulate(
             control_port=control_port,
             instrument_port=instrument_port,
             truth_path=truth,
+            physics=described,
         ),
         stop,
         lambda ports: tell_ready(
@@ -131,7 +140,11 @@ def simulate(
     show_default=True,
     help="Where frames come from: HOST:PORT of a Merlin, dectris://HOST, tpx3://HOST, csr://HOST, file:///PATH.",
 )
-@click.option("--instrument", help="gRPC service Instrument, HOST:PORT; without it the edge only listens.")
+@click.option(
+    "--instrument",
+    help="HOST:PORT of the gRPC service Instrument, or autoscript://HOST, jeol://, ceos://HOST; "
+    "without it the edge only listens.",
+)
 @click.option("--steering", help="Steering service to attach to, HOST:PORT.")
 @click.option("--name", default="simulator", show_default=True, help="Name of the instrument.")
 @click.option(
@@ -211,6 +224,8 @@ def edge(
     """
     from google.protobuf import json_format
 
+    from nextem.edge.control.drivers.address import UnknownAddress
+    from nextem.edge.control.drivers.column import AdapterUnavailable
     from nextem.edge.detectors.base import DetectorError
     from nextem.edge.detectors.registry import BadAddress
     from nextem.edge.service import EdgeOptions, run_edge
@@ -246,7 +261,10 @@ def edge(
     )
     try:
         run_edge(options, stop, lambda: tell_ready(ready_file, {"instrument": name}))
-    except (BadAddress, DetectorError, TlsError, BadName, TokenRefused) as error:
+    except (
+        *(BadAddress, DetectorError, TlsError, BadName, TokenRefused),
+        *(UnknownAddress, AdapterUnavailable),
+    ) as error:
         raise click.ClickException(f"{type(error).__name__}: {error}") from error
 
 
