@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from nextem.edge.control.capability import changes, check_capability
-from nextem.edge.control.limits import check_optics, default_limits
 from nextem.v1 import control_pb2 as pb
 from nextem.v1.plan_pb2 import Plan, Scan
 
@@ -74,11 +73,3 @@ def test_without_vacuum_or_gun_there_is_no_beam_but_it_may_be_blanked(column: pb
     assert check_capability(pb.Command(set_optics=optics(beam_blanked=True)), bad) is None
     assert check_capability(pb.Command(move_stage=pb.Stage()), bad) is None
     assert check_capability(pb.Command(acquire=Plan(scan=Scan(purpose="dark"))), bad) is None
-
-
-def test_optics_that_the_limits_do_not_name_stay_at_zero() -> None:
-    limits = default_limits().optics
-    refusal = check_optics(limits, optics(coma_a_nm=0.5))
-    assert refusal is not None
-    assert refusal.rule == "limit:optics.coma_a_nm"
-    assert check_optics(limits, optics(beam_blanked=True)) is None
