@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -231,3 +232,13 @@ def test_the_truth_tells_the_physics_and_when_it_began(specimen: Polycrystal, tm
     assert told["physics_started_ns"] == round(world.started_s * 1e9)
     (tmp_path / "physics.json").write_text(json.dumps(told["physics"]))
     assert load_physics(str(tmp_path / "physics.json")) == TYPICAL
+
+
+def test_the_description_on_the_page_can_be_read(tmp_path: Path) -> None:
+    page = Path(__file__).parents[3] / "docs" / "simulator-instrument.md"
+    (text,) = re.findall(r"```json\n(.*?)```", page.read_text(), re.DOTALL)
+    (tmp_path / "physics.json").write_text(text)
+    read = load_physics(str(tmp_path / "physics.json"))
+    assert read.stage == TYPICAL.stage
+    assert read.drift is not None
+    assert read.drift.jumps == (Jump(60.0, 5.0, 0.0),)
