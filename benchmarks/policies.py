@@ -1,7 +1,8 @@
 """Are the policies worth their images and electrons? Loops against simulated worlds whose truth is known.
 
 Each figure is over as many seeds as ``--seeds`` says, paired with random choice or with no action on the same
-seed; "95 % from" and "to" bound it by the bootstrap over the seeds (Efron and Tibshirani, 1993).
+seed. "95 % from" and "to" bound it by the bootstrap over the seeds (Efron and Tibshirani, 1993),
+a share of the seeds by Wilson's interval.
 """
 
 from __future__ import annotations
@@ -51,6 +52,15 @@ def bounded(
     ]
 
 
+def share(name: str, reached: Sequence[bool]) -> list[Row]:
+    """The part of the seeds that reached something, and its interval (Wilson, J. Am. Stat. Assoc. 22, 1927)."""
+    n, part, z = len(reached), float(np.mean(reached)), 1.96
+    middle = (part + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * float(np.sqrt(part * (1 - part) / n + z * z / (4 * n * n)))
+    ends = {"": part, ", 95 % from": middle - half, ", 95 % to": min(middle + half, 1.0)}
+    return [Row(name + end, value, "of the seeds") for end, value in ends.items()]
+
+
 def ratio(pairs: np.ndarray) -> float:
     """Of the means of both columns (seeds, 2)."""
     return float(pairs[:, 0].mean() / pairs[:, 1].mean())
@@ -61,7 +71,8 @@ def focus_rows(seeds: int) -> list[Row]:
     rows, tolerance = [], tolerance_nm(300.0, 25.0)
     specimens = {"gold on film": lambda seed: gold_on_film(SHAPE, seed), "gold lattice": gold_lattice}
     for name, make in specimens.items():
-        reached, off, by_chance = [], [], []
+        reached: list[bool] = []
+        off, by_chance = [], []
         for seed in range(seeds):
             rng = np.random.default_rng((seed, 1))
             planted = rng.uniform(-1, 1, 3) * PLANTED_NM
@@ -70,12 +81,12 @@ def focus_rows(seeds: int) -> list[Row]:
             run_loop(policy, microscope.sharpness)
             left = np.abs(np.array(policy.best) + planted)
             off.append(max(left[0], float(np.hypot(left[1], left[2]))))
-            reached.append(off[-1] <= tolerance)
+            reached.append(bool(off[-1] <= tolerance))
             chosen = rng.uniform(-1, 1, (microscope.images, 3)) * (40, 10, 10)
             best = max(chosen, key=lambda at: microscope.sharpness(tuple(at)))
             chance = np.abs(best + planted)
             by_chance.append(max(chance[0], float(np.hypot(chance[1], chance[2]))) <= tolerance)
-        rows += bounded(f"autofocus, {name}: within λ/4α² after 25 images", reached, "of the seeds")
+        rows += share(f"autofocus, {name}: within λ/4α² after 25 images", reached)
         rows.append(Row(f"autofocus, {name}: the same at random", float(np.mean(by_chance)), "of the seeds"))
         rows.append(Row(f"autofocus, {name}: median left", float(np.median(off)), "nm", "λ/4α²", tolerance))
     return rows
