@@ -29,6 +29,7 @@ from nextem.v1 import plan_pb2
 from nextem.wire import signing, tokens
 from nextem.wire.ids import uuid7
 from nextem.wire.key_folder import STEERING, KeyFolder, edge_files
+from nextem.wire.proof import Credential
 from nextem.wire.tls import CertificateUnusable, Party, PlaintextRefused
 from nextem.wire.tokens import KeySet
 
@@ -285,8 +286,9 @@ def test_whoever_shows_no_good_token_is_refused(service: Service) -> None:
     roles = {"tem-1": "operator"}
     private, _ = signing.new_key()
     known = KeySet(service.keys.key_set)
-    key_id = tokens.jwt.get_unverified_header(service.keys.token("operator").read_text())["kid"]
-    assert known.identify(service.keys.token("operator").read_text())
+    good = Credential.read(service.keys.token("operator")).token
+    key_id = tokens.jwt.get_unverified_header(good)["kid"]
+    assert known.identify(good)
     bad = {
         "there is no token": "",
         "expired": write_token(service.keys, "anna", roles, hours=-1),

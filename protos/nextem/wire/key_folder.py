@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
-
-logger = logging.getLogger(__name__)
 
 AUTHORITY = "ca"
 STEERING = "steering"
@@ -58,12 +55,3 @@ def edge_files(instrument: str) -> str:
     if not instrument or "/" in instrument or "\0" in instrument:
         raise BadName(f"{instrument!r} can be no part of a file name")
     return f"edge-{instrument}"
-
-
-def read_token(path: Path) -> str:
-    """The token in a file; empty, which the other side will refuse, where there is none."""
-    try:
-        return path.read_text().strip()
-    except OSError as error:
-        logger.warning("no token: %s", error)
-        return ""

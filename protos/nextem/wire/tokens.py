@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jwt
-from cryptography.hazmat.primitives.serialization import load_pem_public_key
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 from jwt.algorithms import OKPAlgorithm
 
 from nextem.wire.files import FileStamp
@@ -47,12 +48,16 @@ class KeySetUnreadable(TokenRefused):
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who a token speaks for. ``roles``: by instrument, "*" for all. ``expires_s``: Unix time."""
+    """Who a token speaks for. ``roles``: by instrument, "*" for all. ``expires_s``: Unix time.
+
+    ``proof_key``: the public key (PEM) whose owner alone may use the token; empty: whoever carries it.
+    """
 
     subject: str
     roles: Mapping[str, str]
     scopes: frozenset[str]
     expires_s: float
+    proof_key: bytes = b""
 
     def role(self, instrument: str) -> str:
         """The role on ``instrument``; empty when there is none."""
@@ -77,10 +82,14 @@ def issue(
     *,
     hours: float,
     scopes: frozenset[str] = frozenset(),
+    proof_key: bytes = b"",
 ) -> str:
-    """A token signed with an Ed25519 key (PEM), in force for ``hours`` from now."""
+    """A token signed with an Ed25519 key (PEM), in force for ``hours`` from now.
+
+    With ``proof_key`` (public, PEM) it is of use to the owner of that key alone.
+    """
     now = int(time.time())
-    claims = {
+    claims: dict[str, Any] = {
         "sub": subject,
         "aud": AUDIENCE,
         "iat": now,
@@ -89,6 +98,8 @@ def issue(
         ROLES_CLAIM: dict(roles),
         SCOPES_CLAIM: sorted(scopes),
     }
+    if proof_key:
+        claims["cnf"] = {"jwk": OKPAlgorithm.to_jwk(_public(proof_key), as_dict=True)}
     return jwt.encode(claims, private_key_pem, algorithm="EdDSA", headers={"kid": key_id})
 
 
@@ -96,9 +107,14 @@ def key_set(public_keys: Mapping[str, bytes]) -> bytes:
     """The JSON of a key set of Ed25519 public keys (PEM), by key id."""
     keys = []
     for key_id, pem in public_keys.items():
-        key: Any = load_pem_public_key(pem)
-        keys.append(OKPAlgorithm.to_jwk(key, as_dict=True) | {"kid": key_id, "use": "sig", "alg": "EdDSA"})
+        keys.append(
+            OKPAlgorithm.to_jwk(_public(pem), as_dict=True) | {"kid": key_id, "use": "sig", "alg": "EdDSA"}
+        )
     return json.dumps({"keys": keys}, indent=2).encode()
+
+
+def _public(pem: bytes) -> Any:
+    return load_pem_public_key(pem)
 
 
 class KeySet:
@@ -169,7 +185,20 @@ def _identity(claims: dict[str, Any]) -> Identity:
         raise TokenRefused(f"{SCOPES_CLAIM} is no list of names")
     if not claims["sub"]:
         raise TokenRefused("sub is empty")
-    return Identity(claims["sub"], roles, frozenset(scopes), float(claims["exp"]))
+    return Identity(claims["sub"], roles, frozenset(scopes), float(claims["exp"]), _proof_key(claims))
+
+
+def _proof_key(claims: dict[str, Any]) -> bytes:
+    """The key that ``cnf`` names, PEM. A token that names one which we cannot read is refused."""
+    if "cnf" not in claims:
+        return b""
+    try:
+        key = OKPAlgorithm.from_jwk(claims["cnf"]["jwk"])
+    except (jwt.PyJWTError, KeyError, TypeError, ValueError) as error:
+        raise TokenRefused(f"cnf names no Ed25519 key: {error}") from error
+    if not isinstance(key, Ed25519PublicKey):
+        raise TokenRefused(f"cnf names a {type(key).__name__}, no Ed25519 public key")
+    return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
 
 def _read_keys(path: Path) -> dict[str, jwt.PyJWK]:

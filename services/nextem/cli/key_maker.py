@@ -22,6 +22,7 @@ from nextem.wire.certificates import (
 )
 from nextem.wire.files import replace_file
 from nextem.wire.key_folder import AUTHORITY, CLIENT, OPERATOR, POLICY, STEERING, KeyFolder, edge_files
+from nextem.wire.proof import Credential
 from nextem.wire.roles import AGENT
 from nextem.wire.roles import OPERATOR as OPERATOR_ROLE
 
@@ -103,11 +104,17 @@ def write_token(
     scopes: frozenset[str] = frozenset(),
     to: Path | None = None,
 ) -> str:
-    """A new token, also written to the file ``to``. Raises :class:`KeysMissing` and :class:`OSError`."""
+    """A new token. In the file ``to`` a key comes with it, which alone can use it; without a file, none.
+
+    Raises :class:`KeysMissing` and :class:`OSError`.
+    """
     private = _read(keys.key(TOKENS))
-    made = tokens.issue(private, _key_id(keys), name, roles, hours=hours, scopes=scopes)
+    proof, proof_public = (b"", b"") if to is None else signing.new_key()
+    made = tokens.issue(
+        private, _key_id(keys), name, roles, hours=hours, scopes=scopes, proof_key=proof_public
+    )
     if to is not None:
-        replace_file(to, made.encode())
+        replace_file(to, made.encode() + b"\n" + proof)
     return made
 
 
@@ -126,7 +133,7 @@ def renew_keys(keys: KeyFolder, days: float) -> list[Path]:
         replaced.append(path)
     for path in sorted(keys.folder.glob("*.token")):
         # our own file, of which only the wishes are taken: the signature is made anew
-        claims = jwt.decode(path.read_text(), options={"verify_signature": False})
+        claims = jwt.decode(Credential.read(path).token, options={"verify_signature": False})
         hours = (claims["exp"] - claims["iat"]) / 3600
         scopes = frozenset(claims[tokens.SCOPES_CLAIM])
         write_token(keys, claims["sub"], claims[tokens.ROLES_CLAIM], hours=hours, scopes=scopes, to=path)

@@ -20,7 +20,8 @@ from nextem.client.errors import (
 from nextem.client.stream import Stream
 from nextem.v1 import control_pb2, control_pb2_grpc, frames_pb2, plan_pb2
 from nextem.wire.ids import uuid7
-from nextem.wire.key_folder import CLIENT, KeyFolder, read_token
+from nextem.wire.key_folder import CLIENT, KeyFolder
+from nextem.wire.proof import Credential, S, copy_of
 from nextem.wire.raw_objects import RawMessages
 from nextem.wire.raw_objects import read as read_raw_object
 from nextem.wire.roles import OPERATOR
@@ -96,16 +97,31 @@ class SteeringClient:
     ) -> None:
         """``keys``: folder with our certificate; without it, only loopback is dialled, in plain text.
 
-        ``token`` says who we are; a file is read again for each call. Certificates are read once: a client
+        ``token`` says who we are, and the key after it proves it (:mod:`nextem.wire.proof`); a file is read
+        again for each call. Certificates are read once: a client
         that outlives its own must be made anew. Raises :class:`nextem.wire.tls.TlsError`.
         """
         self.address = address
-        read = (lambda: read_token(token)) if isinstance(token, Path) else (lambda: token or "")
+        self._token = token
         party = None if keys is None else Party(keys, CLIENT)
-        self._channel = open_channel(address, party, token=None if token is None else read)
+        bearer = None if token is None else (lambda: self._credential().token)
+        self._channel = open_channel(address, party, token=bearer)
         self._stub: Any = control_pb2_grpc.SteeringStub(self._channel)
         self._streams: weakref.WeakSet[Stream[Any]] = weakref.WeakSet()
         self._lock = threading.Lock()
+
+    def _credential(self) -> Credential:
+        if isinstance(self._token, Path):
+            return Credential.read(self._token)
+        return Credential.parse(self._token or "")
+
+    def _shown(self, request: S) -> S:
+        """The request with our token, and signed where that names a key."""
+        if self._token is None:
+            return request
+        shown = copy_of(request)
+        self._credential().show(shown)
+        return shown
 
     def __enter__(self) -> SteeringClient:
         return self
@@ -137,7 +153,7 @@ class SteeringClient:
         Closing the stream stops waiting; it takes nothing back.
         """
         with typed_errors(self.address):
-            call = self._stub.Submit(command, timeout=timeout_s)
+            call = self._stub.Submit(self._shown(command), timeout=timeout_s)
         return self._open(call)
 
     def submit_and_wait(
@@ -206,7 +222,7 @@ class SteeringClient:
         )
         request.instrument = instrument
         with typed_errors(self.address):
-            change = self._stub.SetMode(request, timeout=timeout_s)
+            change = self._stub.SetMode(self._shown(request), timeout=timeout_s)
         assert isinstance(change, control_pb2.ModeChange)
         if change.refused:
             raise DecisionRefused(change.refused)
@@ -248,7 +264,7 @@ class SteeringClient:
         # As claimed: where tokens are checked, the service puts the token's role in its place.
         verdict.issuer_role, verdict.instrument = OPERATOR, instrument
         with typed_errors(self.address):
-            reply = self._stub.Decide(verdict, timeout=timeout_s)
+            reply = self._stub.Decide(self._shown(verdict), timeout=timeout_s)
         if reply.refused:
             raise DecisionRefused(reply.refused)
 

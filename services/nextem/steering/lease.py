@@ -12,6 +12,7 @@ from nextem.steering.errors import HubClosed, HubError
 from nextem.steering.hub import Hub
 from nextem.v1 import control_pb2
 from nextem.wire.ids import uuid7
+from nextem.wire.proof import Credential
 
 logger = logging.getLogger(__name__)
 
@@ -42,9 +43,9 @@ class LeaseKeeper:
         holder: str,
         ttl_ms: int = 5000,
         now_ns: Callable[[], int] = time.monotonic_ns,
-        token: Callable[[], str] = lambda: "",
+        credential: Callable[[], Credential] = Credential,
     ) -> None:
-        self._token = token
+        self._credential = credential
         self._hub, self._holder, self._ttl_ms, self._now_ns = hub, holder, ttl_ms, now_ns
         self._wake = threading.Condition()
         self._wanted: frozenset[str] = frozenset()
@@ -114,7 +115,7 @@ class LeaseKeeper:
         request = control_pb2.LeaseRequest(
             request_id=uuid7(), holder=self._holder, ttl_ms=ttl_ms, purpose="policies steer"
         )
-        request.token = self._token()
+        request.token = self._credential().token
         asked_ns = self._now_ns()
         try:
             lease = self._hub.request_lease(request, instrument, timeout_s=ttl_ms / 1000)

@@ -29,6 +29,7 @@ from nextem.wire.log import (
     Record,
     RetryableLogError,
 )
+from nextem.wire.proof import Credential
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class PolicyRunner:
     Run one for each log. Offsets are committed only up to the start of the oldest acquisition that is still
     being steered: after a restart its evidence is read again, the policy comes to the same suggestions, and
     they carry the same command ids, which the edge's journal knows. ``now_ns`` is this process's monotonic
-    clock. ``token`` says to the edge who we are; empty where it asks nobody.
+    clock. ``credential`` says to the edge who we are.
     """
 
     def __init__(
@@ -63,11 +64,11 @@ class PolicyRunner:
         policies: Mapping[str, PolicyFactory] = POLICIES,
         group: str = GROUP,
         now_ns: Callable[[], int] = time.monotonic_ns,
-        token: Callable[[], str] = lambda: "",
+        credential: Callable[[], Credential] = Credential,
     ) -> None:
-        self._token = token
+        self._credential = credential
         self._log, self._hub, self._policies, self._group, self._now_ns = log, hub, policies, group, now_ns
-        self._leases = LeaseKeeper(hub, HOLDER, token=token)
+        self._leases = LeaseKeeper(hub, HOLDER, credential=credential)
         self._jobs: dict[str, Job] = {}
         self._orphans: OrderedDict[str, tuple[Holds, list[Evidence]]] = OrderedDict()
         self._settled: OrderedDict[str, None] = OrderedDict()  # acquisitions that need no look
@@ -237,7 +238,7 @@ class PolicyRunner:
                 del job.pending[0]
                 continue
             command = job.command(suggestion, lease)
-            command.token = self._token()
+            self._credential().show(command)
             try:
                 self._hub.submit(command, job.sink)
             except HubClosed:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from nextem.steering.hub import Hub
 from nextem.steering.runner import PolicyRunner
 from nextem.steering.server import SteeringServer
-from nextem.wire.key_folder import POLICY, KeyFolder, read_token
+from nextem.wire.key_folder import POLICY, KeyFolder
 from nextem.wire.log import open_log
+from nextem.wire.proof import Credential
 from nextem.wire.threads import short_turns
 
 logger = logging.getLogger(__name__)
@@ -37,9 +38,9 @@ class SteeringOptions:
     keys: KeyFolder | None = None
 
 
-def _policy_token(keys: KeyFolder | None) -> Callable[[], str]:
-    """Reads the token anew for each request, so that it can be renewed; empty where there is none."""
-    return (lambda: "") if keys is None else (lambda: read_token(keys.token(POLICY)))
+def _policies(keys: KeyFolder | None) -> Callable[[], Credential]:
+    """Reads who the policies are anew for each request, so that it can be renewed; nobody without keys."""
+    return Credential if keys is None else (lambda: Credential.read(keys.token(POLICY)))
 
 
 def run_steering(
@@ -59,7 +60,7 @@ def run_steering(
         if options.policies:
             log = open_log(options.log)
             closing.callback(log.close)
-            runner = PolicyRunner(log, hub, token=_policy_token(options.keys))
+            runner = PolicyRunner(log, hub, credential=_policies(options.keys))
             closing.callback(runner.close)
             runner.start()
         port = server.start()

@@ -18,6 +18,7 @@ from nextem.wire.certificates import (
     serial_number,
 )
 from nextem.wire.key_folder import CLIENT, STEERING, KeyFolder
+from nextem.wire.proof import Credential
 from nextem.wire.tls import CertificateUnusable, Party
 from nextem.wire.tokens import KeySet, TokenRefused
 
@@ -83,7 +84,7 @@ def test_a_token_is_what_was_asked_for(keys: KeyFolder, tmp_path: Path) -> None:
     assert run("token", *arguments, "--out", out).output.strip() == str(out)
     assert stat.S_IMODE(out.stat().st_mode) == 0o600
     for text in (printed.output.strip(), out.read_text()):
-        who = KeySet(keys.key_set).identify(text)
+        who = KeySet(keys.key_set).identify(Credential.parse(text).token)
         assert (who.subject, who.roles, who.scopes) == ("bert", {"tem-1": "agent"}, {"scan", "optics"})
     expired = run("token", *arguments, "--hours", "-1").output.strip()
     with pytest.raises(TokenRefused, match="expired"):
@@ -92,9 +93,9 @@ def test_a_token_is_what_was_asked_for(keys: KeyFolder, tmp_path: Path) -> None:
 
 def test_the_first_tokens(keys: KeyFolder) -> None:
     known = KeySet(keys.key_set)
-    policy = known.identify(keys.token("policy").read_text())
+    policy = known.identify(Credential.read(keys.token("policy")).token)
     assert (policy.subject, policy.role("tem-2"), policy.scopes) == ("policy", "agent", {"scan"})
-    person = known.identify(keys.token("operator").read_text())
+    person = known.identify(Credential.read(keys.token("operator")).token)
     assert (person.subject, person.role("tem-1"), person.role("other")) == ("anna", "operator", "")
 
 

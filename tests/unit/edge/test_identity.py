@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
+import jwt
 import pytest
 
 from nextem.edge.control.identity import RULE, Guard
 from nextem.v1 import control_pb2 as pb
 from nextem.wire import signing
+from nextem.wire.proof import Credential, signed_content
 from nextem.wire.roles import ROLES
 from nextem.wire.tokens import KeySet, issue, key_set
 
@@ -104,3 +107,80 @@ def test_without_a_key_set_nobody_is_asked() -> None:
     assert refused(guard, move(issuer="bert"), "") == ""
     assert guard.lease(pb.LeaseRequest(holder="anna")) is None
     assert guard.role(pb.SetModeRequest(issuer_role="operator")) == "operator"
+
+
+# ---- tokens that name a key -----------------------------------------------------------------------
+
+OWN_KEY, OWN_PUBLIC = signing.new_key()
+BOUND = issue(PRIVATE, "one", "anna", {"tem": "operator"}, hours=1, proof_key=OWN_PUBLIC)
+
+
+def shown(request: pb.Command, key: bytes = OWN_KEY) -> pb.Command:
+    """As the agent gets it: signed, and then without the token."""
+    Credential(BOUND, key).show(request)
+    request.ClearField("token")
+    return request
+
+
+def test_a_bound_token_is_of_use_to_its_owner_alone(guard: Guard) -> None:
+    other, _ = signing.new_key()
+    assert refused(guard, shown(move()), BOUND) == ""
+    assert "has not signed this" in refused(guard, move(), BOUND)
+    assert "has not signed this" in refused(guard, shown(move(), other), BOUND)
+
+
+def test_what_the_token_says_is_filled_in_before_it_is_signed(guard: Guard) -> None:
+    command = shown(move(issuer="", instrument=""))
+    assert (command.issuer, command.instrument) == ("anna", "tem")
+    assert refused(guard, command, BOUND) == ""
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"command_id": "again"},
+        {"move_stage": pb.Stage(x_nm=1)},
+        {"stop": pb.Stop()},
+        {"lease_epoch": 7},
+        {"valid_for_ms": 60_000},
+        {"expected_state_version": 1},
+        {"max_duration_ms": 1},
+        {"validate_only": True},
+        {"cause": pb.Cause(reason="another")},
+    ],
+)
+def test_a_signed_command_cannot_be_changed_on_the_way(guard: Guard, change: dict[str, Any]) -> None:
+    command = shown(move(command_id="c", lease_epoch=1))
+    command.MergeFrom(pb.Command(**change))
+    assert "has not signed this" in refused(guard, command, BOUND)
+
+
+def test_what_the_service_fills_in_is_not_signed(guard: Guard) -> None:
+    command = shown(move())
+    command.edge_boot_id, command.not_after_ns = "boot", 5
+    assert refused(guard, command, BOUND) == ""
+
+
+def test_mode_and_verdict_are_signed_too(guard: Guard) -> None:
+    for message in (pb.SetModeRequest(issuer="anna"), pb.ProposalVerdict(issuer="anna", approved=True)):
+        Credential(BOUND, OWN_KEY).show(message)
+        message.issuer_role = "admin"  # the service says what it believes
+        assert guard.role(message) == "operator"
+        message.reason = "another"
+        assert guard.role(message) == ""
+
+
+def test_a_proof_is_for_one_kind_of_message() -> None:
+    assert signed_content(pb.SetModeRequest(request_id="r")) != signed_content(pb.Command(command_id="r"))
+
+
+def test_a_token_that_names_no_key_of_ours_is_refused(guard: Guard) -> None:
+    for cnf in ({}, {"jwk": {"kty": "oct", "k": "c2VjcmV0"}}, {"jkt": "x"}, 3):
+        claims = {
+            "sub": "anna",
+            "aud": "nextem",
+            "exp": time.time() + 60,
+            "nextem_roles": {"tem": "operator"},
+        }
+        by = jwt.encode(claims | {"cnf": cnf}, PRIVATE, algorithm="EdDSA", headers={"kid": "one"})
+        assert "cnf names no Ed25519 key" in refused(guard, move(), by)

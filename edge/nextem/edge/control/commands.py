@@ -332,15 +332,19 @@ def _scope(command: Command) -> LeaseScope:
     return SCOPE_OF_ACTION.get(command.WhichOneof("action") or "", STAGE)
 
 
+_HOW_ASKED = ("lease_id", "lease_epoch", "edge_boot_id", "not_after_ns", "valid_for_ms", "cause", "proof")
+
+
 def digest(command: Command) -> bytes:
     """SHA-256 of what a command does: instrument, issuer, expected state, action.
 
-    Lease, deadline and cause are left out: whoever sends a command again, after a restart too, may do so
-    under another lease, and the steering service fills the deadline in anew. Neither changes what it does.
+    Lease, deadline, cause and proof are left out: whoever sends a command again, after a restart too, may
+    do so under another lease, and the steering service fills the deadline in anew. Neither changes what it
+    does.
     """
     content = Command()
     content.CopyFrom(command)
-    for field in ("lease_id", "lease_epoch", "edge_boot_id", "not_after_ns", "valid_for_ms", "cause"):
+    for field in _HOW_ASKED:
         content.ClearField(field)
     return hashlib.sha256(content.SerializeToString(deterministic=True)).digest()
 

@@ -10,7 +10,9 @@ from collections.abc import Callable
 from nextem.edge.control.limits import Refusal
 from nextem.edge.control.modes import claimed_role
 from nextem.v1 import control_pb2 as pb
+from nextem.wire.proof import Signed, signed_content
 from nextem.wire.roles import COMMANDERS, is_same, why_not, why_not_command
+from nextem.wire.signing import BadSignature, verify
 from nextem.wire.tokens import Identity, KeySet, TokenRefused
 
 RULE = "identity"
@@ -33,7 +35,9 @@ class Guard:
             holder = holder_of(command.lease_id)
             if holder and not is_same(identity, holder):
                 return f"lease {command.lease_id!r} was given to {holder!r}, not to {identity.subject!r}"
-            return why_not_command(identity, self._instrument, action, command.issuer)
+            return why_not_command(identity, self._instrument, action, command.issuer) or _unproven(
+                identity, command
+            )
 
         return self._check(token, why)
 
@@ -58,7 +62,9 @@ class Guard:
             identity = self._key_set.identify(message.token)
         except TokenRefused:
             return ""
-        return identity.role(self._instrument) if is_same(identity, message.issuer) else ""
+        if not is_same(identity, message.issuer) or _unproven(identity, message):
+            return ""
+        return identity.role(self._instrument)
 
     def _check(self, token: str, why: Callable[[Identity], str]) -> Refusal | None:
         if self._key_set is None:
@@ -68,3 +74,14 @@ class Guard:
         except TokenRefused as error:
             wrong = f"token: {error}"
         return Refusal(RULE, wrong) if wrong else None
+
+
+def _unproven(identity: Identity, request: Signed) -> str:
+    """Empty when the owner of the token has signed this request, or the token asks for no proof."""
+    if not identity.proof_key:
+        return ""
+    try:
+        verify(identity.proof_key, signed_content(request), request.proof)
+    except BadSignature as error:
+        return f"{identity.subject!r} has not signed this: {error}"
+    return ""
