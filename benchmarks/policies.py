@@ -53,7 +53,7 @@ def bounded(
 
 
 def share(name: str, reached: Sequence[bool]) -> list[Row]:
-    """The part of the seeds that reached something, and its interval (Wilson, J. Am. Stat. Assoc. 22, 1927)."""
+    """The part of the seeds that reached something, with Wilson's interval (J. Am. Stat. Assoc. 22, 1927)."""
     n, part, z = len(reached), float(np.mean(reached)), 1.96
     middle = (part + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * float(np.sqrt(part * (1 - part) / n + z * z / (4 * n * n)))
