@@ -9,7 +9,9 @@ from nextem.steering.hub import Hub
 from nextem.steering.policy import derived_id
 from nextem.steering.runner import GROUP, MAX_CAUSE_AGE_NS, PolicyRunner
 from nextem.v1 import acquisition_pb2, control_pb2, product_pb2
+from nextem.wire import signing
 from nextem.wire.log import ACQUISITIONS, PRODUCTS, FatalLogError
+from nextem.wire.proof import Credential, signed_content
 
 SIZE = 32
 
@@ -99,6 +101,19 @@ def test_a_survey_becomes_commands(runner, hub, fake_edge, writer, surveys) -> N
         assert command.not_after_ns > 0
     assert edge.leases[0].holder == "policy"
     edge.wait(lambda: edge.leases[-1].ttl_ms == 100)  # nothing to steer: given back
+
+
+def test_policies_say_who_they_are(runner, hub, fake_edge, writer) -> None:
+    edge = fake_edge(hub)
+    key, public = signing.new_key()
+    runner(credential=lambda: Credential("token", key))
+    writer.survey()
+    edge.wait(lambda: len(edge.commands) == 4)
+    writer.wait_committed()
+    for command in edge.commands:
+        assert command.token == "token"
+        signing.verify(public, signed_content(command), command.proof)
+    assert {lease.token for lease in edge.leases} == {"token"}
 
 
 def test_a_restart_does_not_command_old_scans_again(runner, hub, fake_edge, writer, log) -> None:

@@ -10,6 +10,7 @@ from agent_kit import WAIT_S, MakeRig, Rig
 
 from nextem.v1 import control_pb2 as pb
 from nextem.wire import signing
+from nextem.wire.proof import Credential
 from nextem.wire.tokens import KeySet, issue, key_set
 
 PRIVATE, PUBLIC = signing.new_key()
@@ -99,3 +100,34 @@ def test_the_mode_is_changed_by_an_operator_s_token_alone(rig: Rig) -> None:
     for by in ("", token(private=FORGER), token(role="agent"), token("bert")):
         assert ask(by).refused.startswith("role: ")
     assert ask(token()).refused == ""
+
+
+def test_a_token_that_passed_through_the_service_is_of_no_use_to_it(rig: Rig) -> None:
+    own, public = signing.new_key()
+    by = issue(PRIVATE, "one", "anna", {"tem": "operator"}, hours=1, proof_key=public)
+    rig.lease = lease(rig, by)
+    signed = rig.command(issuer="anna", move_stage=pb.Stage(x_nm=5.0))
+    Credential(by, own).show(signed)
+    assert rig.until(rig.send(signed)).state == DONE
+    assert move(rig, by).rule == "identity"  # the token alone
+    signed.token = by
+    changed = pb.Command()
+    changed.CopyFrom(signed)
+    changed.command_id, changed.move_stage.x_nm = "mine", 500.0
+    assert rig.until(rig.send(changed)).rule == "identity"  # the proof of another command
+    assert rig.until(rig.send(signed)).state == DONE  # the same again: told, not done
+    assert rig.calls == ["move_stage"]
+
+
+def test_who_signs_again_under_a_new_lease_asks_for_the_same(rig: Rig) -> None:
+    own, public = signing.new_key()
+    by = issue(PRIVATE, "one", "anna", {"tem": "operator"}, hours=1, proof_key=public)
+    rig.lease = lease(rig, by)
+    for _ in range(2):
+        again = rig.command(command_id="c", issuer="anna", move_stage=pb.Stage(x_nm=5.0))
+        Credential(by, own).show(again)
+        assert rig.until(rig.send(again)).state == DONE
+        request = pb.LeaseRequest(request_id="r", holder="anna", ttl_ms=50, token=by)
+        rig.link.calls.receive(pb.SteeringMessage(lease_request=request))
+        rig.lease = lease(rig, by)
+    assert rig.calls == ["move_stage"]
