@@ -7,7 +7,7 @@ ARGS ?=
 NEXTEM_TEST_DATA ?= $(abspath $(wildcard ../shared/data))
 export NEXTEM_TEST_DATA
 
-.PHONY: demo test lint bench fuzz clean install
+.PHONY: demo test lint bench fuzz fuzz-control clean install
 
 demo: $(VENV)/.installed
 	$(BIN)/nextem demo $(ARGS)
@@ -27,6 +27,11 @@ bench: $(VENV)/.installed-dev
 # A million mutated messages for each receiver; make test sends ten thousand.
 fuzz: $(VENV)/.installed-dev
 	NEXTEM_FUZZ_MESSAGES=$${NEXTEM_FUZZ_MESSAGES:-1000000} $(BIN)/python -m pytest --timeout 7200 tests/fuzz $(ARGS)
+
+# N random lives of the control agent, with crashes between any two steps; make test plays four hundred.
+N ?= 100000
+fuzz-control: $(VENV)/.installed-dev
+	NEXTEM_FUZZ_SEQUENCES=$(N) $(BIN)/python -m pytest --timeout 14400 -s tests/fuzz/test_fuzz_control.py $(ARGS)
 
 install: $(VENV)/.installed
 

@@ -167,11 +167,11 @@ class CommandHandler:
         if exposure:
             self._exposures[command.command_id] = exposure
             self._dose_map.add(exposure)
-        self._spend(command, context)
         self._act(received, started)
+        self._spend(command, context)
 
     def _spend(self, command: Command, context: Context) -> None:
-        """Counts what a command changes, done or not, against the rate of its parameters."""
+        """Counts what a command has changed, done or not, against the rate of its parameters."""
         assert isinstance(context.state, InstrumentState)
         assert isinstance(context.limits, Limits)
         action = command.WhichOneof("action")
@@ -179,12 +179,12 @@ class CommandHandler:
             return
         group = "stage" if action == "move_stage" else "optics"
         to, at = getattr(command, action), getattr(context.state, group)
-        limits = getattr(context.limits, group)
+        limits, now_ns = getattr(context.limits, group), self._parts.clock.now_ns()
         for field in fields(limits):
             name, step = f"{group}.{field.name}", abs(getattr(to, field.name) - getattr(at, field.name))
-            spent = self._spent.get(name, Spent(0.0, context.now_ns))
-            left = spent.left(getattr(limits, field.name).max_rate, context.now_ns)
-            self._spent[name] = Spent(left + step, context.now_ns)
+            spent = self._spent.get(name, Spent(0.0, now_ns))
+            left = spent.left(getattr(limits, field.name).max_rate, now_ns)
+            self._spent[name] = Spent(left + step, now_ns)
 
     def _reject(self, outcome: Outcome, content: bytes, refusal: Refusal) -> None:
         rejected = with_state(outcome, REJECTED, refusal)
