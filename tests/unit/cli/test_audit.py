@@ -54,11 +54,11 @@ def scanned(
 
 
 class FakeDriver:
-    """A stage and scans that end at once; ``frames`` of each."""
+    """A stage and scans that end at once; ``runs`` is the scan that runs in their place."""
 
-    def __init__(self, frames: int = 20) -> None:
+    def __init__(self, runs: str = "") -> None:
         self.state = pb.InstrumentState(command_epoch=40)
-        self.frames = frames
+        self.runs = runs
         self.calls: list[str] = []
         self.error: DriverError | None = None
 
@@ -91,7 +91,7 @@ class FakeDriver:
         return self._call(f"define {scan_id}", command_epoch)
 
     def start(self, command_epoch: int, scan_id: str) -> pb.InstrumentState:
-        self.state.frames_sent = self.frames
+        self.state.scan_id = self.runs or scan_id
         self.calls.append(f"start {scan_id}")
         return self.get_state()
 
@@ -182,8 +182,8 @@ def test_the_first_difference_ends_a_replay_and_names_the_command() -> None:
     wrong[1].outcome.state_after.stage.x_nm = 7.0
     with pytest.raises(Difference, match=r"after it, stage.x_nm is 8.0 now and was 7.0 then"):
         run(wrong, FakeDriver())
-    with pytest.raises(Difference, match="19 frames now, 20 announced then"):
-        run([*moved("m", 3, 3.0, 8.0), *scanned("s", 4, "scan-a", 20)], FakeDriver(frames=19))
+    with pytest.raises(Difference, match="scan 'by hand' ran last, not its own 'scan-a'"):
+        run([*moved("m", 3, 3.0, 8.0), *scanned("s", 4, "scan-a", 20)], FakeDriver(runs="by hand"))
 
 
 def test_what_was_refused_then_must_be_refused_now_and_the_other_way_round() -> None:
