@@ -8,9 +8,12 @@ O(n³) with n observations: meant for up to some hundreds.
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
+from threadpoolctl import ThreadpoolController
 
 from nextem.steering.policies.measured import FloatArray
 
@@ -32,6 +35,17 @@ def correlation(a: FloatArray, b: FloatArray, lengths: FloatArray) -> FloatArray
     return made
 
 
+@cache
+def _libraries() -> ThreadpoolController:
+    return ThreadpoolController()
+
+
+def one_blas_thread() -> AbstractContextManager[object]:
+    """On matrices this small more threads only wait for each other, and their sums differ in the last bit."""
+    limited: AbstractContextManager[object] = _libraries().limit(limits=1, user_api="blas")
+    return limited
+
+
 @dataclass(frozen=True, slots=True)
 class Hyperparameters:
     """``lengths`` (d,) in the unit of the points; ``amplitude``, ``noise``: variances, in y²."""
@@ -46,7 +60,8 @@ class GaussianProcess:
 
     def __init__(self, x: FloatArray, y: FloatArray, hyperparameters: Hyperparameters) -> None:
         self.x, self.hyperparameters = x, hyperparameters
-        values, vectors = np.linalg.eigh(correlation(x, x, hyperparameters.lengths))
+        with one_blas_thread():
+            values, vectors = np.linalg.eigh(correlation(x, x, hyperparameters.lengths))
         ratio = hyperparameters.noise / hyperparameters.amplitude
         # K⁻¹ = root rootᵀ, in units of 1 / amplitude
         self._root: FloatArray = vectors / np.sqrt(values.clip(0) + ratio + JITTER)
@@ -55,32 +70,10 @@ class GaussianProcess:
         self._weights: FloatArray = self._root.T @ (y - self._mean)
 
     @classmethod
-    def fit(
-        cls, x: FloatArray, y: FloatArray, extent: FloatArray, noise_floor: float = 0.0
-    ) -> GaussianProcess:
-        """Chooses the hyperparameters; ``extent`` (d,) is that of the space along each axis.
-
-        ``noise_floor``: least variance of the noise, in the unit of y².
-        """
-        scale = float(np.std(y)) or 1.0
-        values = (y - float(np.mean(y))) / scale
-        indices = np.full(x.shape[1], len(LENGTHS) // 2)
-        best = (-math.inf, 1.0, 1.0)
-        for _ in range(SWEEPS):
-            before = indices.copy()
-            for axis in range(x.shape[1]):
-                tried = []
-                for k in range(len(LENGTHS)):
-                    indices[axis] = k
-                    tried.append(_evidence(x, values, LENGTHS[indices] * extent, LENGTHS[indices]))
-                indices[axis] = max(range(len(LENGTHS)), key=lambda k: tried[k][0])
-                best = tried[indices[axis]]
-            if np.array_equal(before, indices):
-                break
-        _, amplitude, ratio = best
-        amplitude *= scale**2
-        noise = max(ratio * amplitude, noise_floor)
-        return cls(x, y, Hyperparameters(LENGTHS[indices] * extent, amplitude, noise))
+    def fit(cls, x: FloatArray, y: FloatArray, extent: FloatArray) -> GaussianProcess:
+        """Chooses the hyperparameters; ``extent`` (d,) is that of the space along each axis."""
+        with one_blas_thread():
+            return cls(x, y, _most_likely(x, y, extent))
 
     def predict(self, at: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Mean (m,) and variance (m,) of the function, without the noise, at points (m, d)."""
@@ -99,8 +92,31 @@ class GaussianProcess:
         return made
 
     def _cross(self, at: FloatArray) -> FloatArray:
-        made: FloatArray = correlation(at, self.x, self.hyperparameters.lengths) @ self._root
+        with one_blas_thread():
+            made: FloatArray = correlation(at, self.x, self.hyperparameters.lengths) @ self._root
         return made
+
+
+def _most_likely(x: FloatArray, y: FloatArray, extent: FloatArray) -> Hyperparameters:
+    """Axis by axis, each length that is the most likely given the others."""
+    scale = float(np.std(y)) or 1.0
+    values = (y - float(np.mean(y))) / scale
+    indices = np.full(x.shape[1], len(LENGTHS) // 2)
+    best = (-math.inf, 1.0, 1.0)
+    for _ in range(SWEEPS):
+        before = indices.copy()
+        for axis in range(x.shape[1]):
+            tried = []
+            for k in range(len(LENGTHS)):
+                indices[axis] = k
+                tried.append(_evidence(x, values, LENGTHS[indices] * extent, LENGTHS[indices]))
+            indices[axis] = max(range(len(LENGTHS)), key=lambda k: tried[k][0])
+            best = tried[indices[axis]]
+        if np.array_equal(before, indices):
+            break
+    _, amplitude, ratio = best
+    amplitude *= scale**2
+    return Hyperparameters(LENGTHS[indices] * extent, amplitude, ratio * amplitude)
 
 
 def _evidence(
