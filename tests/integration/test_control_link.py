@@ -14,7 +14,12 @@ import grpc
 import pytest
 
 from nextem.edge.control.agent import ControlAgent, ControlOptions
-from nextem.edge.control.driver import DriverError, DriverRefused, DriverUnreachable
+from nextem.edge.control.driver import (
+    CapabilityMissing,
+    DriverError,
+    DriverRefused,
+    DriverUnreachable,
+)
 from nextem.edge.control.grpc_driver import CallDeadlines, GrpcDriver
 from nextem.edge.control.limits import default_limits
 from nextem.edge.control.link import LinkTimes
@@ -427,7 +432,7 @@ def test_close_tells_the_last_outcomes_before_it_hangs_up(rig: Rig) -> None:
     [
         (grpc.StatusCode.FAILED_PRECONDITION, DriverRefused),
         (grpc.StatusCode.OUT_OF_RANGE, DriverRefused),
-        (grpc.StatusCode.UNIMPLEMENTED, DriverRefused),
+        (grpc.StatusCode.UNIMPLEMENTED, CapabilityMissing),
         (grpc.StatusCode.UNAVAILABLE, DriverUnreachable),
         (grpc.StatusCode.INTERNAL, DriverError),
     ],

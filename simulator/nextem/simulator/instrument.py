@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
 from dataclasses import astuple, dataclass, field, replace
 
 from nextem.simulator.column import ColumnState
-from nextem.simulator.detector import BeamState, Detector, Exposure, FrameSource, Progress
-from nextem.simulator.merlin import EPOCH_DIGITS, Bytes, FrameFormat
+from nextem.simulator.detector import BeamState, Detector, Exposure, Progress
+from nextem.simulator.exposures import Armed, Deferred, SourceFactory
+from nextem.simulator.merlin import EPOCH_DIGITS, FrameFormat
 from nextem.simulator.settings import (
     MAX_FRAMES,
     InstrumentView,
@@ -37,31 +37,6 @@ _SETTLE_S = 5.0  # for the detector to say that the last batch is out
 _STOP_S = 1.0  # for the current batch after a stop
 
 
-SourceFactory = Callable[[ScanDefinition, FrameFormat], FrameSource]
-"""Makes the frames of a scan whose origin is on the sample."""
-
-
-class _Deferred:
-    """Frames whose positions are known when the scan starts that an armed detector waits for."""
-
-    def __init__(self, source: FrameSource) -> None:
-        self.source = source
-
-    def fill(self, rows: Bytes, first_frame: int) -> None:
-        """As :meth:`~nextem.simulator.detector.FrameSource.fill`."""
-        self.source.fill(rows, first_frame)
-
-
-@dataclass(frozen=True, slots=True)
-class _Armed:
-    """A detector that waits. ``external``: the start of a scan is its trigger."""
-
-    frames: int
-    source: _Deferred
-    trigger: threading.Event
-    external: bool
-
-
 @dataclass(slots=True)
 class _State:
     stage: StagePosition = field(default_factory=StagePosition)
@@ -71,7 +46,7 @@ class _State:
     command_epoch: int = 0
     version: int = 1
     scans: dict[str, ScanDefinition] = field(default_factory=dict)
-    armed: _Armed | None = None
+    armed: Armed | None = None
     moving: bool = False
     stops: int = 0
 
@@ -246,7 +221,7 @@ class Instrument:
         trigger: threading.Event | None = None,
         external: bool = False,
     ) -> None:
-        source = _Deferred(self._make_source(on_sample, self._mode))
+        source = Deferred(self._make_source(on_sample, self._mode))
         exposure = Exposure(
             mode=self._mode,
             frames=on_sample.frames,
@@ -264,9 +239,9 @@ class Instrument:
         if trigger is None:
             self._state.scanning, self._state.scan_id = True, on_sample.scan_id
         else:
-            self._state.armed = _Armed(on_sample.frames, source, trigger, external)
+            self._state.armed = Armed(on_sample.frames, source, trigger, external)
 
-    def _scan_armed(self, armed: _Armed, command_epoch: int, on_sample: ScanDefinition) -> None:
+    def _scan_armed(self, armed: Armed, command_epoch: int, on_sample: ScanDefinition) -> None:
         if armed.frames != on_sample.frames:
             raise Refused(f"a scan of {on_sample.frames} frames, the detector is armed for {armed.frames}")
         armed.source.source = self._make_source(on_sample, self._mode)
@@ -334,9 +309,9 @@ class Instrument:
             raise Refused(f"{what} while the detector is armed")
 
     def _applied(self, command_epoch: int, *, counts: bool = True) -> InstrumentView:
-        self._state.command_epoch = command_epoch
+        self._state.command_epoch = max(command_epoch, self._state.command_epoch)
         self._state.version += counts
-        self._beam = BeamState(command_epoch, self._state.optics.beam_blanked)
+        self._beam = BeamState(self._state.command_epoch, self._state.optics.beam_blanked)
         return self._view()
 
     def _view(self) -> InstrumentView:

@@ -127,6 +127,18 @@ def test_a_stop_ends_a_move_where_it_is_and_nothing_else_starts_meanwhile() -> N
         microscope.move_stage(5, StagePosition())
 
 
+def test_the_epoch_does_not_fall_when_the_optics_are_set_while_the_stage_moves() -> None:
+    world = World(Physics(stage=StageMechanics(speed_nm_s=1000.0)), (100.0, 100.0))
+    microscope = instrument(world)
+    mover = threading.Thread(target=microscope.move_stage, args=(2, StagePosition(100.0, 0.0, 0.0)))
+    mover.start()
+    _until(lambda: microscope.view().command_epoch == 2)
+    microscope.set_optics(7, OpticsSetting(defocus_nm=1.0))
+    mover.join()
+    view = microscope.view()
+    assert (view.stage.y_nm, view.optics.defocus_nm, view.command_epoch) == (100.0, 1.0, 7)
+
+
 def _until(holds: Callable[[], bool]) -> None:
     while not holds():
         threading.Event().wait(0.001)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 from driver_kit import FakeColumn
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nextem.edge.control.capability import check_capability
 from nextem.edge.control.driver import CapabilityMissing, DriverError, DriverRefused
@@ -143,3 +145,36 @@ def test_a_call_in_the_background_tells_its_failure_once() -> None:
     with pytest.raises(OSError, match="no"):
         wait()
     wait()
+
+
+calls = st.lists(
+    st.tuples(
+        st.sampled_from(["move", "optics", "stop"]), st.integers(0, 6), st.sampled_from([0.0, 5.0, 50.0])
+    ),
+    max_size=30,
+)
+
+
+@given(calls)
+def test_in_any_order_epochs_never_fall_and_nothing_older_acts(
+    sequence: list[tuple[str, int, float]],
+) -> None:
+    column = FakeColumn()
+    driver = ColumnDriver(column, ColumnOptions(poll_s=0.0, halt_again_s=0.0))
+    newest = 0
+    for kind, epoch, value in sequence:
+        before = dict(column.values)
+        try:
+            if kind == "stop":
+                driver.stop(epoch, "test")
+            elif kind == "move":
+                driver.move_stage(epoch, pb.Stage(y_nm=value))
+            else:
+                driver.set_optics(epoch, optics(value, blanked=bool(value)))
+        except DriverRefused:
+            assert epoch < newest
+            assert column.values == before
+        else:
+            assert kind == "stop" or epoch >= newest
+            newest = max(newest, epoch)
+        assert driver.get_state().command_epoch == newest
