@@ -173,6 +173,8 @@ class ControlAgent:
         for part in (self._audit, self._desk, self._runner, self._commands, self._watch, self._link):
             part.start()
         self._handler.proposals.start()
+        for outcome in self._journal.forgotten:
+            self._audit.outcome(outcome)
         if self._options.mode is not None and self._options.mode != self._modes.current:
             self.set_mode(self._options.mode, "set at the start")
         logger.info("control of %s, boot %s", self._options.instrument, self._clock.boot_id)

@@ -86,6 +86,7 @@ class Journal:
 
         Raises :class:`JournalError` for a file that is unreadable, from another version, or in use.
         """
+        self.forgotten: list[pb.Outcome] = []  # what an earlier boot left, as it is now: UNKNOWN
         self._path, self._boot_id = path, boot_id
         self._lock = threading.Lock()  # over the connection
         self._totals = threading.Lock()  # over the two numbers kept in memory
@@ -126,6 +127,7 @@ class Journal:
             outcome.rule = "edge_restarted"
             outcome.detail = "the edge ended while this command was at the driver; it is never run again"
             _advance(cursor, outcome, ended_ns=None)
+            self.forgotten.append(outcome)
 
     @property
     def command_epoch(self) -> int:

@@ -13,11 +13,14 @@ from agent_kit import (
 )
 
 from nextem.edge.control.audit_file import Kept, read_kept
+from nextem.edge.control.journal import Journal
 from nextem.edge.control.limits import default_limits
 from nextem.v1.control_pb2 import (
     COMMAND_STATE_DONE,
     COMMAND_STATE_FAILED,
     COMMAND_STATE_STARTED,
+    COMMAND_STATE_UNKNOWN,
+    Outcome,
     Stage,
     Stop,
 )
@@ -119,3 +122,15 @@ def test_what_the_disk_does_not_take_is_counted(rig: Rig) -> None:
     assert rig.until(rig.send(rig.command(move_stage=Stage()))).state == COMMAND_STATE_DONE
     rig.close()
     assert rig.agent._audit.missed == 3
+
+
+def test_what_a_killed_edge_left_at_the_driver_is_audited_as_unknown(
+    tmp_path: Path, make_rig: MakeRig
+) -> None:
+    journal = Journal(tmp_path / "journal.db", "killed")
+    journal.start(Outcome(command_id="c", received_ns=1), b"digest", 2, 0.0)
+    journal.close()
+    rig = make_rig()
+    rig.close()
+    told = [(e.outcome.command_id, e.outcome.state) for e in rig.log.events if e.HasField("outcome")]
+    assert told == [("c", COMMAND_STATE_UNKNOWN)]
