@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -167,13 +168,22 @@ class SteeringClient:
         return outcomes[-1]
 
     def request_lease(
-        self, holder: str, ttl_ms: int, *, purpose: str = "", instrument: str = "", timeout_s: float = 5.0
+        self,
+        holder: str,
+        ttl_ms: int,
+        *,
+        purpose: str = "",
+        instrument: str = "",
+        scopes: Iterable[control_pb2.LeaseScope] = (),
+        timeout_s: float = 5.0,
     ) -> control_pb2.Lease:
         """Asks for the lease, or renews it for the same ``holder``; ``refused`` says who has it.
 
-        ``instrument`` is needed where several are attached.
+        ``instrument`` is needed where several are attached. ``scopes``: of what; none is everything.
         """
-        request = control_pb2.LeaseRequest(request_id=uuid7(), holder=holder, ttl_ms=ttl_ms, purpose=purpose)
+        request = control_pb2.LeaseRequest(
+            request_id=uuid7(), holder=holder, ttl_ms=ttl_ms, purpose=purpose, scopes=scopes
+        )
         metadata = ((INSTRUMENT_KEY, instrument),) if instrument else ()
         with typed_errors(self.address):
             lease = self._stub.RequestLease(request, timeout=timeout_s, metadata=metadata)
