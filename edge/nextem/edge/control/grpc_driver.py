@@ -12,6 +12,7 @@ from nextem.edge.control.driver import CapabilityMissing, DriverError, DriverRef
 from nextem.v1 import control_pb2 as pb
 from nextem.v1.control_pb2_grpc import InstrumentStub
 from nextem.v1.plan_pb2 import Scan
+from nextem.wire.tls import check_plaintext
 
 _ERRORS: dict[grpc.StatusCode, type[DriverError]] = {
     grpc.StatusCode.FAILED_PRECONDITION: DriverRefused,
@@ -52,7 +53,11 @@ class GrpcDriver:
     """Implements :class:`~nextem.edge.control.driver.Driver` over one channel. Thread-safe."""
 
     def __init__(self, address: str, deadlines: CallDeadlines | None = None) -> None:
-        """Dials ``address`` ("host:port") at the first call; raises nothing when nobody is there yet."""
+        """Dials ``address`` ("host:port") at the first call; raises nothing when nobody is there yet.
+
+        Raises :class:`nextem.wire.tls.PlaintextRefused` for any address but loopback.
+        """
+        check_plaintext(address, "the instrument at")
         self._address = address
         self._deadlines = deadlines or CallDeadlines()
         self._channel = grpc.insecure_channel(address, options=_CHANNEL_OPTIONS)

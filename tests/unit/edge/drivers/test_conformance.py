@@ -23,6 +23,7 @@ from nextem.simulator.instrument import Instrument
 from nextem.simulator.merlin import FrameFormat
 from nextem.simulator.servicer import serve
 from nextem.v1 import control_pb2 as pb
+from nextem.wire.tls import PlaintextRefused
 
 
 class IdleDetector:
@@ -111,3 +112,10 @@ def test_the_suite_finds_a_driver_that_forgets_epochs() -> None:
     older = next(check for check in CHECKS if check.__name__ == "older_epochs_are_refused")
     with pytest.raises(NotConforming, match="an older epoch was not refused"):
         older(Bench(Forgetful(FakeColumn())))
+
+
+def test_a_driver_is_served_and_dialled_on_loopback_only() -> None:
+    with pytest.raises(PlaintextRefused, match="a driver at 0.0.0.0:0 needs TLS"):
+        serve_driver(ColumnDriver(FakeColumn()), "0.0.0.0")
+    with pytest.raises(PlaintextRefused, match="the instrument at 192.0.2.1:50061 needs TLS"):
+        GrpcDriver("192.0.2.1:50061")

@@ -24,6 +24,7 @@ from nextem.edge.control.driver import (
 from nextem.edge.control.drivers.column import ColumnDriver
 from nextem.v1 import control_pb2 as pb
 from nextem.v1.control_pb2_grpc import InstrumentServicer, add_InstrumentServicer_to_server
+from nextem.wire.tls import check_plaintext
 
 _THREADS = 8  # a stop and reads must never queue behind what they overtake
 
@@ -64,8 +65,10 @@ class DriverServicer(InstrumentServicer):
 def serve_driver(driver: Driver, host: str = "127.0.0.1", port: int = 0) -> tuple[grpc.Server, int]:
     """Starts a server for ``driver`` and returns it with its port (``port`` 0: any free one).
 
-    Raises RuntimeError (from grpc) when the port is taken.
+    Raises :class:`nextem.wire.tls.PlaintextRefused` for any address but loopback, for nobody proves here who
+    asks, and RuntimeError (from grpc) when the port is taken.
     """
+    check_plaintext(f"{host}:{port}", "a driver at")
     server = grpc.server(
         ThreadPoolExecutor(_THREADS, thread_name_prefix="driver"), options=(("grpc.so_reuseport", 0),)
     )
