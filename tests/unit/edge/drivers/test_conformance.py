@@ -115,7 +115,7 @@ def test_the_suite_finds_a_driver_that_forgets_epochs() -> None:
 
 
 def test_a_driver_is_served_and_dialled_on_loopback_only() -> None:
-    with pytest.raises(PlaintextRefused, match="a driver at 0.0.0.0:0 needs TLS"):
+    with pytest.raises(PlaintextRefused, match=r"a driver at 0\.0\.0\.0:0 needs TLS"):
         serve_driver(ColumnDriver(FakeColumn()), "0.0.0.0")
-    with pytest.raises(PlaintextRefused, match="the instrument at 192.0.2.1:50061 needs TLS"):
+    with pytest.raises(PlaintextRefused, match=r"the instrument at 192\.0\.2\.1:50061 needs TLS"):
         GrpcDriver("192.0.2.1:50061")
