@@ -244,6 +244,7 @@ def test_people_act_at_the_terminal(place: Place) -> None:
         code, told = place.nextem("stop", *who, "--reason", "the end")
         assert (code, "DONE" in told) == (0, True), told
         watcher.send_signal(signal.SIGINT)
+        assert watcher.wait(WAIT_S) == 0
     assert place.nextem("mode", "--steering", "127.0.0.1:1", "--home", str(place.home))[0] == 1
 
 

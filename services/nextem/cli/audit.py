@@ -131,7 +131,10 @@ def replay(chain_id: str, instrument: str | None, log_address: str | None, home:
 
     events, chains = _read(log_address or str(Home.at(home).log))
     chosen = _one_chain(chains, chain_id)
-    steps = steps_of(Stories(event for event in events if event.chain.chain_id == chosen.chain_id))
+    try:
+        steps = steps_of(Stories(event for event in events if event.chain.chain_id == chosen.chain_id))
+    except NothingToReplay as error:
+        raise click.ClickException(str(error)) from error
     done = 0
     with _instrument(instrument, chosen.instrument) as address:
         driver = GrpcDriver(address)

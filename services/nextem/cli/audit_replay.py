@@ -36,11 +36,14 @@ class Difference(Exception):
 
 
 class NothingToReplay(Exception):
-    """No command of the record reached an instrument."""
+    """No command of the record reached an instrument, or one cannot be known from it."""
 
 
 def steps_of(stories: Stories) -> list[Step]:
-    """What reached the driver, in the order in which it did. Rejected commands never did."""
+    """What reached the driver, in the order in which it did. Rejected commands never did.
+
+    Raises :class:`NothingToReplay` for an undo of what is not on record.
+    """
     steps = []
     for command_id, found in stories.commands.items():
         last = found.outcomes[-1] if found.outcomes else pb.Outcome()
@@ -54,7 +57,12 @@ def _concrete(found: Recorded, stories: Stories) -> pb.Command:
     assert found.command is not None
     action.CopyFrom(found.command)
     if action.HasField("undo"):
-        undone = stories.commands[action.undo.command_id].outcomes[-1]
+        known = stories.commands.get(action.undo.command_id)
+        if known is None or not known.outcomes:
+            raise NothingToReplay(
+                f"what {action.command_id} undid, {action.undo.command_id}, is not on record"
+            )
+        undone = known.outcomes[-1]
         if undone.action == "move_stage":
             action.move_stage.CopyFrom(undone.state_before.stage)
         else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import getpass
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -93,7 +93,7 @@ def watch(who: Person) -> None:
     nextem watch --steering scope-7:50051
     """
     shown = control_pb2.Heartbeat()
-    with steering_of(who) as client, client.watch(who.instrument) as events:
+    with suppress(KeyboardInterrupt), steering_of(who) as client, client.watch(who.instrument) as events:
         for event in events:
             if event.WhichOneof("event") == "heartbeat":
                 if event.heartbeat.mode != shown.mode or not shown.HasField("state"):

@@ -213,3 +213,9 @@ def test_a_stopped_scan_is_stopped_again_and_what_never_reached_the_driver_is_le
     assert driver.calls[-2:] == ["start scan-a", "stop"]
     with pytest.raises(NothingToReplay):
         run(events[-2:], driver)
+
+
+def test_an_undo_of_what_is_not_on_record_cannot_be_replayed() -> None:
+    undo = pb.Command(command_id="u", issuer="anna", undo=pb.Undo(command_id="gone"))
+    with pytest.raises(NothingToReplay, match="what u undid, gone, is not on record"):
+        run([event(command=undo), moved("u", 5, 8.0, 3.0)[1]], FakeDriver())
