@@ -6,21 +6,21 @@ import hashlib
 import logging
 import math
 import threading
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import NamedTuple
 
-from nextem.edge.control.dose_map import DoseMap, on_sample
+from nextem.edge.control.dose_map import on_sample
 from nextem.edge.control.driver import Driver, DriverError
 from nextem.edge.control.identity import Guard
 from nextem.edge.control.journal import DONE, FAILED, PROPOSED, REJECTED, VALIDATED, Journal, JournalError
 from nextem.edge.control.lease import SCAN, SCOPE_OF_ACTION, STAGE, Leases
-from nextem.edge.control.limits import Limits, LimitsUnreadable, Refusal, Spent
+from nextem.edge.control.limits import Limits, LimitsUnreadable, Refusal
 from nextem.edge.control.modes import APPROVE, Modes
 from nextem.edge.control.proposals import Proposal, Proposals, effect
 from nextem.edge.control.runner import Acquisitions, Ended, Job, Runner
 from nextem.edge.control.undo import resolved
+from nextem.edge.control.usage import Usage
 from nextem.edge.control.validate import (
     MAX_ID_LENGTH,
     Context,
@@ -30,13 +30,10 @@ from nextem.edge.control.validate import (
     planned_s,
 )
 from nextem.v1.control_pb2 import Command, CommandState, InstrumentState, LeaseScope, Outcome
-from nextem.v1.plan_pb2 import Plan
 from nextem.wire.clock import Clock
 from nextem.wire.ids import uuid7
 
 logger = logging.getLogger(__name__)
-
-_MINUTE_NS = 60_000_000_000
 
 
 class Received(NamedTuple):
@@ -71,11 +68,7 @@ class CommandHandler:
     def __init__(self, parts: Parts, acquisitions: Acquisitions, margin_s: float) -> None:
         """Makes the runner as well; whoever owns this starts and closes it."""
         self._parts = parts
-        self._recent_ns: deque[int] = deque()
-        self._spent: dict[str, Spent] = {}
-        cell_nm = parts.limits.dose_map.cell_nm if isinstance(parts.limits, Limits) else 1.0
-        self._dose_map = DoseMap(cell_nm, map(Plan.FromString, parts.journal.exposures()))
-        self._exposures: dict[str, Plan] = {}  # of the commands that are not done
+        self._usage = Usage(parts.limits, parts.journal)
         self.proposals = Proposals(parts.clock, self.end_proposal)
         self.runner = Runner(
             parts.driver,
@@ -165,26 +158,9 @@ class CommandHandler:
             exposure=exposure.SerializeToString() if exposure else b"",
         )
         if exposure:
-            self._exposures[command.command_id] = exposure
-            self._dose_map.add(exposure)
+            self._usage.exposed(command.command_id, exposure)
         self._act(received, started)
-        self._spend(command, context)
-
-    def _spend(self, command: Command, context: Context) -> None:
-        """Counts what a command has changed, done or not, against the rate of its parameters."""
-        assert isinstance(context.state, InstrumentState)
-        assert isinstance(context.limits, Limits)
-        action = command.WhichOneof("action")
-        if action not in ("move_stage", "set_optics"):
-            return
-        group = "stage" if action == "move_stage" else "optics"
-        to, at = getattr(command, action), getattr(context.state, group)
-        limits, now_ns = getattr(context.limits, group), self._parts.clock.now_ns()
-        for field in fields(limits):
-            name, step = f"{group}.{field.name}", abs(getattr(to, field.name) - getattr(at, field.name))
-            spent = self._spent.get(name, Spent(0.0, now_ns))
-            left = spent.left(getattr(limits, field.name).max_rate, now_ns)
-            self._spent[name] = Spent(left + step, now_ns)
+        self._usage.changed(command, context.state, parts.clock.now_ns())
 
     def _reject(self, outcome: Outcome, content: bytes, refusal: Refusal) -> None:
         rejected = with_state(outcome, REJECTED, refusal)
@@ -227,9 +203,7 @@ class CommandHandler:
             state = Refusal(error.rule, f"the instrument's state cannot be read: {error}")
         now_ns = parts.clock.now_ns()  # after the driver's answer, which may have taken its time
         if not (received.approved or received.command.validate_only):  # counted when it came, or not at all
-            self._recent_ns.append(received.received_ns)
-        while self._recent_ns and self._recent_ns[0] < now_ns - _MINUTE_NS:
-            self._recent_ns.popleft()
+            self._usage.came(received.received_ns)
         return Context(
             instrument=parts.instrument,
             boot_id=parts.clock.boot_id,
@@ -239,10 +213,10 @@ class CommandHandler:
             limits=parts.limits,
             dose_used_e=parts.journal.dose_used_e,
             acquisitions=self.runner.pending,
-            recent_commands=len(self._recent_ns) + received.command.validate_only,
+            recent_commands=self._usage.recent(now_ns) + received.command.validate_only,
             mode=parts.modes.current,
-            spent=self._spent,
-            dose_map=self._dose_map,
+            spent=self._usage.spent,
+            dose_map=self._usage.dose_map,
         )
 
     # ---- at the driver, journalled as STARTED -----------------------------------------------------
@@ -316,9 +290,7 @@ class CommandHandler:
             )
 
     def _finish(self, outcome: Outcome, *, release_dose: bool = False) -> None:
-        exposure = self._exposures.pop(outcome.command_id, None)
-        if exposure is not None and release_dose:
-            self._dose_map.remove(exposure)
+        self._usage.over(outcome.command_id, ran=not release_dose)
         try:
             self._parts.journal.finish(outcome, self._parts.clock.now_ns(), release_dose=release_dose)
         except JournalError as error:
