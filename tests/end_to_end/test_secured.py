@@ -11,6 +11,7 @@ from nextem.cli.connect import connect
 from nextem.cli.launcher import ChildFailed, Launcher
 from nextem.cli.main import main
 from nextem.client import NotAuthenticated, SteeringClient, SteeringUnavailable, acquire_command
+from nextem.edge.control.limits import default_limits
 from nextem.v1 import control_pb2 as pb
 from nextem.v1 import plan_pb2
 from nextem.wire.ids import uuid7
@@ -31,7 +32,7 @@ def home(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def start(launcher: Launcher, home: Path) -> str:
+def start(launcher: Launcher, home: Path, *more: str) -> str:
     """Simulator, steering service and edge, all with this home; returns the service's address."""
     at = ("--home", str(home))
     simulator = launcher.start(
@@ -42,7 +43,7 @@ def start(launcher: Launcher, home: Path) -> str:
     address = f"127.0.0.1:{launcher.wait_ready(steering)['port']}"
     data, instrument = (f"127.0.0.1:{ports[name]}" for name in ("data_port", "instrument_port"))
     edge = ("--detector", data, "--instrument", instrument, "--steering", address)
-    launcher.wait_ready(launcher.start("edge", *at, *edge))
+    launcher.wait_ready(launcher.start("edge", *at, *edge, *more))
     return address
 
 
@@ -73,6 +74,19 @@ def test_with_keys_in_the_home_folder_all_is_secured(home: Path) -> None:
         with connect(address, home, None, None) as client:
             assert acquire(client).state == pb.COMMAND_STATE_DONE
         assert set(launcher.stop().values()) == {0}
+
+
+def test_with_keys_limits_must_be_signed(home: Path) -> None:
+    limits = home / "limits.json"
+    limits.write_text(default_limits().to_json())
+    for state, rule in ((pb.COMMAND_STATE_REJECTED, "limits_unreadable"), (pb.COMMAND_STATE_DONE, "")):
+        with Launcher(home / "logs") as launcher:
+            address = start(launcher, home, "--limits", str(limits))
+            with connect(address, home, None, None) as client:
+                outcome = acquire(client)
+        assert (outcome.state, outcome.rule) == (state, rule)
+        signed = CliRunner().invoke(main, ["keys", "sign", str(limits), "--home", str(home)])
+        assert signed.exit_code == 0, signed.output
 
 
 @pytest.mark.parametrize(

@@ -153,7 +153,7 @@ def simulate(
 @click.option(
     "--limits-key",
     type=click.Path(path_type=Path),
-    help="Public key (PEM) that must have signed the limits file, in FILE.sig; else nothing may be commanded.",
+    help="Public key (PEM) that must have signed the limits, in FILE.sig.  [default: limits.pub of the keys]",
 )
 @click.option(
     "--passive-plan",
@@ -235,6 +235,9 @@ def edge(
     from nextem.wire.tokens import TokenRefused
 
     place = Home.at(home)
+    keys = place.secured(tls)
+    if limits is not None and limits_key is None and keys is not None and keys.limits.exists():
+        limits_key = keys.limits  # whoever has keys has signed the limits
     set_up_logging(verbose)
     stop = stop_on_signals(with_parent)
     plan = json_format.Parse(passive_plan.read_text(), plan_pb2.Plan()) if passive_plan else None
@@ -257,7 +260,7 @@ def edge(
         raw_ring_age_s=None if raw_minutes is None else 60 * raw_minutes,
         store_dir=(store or place.store).resolve(),
         mode=MODES[mode] if mode else None,
-        keys=place.secured(tls),
+        keys=keys,
     )
     try:
         run_edge(options, stop, lambda: tell_ready(ready_file, {"instrument": name}))
