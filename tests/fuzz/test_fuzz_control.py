@@ -1,9 +1,9 @@
 """Random lives of the control agent: whatever is sent, and wherever it dies, the instrument is never misled.
 
 Each sequence (:mod:`control_life`) drives the real agent (rules, leases, journal on disk, runner, modes)
-without its threads: the world decides which of its queues goes on next. Messages are replayed, reordered, doubled,
-changed and held back; the clock jumps; at any door of driver and journal the edge may die, a stop may come in,
-the operator may take over, or the driver may fail. :mod:`control_world` checks every act.
+without its threads: the world decides which of its queues goes on next. Messages are replayed, reordered,
+doubled, changed and held back; the clock jumps; at any door of driver and journal the edge may die, a stop
+may come in, the operator may take over, or the driver may fail. :mod:`control_world` checks every act.
 ``NEXTEM_FUZZ_SEQUENCES`` says how many sequences; a failure names the seed that plays it again.
 """
 
