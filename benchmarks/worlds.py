@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from nextem.simulator.optics import Aberrations, dark_field_image
+from nextem.simulator.optics import Aberrations, LensErrors, LensTruth, dark_field_image
 from nextem.steering.policies.autofocus import normalized_variance
 from nextem.steering.policies.drift import DriftTracker, Seen
 
@@ -34,20 +34,28 @@ def gold_lattice(seed: int) -> np.ndarray:
 class Microscope:
     """Takes images of a specimen at 300 kV and 25 mrad, by the simulator's optics.
 
-    ``planted``: (C1, A1a, A1b) in nm, to be found and taken back.
+    ``planted``: (C1, A1a, A1b) in nm, to be found and taken back. ``hysteresis_nm``: of the lenses.
     """
 
-    def __init__(self, specimen: np.ndarray, planted: tuple[float, ...], seed: int) -> None:
-        self._specimen, self._planted, self._seed = specimen, planted, seed
+    def __init__(
+        self, specimen: np.ndarray, planted: np.ndarray, seed: int, hysteresis_nm: float = 0.0
+    ) -> None:
+        self._specimen, self._seed = specimen, seed
+        there = Aberrations(float(planted[0]), complex(*planted[1:]))
+        self._lenses = LensTruth(LensErrors(there, hysteresis_nm))
         self.images = 0
+
+    def off_nm(self, change: tuple[float, ...]) -> float:
+        """The larger of |C1| and |A1| that are left with ``change`` of (C1, A1a, A1b) in nm."""
+        left = self._lenses.set(Aberrations(change[0], complex(*change[1:])))
+        return max(abs(left.c1_nm), abs(left.a1_nm))
 
     def sharpness(self, change: tuple[float, ...]) -> float:
         """The normalised variance of an image with ``change`` of (C1, A1a, A1b) in nm."""
-        c1, a, b = (p + c for p, c in zip(self._planted, change, strict=True))
         self.images += 1
         image = dark_field_image(
             self._specimen,
-            Aberrations(c1, complex(a, b)),
+            self._lenses.set(Aberrations(change[0], complex(*change[1:]))),
             energy_kv=300.0,
             convergence_mrad=25.0,
             pixel_nm=PIXEL_NM,

@@ -35,12 +35,11 @@ def test_finds_the_focus_and_the_astigmatism_in_25_images(specimen: str) -> None
     for seed in range(4):
         planted = np.random.default_rng(seed).uniform(-1, 1, 3) * (32, 8, 8)
         made = gold_on_film(SHAPE, seed) if specimen == "film" else gold_lattice(seed)
-        microscope = Microscope(made, tuple(planted), seed)
+        microscope = Microscope(made, planted, seed)
         policy = Autofocus(Options(TOLERANCE_NM, seed=seed))
         run_loop(policy, microscope.sharpness)
         assert microscope.images == 25
-        left = np.abs(np.array(policy.best) + planted)
-        reached += left[0] <= TOLERANCE_NM and np.hypot(left[1], left[2]) <= TOLERANCE_NM
+        reached += microscope.off_nm(policy.best) <= TOLERANCE_NM
     assert reached >= 3
 
 
