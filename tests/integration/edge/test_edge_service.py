@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nextem.edge.detectors import merlin_stream
+from nextem.edge.detectors import receiving
 from nextem.edge.detectors.base import DetectorFailed
 from nextem.edge.service import EdgeOptions, run_edge
 from nextem.v1 import acquisition_pb2 as pb
@@ -60,7 +60,7 @@ def test_an_edge_whose_detector_thread_died_ends_with_its_error(
     def broken(*args: Any) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(merlin_stream, "dial", broken)
+    monkeypatch.setattr(receiving, "dial", broken)
     options = EdgeOptions(
         instrument="listener",
         log=str(rig.folder / "log"),

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from nextem.cli.main import main
 
 COMMANDS = ["demo", "replay", "up", "simulate", "edge", "analyse", "steer", "products", "kafka"]
-COMMANDS += ["watch", "approve", "refuse", "undo", "stop", "mode", "audit"]
+COMMANDS += ["watch", "approve", "refuse", "undo", "stop", "mode", "audit", "keys"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
