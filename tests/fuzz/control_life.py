@@ -314,8 +314,10 @@ class World:
             self.heard()
 
     def mode(self) -> None:
-        change = self.agent.set_mode(self.random.choice(MODES), "")
-        self.ledger.mode = change.mode
+        try:
+            self.agent.set_mode(self.random.choice(MODES), "")
+        finally:  # it is durable before it is told, and the edge may die in telling it
+            self.ledger.mode = self.agent._modes.current
 
     # ---- the agent's threads, one step at a time ------------------------------------------------------
 
