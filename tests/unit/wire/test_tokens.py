@@ -58,7 +58,7 @@ def test_a_token_says_who_and_what(keys: KeySet) -> None:
         ({"aud": None}, 'missing the "aud" claim'),
         ({"sub": None}, 'missing the "sub" claim'),
         ({"sub": ""}, "sub is empty"),
-        ({"nbf": time.time() + 600}, "not yet valid"),
+        ({"nbf": time.time() + 86_400}, "not yet valid"),
         ({"nextem_roles": None}, "does not name a role"),
         ({"nextem_roles": ["operator"]}, "does not name a role"),
         ({"nextem_scopes": "scan"}, "no list of names"),
