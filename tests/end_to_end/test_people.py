@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
-import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from up_kit import NEXTEM, Up, up_running
 
 from nextem.cli.plans import survey_plan
 from nextem.client import SteeringClient, acquire_command
 from nextem.v1 import control_pb2 as pb
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(180)]
-
-NEXTEM = (sys.executable, "-u", "-m", "nextem.cli.main")
 
 
 def nextem(*arguments: str) -> tuple[int, str]:
@@ -28,32 +24,12 @@ def nextem(*arguments: str) -> tuple[int, str]:
 
 
 @pytest.fixture
-def running(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """The process and the address of its steering service."""
-    command = [*NEXTEM, "up", "--any-ports", "--mode", "approve", "--home", str(tmp_path)]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
-    )
-    assert process.stdout is not None
-    killer = threading.Timer(150, process.kill)
-    killer.start()
-    address = ""
-    for line in process.stdout:
-        if found := re.search(r"steering service\s+(\S+)", line):
-            address = found[1]
-        if "Ctrl-C" in line:
-            break
-    assert address, "".join(p.read_text() for p in tmp_path.rglob("*.log"))
-    yield process, address
-    killer.cancel()
-    process.kill()
-    process.wait()
-    process.stdout.close()
+def running(tmp_path: Path) -> Iterator[Up]:
+    with up_running(tmp_path, "--mode", "approve", timeout_s=150) as up:
+        yield up
 
 
-def test_a_scan_waits_for_a_person_and_the_audit_knows_who_it_was(
-    running: tuple[subprocess.Popen[str], str], tmp_path: Path
-) -> None:
+def test_a_scan_waits_for_a_person_and_the_audit_knows_who_it_was(running: Up, tmp_path: Path) -> None:
     process, address = running
     who = ("--steering", address, "--name", "ben", "--home", str(tmp_path))
     plan = survey_plan(

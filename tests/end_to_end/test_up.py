@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
-import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from up_kit import Up, up_running
 
 from nextem.cli.plans import survey_plan
 from nextem.client.client import SteeringClient, acquire_command
@@ -23,27 +21,9 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(180)]
 
 
 @pytest.fixture
-def running(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """The process and the address of its steering service."""
-    command = [sys.executable, "-u", "-m", "nextem.cli.main", "up", "--any-ports", "--home", str(tmp_path)]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
-    )
-    assert process.stdout is not None
-    killer = threading.Timer(120, process.kill)
-    killer.start()
-    address = ""
-    for line in process.stdout:
-        if found := re.search(r"steering service\s+(\S+)", line):
-            address = found[1]
-        if "Ctrl-C" in line:
-            break
-    assert address, (tmp_path / "logs").exists() and "".join(p.read_text() for p in tmp_path.rglob("*.log"))
-    yield process, address
-    killer.cancel()
-    process.kill()
-    process.wait()
-    process.stdout.close()
+def running(tmp_path: Path) -> Iterator[Up]:
+    with up_running(tmp_path) as up:
+        yield up
 
 
 def boot_id_of(home: Path) -> str:
@@ -79,9 +59,7 @@ def check_refusals(client: SteeringClient, lease: control_pb2.Lease, home: Path)
     assert "limit:stage.x_nm" in told
 
 
-def test_a_client_acquires_and_ctrl_c_stops_everything(
-    running: tuple[subprocess.Popen[str], str], tmp_path: Path
-) -> None:
+def test_a_client_acquires_and_ctrl_c_stops_everything(running: Up, tmp_path: Path) -> None:
     process, address = running
     plan = survey_plan(
         title="test", field_nm=(64.0, 64.0), survey_step_nm=4.0, fine_step_nm=2.0, fine_size=4, fine_scans=0,

@@ -24,7 +24,6 @@ from nextem.edge.detectors import dectris_v1, dectris_v2
 from nextem.edge.detectors.base import (
     Announcement,
     DetectorAway,
-    DetectorError,
     EndKind,
     HeaderError,
     Sink,
@@ -36,7 +35,7 @@ from nextem.edge.detectors.dectris_receive import Receiver
 from nextem.edge.detectors.dectris_rest import REST_PORT, Rest
 from nextem.edge.detectors.dectris_series import QUIET_NS, Parts, Series
 from nextem.edge.detectors.dectris_warm import warm_up
-from nextem.edge.detectors.receiving import Receiving
+from nextem.edge.detectors.receiving import Receiving, tell
 from nextem.edge.detectors.registry import BadAddress, DetectorOptions, control_address
 from nextem.edge.detectors.ring import Ring
 from nextem.wire.clock import Clock
@@ -101,7 +100,7 @@ class DectrisStream(Receiving):
             message = self._parse(parts)
         except HeaderError as error:
             self.numbers.garbage_bytes += sum(len(part) for part in parts)
-            _tell(error, self._series)
+            tell(error, self._series.claim.acquisition_id if self._series else "none")
             return
         if isinstance(message, Image):
             self._image(message, parts, receiver)
@@ -134,7 +133,7 @@ class DectrisStream(Receiving):
             try:
                 frames = self._rest.frames()
             except (DetectorAway, ControlError, HeaderError) as error:
-                _tell(error, None)
+                tell(error)
         claim = self._sink.open(Announcement(start.text, frames, None, self._clock.now_ns()))
         if claim is None:
             return
@@ -185,8 +184,3 @@ def _rest(options: DetectorOptions) -> Rest | None:
         if address := control_address(options, name, REST_PORT, ()):
             return Rest(*address)
     return None
-
-
-def _tell(error: DetectorError, series: Series | None) -> None:
-    acquisition_id = series.claim.acquisition_id if series is not None else "none"
-    log.error("%s: %s (acquisition %s)", type(error).__name__, error, acquisition_id)
