@@ -13,9 +13,9 @@ from control_world import LIMITS, Column, Crash, Held, Ledger, Told, Violation
 
 from nextem.edge.control.agent import ControlAgent, ControlOptions
 from nextem.edge.control.driver import DriverError
-from nextem.edge.control.journal import FINAL
 from nextem.edge.control.lease import ALL_SCOPES
 from nextem.edge.control.link import LinkCalls, LinkTimes
+from nextem.edge.control.states import FINAL
 from nextem.v1 import control_pb2 as pb
 from nextem.v1.acquisition_pb2 import (
     FINISH_REASON_COMPLETE,
@@ -97,7 +97,7 @@ class World:
 
     def crash(self) -> None:
         self.crashes += 1
-        self.agent._journal._db.close()  # type: ignore[union-attr]  # what a dead process leaves behind
+        self.agent._journal._file.connection.close()  # what a dead process leaves behind
         self.boot()
 
     def _door(self, name: str, call: Any) -> Any:
@@ -131,7 +131,7 @@ class World:
 
     def _journalled(self, command_id: str) -> bool:
         query = "SELECT state FROM commands WHERE command_id = ?"
-        row = self.agent._journal._connection().execute(query, (command_id,)).fetchone()
+        row = self.agent._journal._file.connection.execute(query, (command_id,)).fetchone()
         return row is not None and row[0] == pb.COMMAND_STATE_STARTED
 
     # ---- the agent's surroundings -----------------------------------------------------------------

@@ -15,19 +15,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from nextem.edge.control.journal import (
-    DONE,
-    FAILED,
-    FINAL,
-    RECEIVED,
-    REJECTED,
-    STARTED,
-    TRANSITIONS,
-    UNKNOWN,
-    IllegalTransition,
-    Journal,
-    JournalError,
-)
+from nextem.edge.control.journal import IllegalTransition, Journal, JournalError
+from nextem.edge.control.states import DONE, FAILED, FINAL, RECEIVED, REJECTED, STARTED, TRANSITIONS, UNKNOWN
 from nextem.v1.control_pb2 import CommandState, Outcome
 
 DIGEST = b"d" * 32
@@ -189,9 +178,8 @@ def test_undelivered_are_bounded_to_the_newest(journal: Journal) -> None:
 def test_every_write_but_notes_is_synced(tmp_path: Path, journal: Journal) -> None:
     journal.start(outcome("a"), DIGEST, 7, 0.0)
     journal.mark_delivered(["a"])
-    assert journal._db is not None
-    assert journal._db.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
-    assert journal._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert journal._file.connection.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
+    assert journal._file.connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
 def test_a_file_in_use_is_refused(tmp_path: Path, journal: Journal) -> None:
@@ -217,9 +205,9 @@ def test_a_journal_of_another_version_is_refused(tmp_path: Path) -> None:
 
 def test_a_closed_journal_says_so(journal: Journal) -> None:
     journal.close()
-    with pytest.raises(JournalError, match="the journal is closed"):
+    with pytest.raises(JournalError, match="the file is closed"):
         journal.start(outcome("a"), DIGEST, 7, 0.0)
-    with pytest.raises(JournalError, match="the journal is closed"):
+    with pytest.raises(JournalError, match="the file is closed"):
         journal.lookup("a")
 
 

@@ -12,31 +12,33 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Protocol
 
+from nextem.edge.control.at_driver import Parts, Received
 from nextem.edge.control.audit import AuditTrail
 from nextem.edge.control.audit_file import audit_path
-from nextem.edge.control.commands import CommandHandler, Parts, Received, digest, loop_latency_ms, with_state
-from nextem.edge.control.driver import Driver, DriverError
+from nextem.edge.control.commands import CommandHandler
+from nextem.edge.control.driver import Driver
 from nextem.edge.control.identity import Guard
-from nextem.edge.control.journal import DONE, FAILED, REJECTED, Journal, JournalError
+from nextem.edge.control.journal import Journal, JournalError
 from nextem.edge.control.lease import Leases
-from nextem.edge.control.limits import Limits, LimitsUnreadable, Refusal
-from nextem.edge.control.limits_file import load_limits
+from nextem.edge.control.limits import Limits, Refusal
+from nextem.edge.control.limits_file import limits_in_force
 from nextem.edge.control.link import Link, LinkCalls, LinkTimes
 from nextem.edge.control.modes import Modes, RoleOf
+from nextem.edge.control.outcomes import with_state
 from nextem.edge.control.people import People
+from nextem.edge.control.reports import Reports
 from nextem.edge.control.runner import Acquisitions
 from nextem.edge.control.safe_state import LostHolders
+from nextem.edge.control.states import FAILED, REJECTED
+from nextem.edge.control.stopping import Stopper, reason_of
 from nextem.edge.control.worker import Periodic, Worker
 from nextem.edge.retention.fetch import FetchRaw, without_ring
 from nextem.v1.control_pb2 import (
     Command,
-    EdgeHello,
     EdgeMessage,
-    Heartbeat,
     LeaseRequest,
     Mode,
     ModeChange,
@@ -53,7 +55,6 @@ from nextem.wire.tokens import KeySet
 logger = logging.getLogger(__name__)
 
 _MOST_COMMANDS = 1000
-_STOP_TRIES = 3
 _LOOK_S = 0.05
 
 
@@ -116,31 +117,31 @@ class ControlAgent:
         Limits that cannot be read are no error here: every command but stop is then refused.
         Raises :class:`~nextem.edge.control.journal.JournalError`.
         """
-        self._options, self._driver, self._clock = options, driver, clock
-        self._fetch_raw = fetch_raw
-        self._limits = _read_limits(options.limits, options.limits_key)
+        self._options, self._clock, self._fetch_raw = options, clock, fetch_raw
         self._journal = Journal(options.journal_path, clock.boot_id)
         self._leases = Leases(clock, self._journal.next_lease_epoch)
-        self._driver_lock = threading.Lock()
         self._audit = AuditTrail(log, audit_path(options.journal_path), options.instrument, clock)
         self._modes = Modes(self._journal)
         self._guard = Guard(options.instrument, options.key_set)
         parts = Parts(
             instrument=options.instrument,
             driver=driver,
-            driver_lock=self._driver_lock,
+            driver_lock=threading.Lock(),
             guard=self._guard,
             journal=self._journal,
             leases=self._leases,
-            limits=self._limits,
+            limits=limits_in_force(options.limits, options.limits_key),
             modes=self._modes,
             clock=clock,
             emit=self._emit,
         )
         self._handler = CommandHandler(parts, acquisitions, options.margin_s)
-        self._runner = self._handler.runner
+        self._runner, proposals = self._handler.runner, self._handler.proposals
         self._commands = Worker("control-commands", self._handler.handle, at_most=_MOST_COMMANDS)
-        self._desk: Worker[Callable[[], None]] = Worker("control-desk", lambda task: task())
+        self._desk: Worker[Callable[[], object]] = Worker("control-desk", lambda task: task())
+        self._stopper = Stopper(
+            parts, self._runner, proposals, tell=self._audit.command, later=self._desk.put
+        )
         self._people = People(
             self._modes,
             self._handler,
@@ -158,12 +159,17 @@ class ControlAgent:
             make_safe=self.make_safe,
         )
         self._watch = Periodic("control-watch", lost.look, _LOOK_S)
+        self._reports = reports = Reports(parts, proposals)
         calls = LinkCalls(
-            self._hello, self._heartbeat, self._receive, self._undelivered, self._delivered, lost.heard
+            reports.hello,
+            reports.heartbeat,
+            self._receive,
+            reports.undelivered,
+            self._delivered,
+            lost.heard,
         )
         self._link = make_link(options.steering, calls, options.link)
         self._closing = threading.Event()
-        self._state_lost = False
 
     def start(self) -> None:
         """Starts the threads and dials the steering service.
@@ -183,14 +189,14 @@ class ControlAgent:
         """Stops the instrument from this machine, as a stop command would, link or no link."""
         command = Command(command_id=uuid7(), issuer="edge", instrument=self._options.instrument)
         command.stop.CopyFrom(Stop(reason=reason))
-        return self._stop(command)
+        return self._stopper.stop(command)
 
     def make_safe(self, reason: str) -> Outcome:
         """Stops the instrument and blanks the beam. Journalled and told like any stop."""
         logger.error("safe state: %s", reason)
         command = Command(command_id=uuid7(), issuer="edge", instrument=self._options.instrument)
         command.stop.CopyFrom(Stop(reason=reason, safe_state=True))
-        return self._stop(command)
+        return self._stopper.stop(command)
 
     def set_mode(self, mode: Mode, reason: str) -> ModeChange:
         """Changes the mode from this machine, whatever the role of whoever does; link or no link."""
@@ -200,7 +206,7 @@ class ControlAgent:
         """Refuses what comes, stops what runs, tells the last outcomes, ends every thread."""
         self._closing.set()
         self._watch.close()
-        self._halt("the edge is closing", driver_too=self._runner.pending > 0)
+        self._stopper.halt("the edge is closing", driver_too=self._runner.pending > 0)
         self._commands.close()
         self._handler.proposals.close()
         self._runner.close()
@@ -217,10 +223,12 @@ class ControlAgent:
             command, token = message.command, message.command.token
             command.ClearField("token")  # whoever read it in a record could speak for the issuer
             if command.HasField("stop") and command.stop.safe_state:
-                self._halt(_reason(command))  # at once; to blank the beam has to wait for a call under way
-                self._desk.put(partial(self._stop_late, command))
+                self._stopper.halt(
+                    reason_of(command)
+                )  # at once; to blank the beam has to wait for a call under way
+                self._desk.put(partial(self._stopper.stop, command))
             elif command.HasField("stop"):
-                self._stop(command)
+                self._stopper.stop(command)
             else:
                 self._admit(command, token)
         elif message.HasField("lease_request"):
@@ -257,78 +265,6 @@ class ControlAgent:
         self._audit.lease(request, lease)
         self._link.send(EdgeMessage(lease=lease))
 
-    # ---- stop -----------------------------------------------------------------------------------
-
-    def _stop(self, command: Command) -> Outcome:
-        """Instrument first, then everything else. Nothing can refuse it, and a repeat stops again."""
-        received_ns = self._clock.now_ns()
-        epoch, error = self._halt(_reason(command))
-        if command.stop.safe_state:
-            error = self._blank(epoch) or error
-        outcome = Outcome(
-            command_id=command.command_id,
-            state=FAILED if error else DONE,
-            rule=error.rule if error else "",
-            detail=str(error or ""),
-            received_ns=received_ns,
-            command_epoch=epoch,
-        )
-        if not error:
-            outcome.at_driver_ns = self._clock.now_ns()
-            outcome.loop_latency_ms = loop_latency_ms(command, outcome.at_driver_ns, self._clock.boot_id)
-        self._audit.command(command)
-        self._emit(outcome)
-        self._desk.put(partial(self._record_stop, command, outcome))
-        return outcome
-
-    def _stop_late(self, command: Command) -> None:
-        self._stop(command)
-
-    def _halt(self, reason: str, *, driver_too: bool = True) -> tuple[int, DriverError | None]:
-        """No job put before this starts any more; then the beam; then the detector side.
-
-        Returns the command epoch of the stop, higher than that of any command that passed its checks.
-        """
-        running = self._runner.stop_all(reason)
-        epoch = self._journal.command_epoch + 1
-        error: DriverError | None = None
-        for _ in range(_STOP_TRIES if driver_too else 0):
-            try:
-                self._driver.stop(epoch, reason)
-                error = None
-                break
-            except DriverError as failure:
-                logger.error("the driver could not be stopped: %s", failure)
-                error = failure
-        if running is not None:
-            running.stop(reason)
-        return epoch, error
-
-    def _blank(self, epoch: int) -> DriverError | None:
-        """Turns the beam off, after a halt of ``epoch``, and leaves the other optics as they are."""
-        error: DriverError | None = None
-        with self._driver_lock:
-            for _ in range(_STOP_TRIES):
-                try:
-                    optics = self._driver.get_state().optics
-                    if not optics.beam_blanked:
-                        optics.beam_blanked = True
-                        self._driver.set_optics(epoch, optics)
-                    return None
-                except DriverError as failure:
-                    logger.error("the beam could not be blanked: %s", failure)
-                    error = failure
-        return error
-
-    def _record_stop(self, command: Command, outcome: Outcome) -> None:
-        self._handler.proposals.drop(lambda proposal: self._runner.stopped(proposal.generation))
-        try:
-            if self._journal.lookup(command.command_id) is None:
-                ended_ns = self._clock.now_ns()
-                self._journal.record_stop(outcome, digest(command), outcome.received_ns, ended_ns)
-        except JournalError as error:
-            logger.error("stop %s is not in the journal: %s", command.command_id, error)
-
     # ---- to the link ----------------------------------------------------------------------------
 
     def _emit(self, outcome: Outcome) -> None:
@@ -338,64 +274,5 @@ class ControlAgent:
             verdict = "rejected" if outcome.state == REJECTED else "failed"
             logger.warning("command %s %s: %s: %s", outcome.command_id, verdict, outcome.rule, outcome.detail)
 
-    def _hello(self) -> EdgeHello:
-        return EdgeHello(
-            instrument=self._options.instrument,
-            edge_boot_id=self._clock.boot_id,
-            edge_now_ns=self._clock.now_ns(),
-            limits_digest=self._limits.digest() if isinstance(self._limits, Limits) else "",
-            version=_version(),
-        )
-
-    def _heartbeat(self) -> Heartbeat:
-        heartbeat = Heartbeat(dose_used_e=self._journal.dose_used_e, mode=self._modes.current)
-        if isinstance(self._limits, Limits):
-            heartbeat.dose_budget_e = self._limits.dose_budget_e
-        try:
-            heartbeat.state.CopyFrom(self._driver.get_state())
-            self._state_lost = False
-        except DriverError as error:
-            if not self._state_lost:  # said once, not twice a second
-                logger.warning("heartbeats without a state: %s", error)
-            self._state_lost = True
-        heartbeat.edge_now_ns = self._clock.now_ns()
-        return heartbeat
-
-    def _undelivered(self) -> list[Outcome]:
-        try:
-            return [*self._journal.undelivered(), *self._handler.proposals.outcomes()]
-        except JournalError as error:
-            logger.error("no outcomes can be sent again: %s", error)
-            return []
-
     def _delivered(self, command_ids: list[str]) -> None:
-        self._desk.put(partial(self._mark_delivered, command_ids))
-
-    def _mark_delivered(self, command_ids: list[str]) -> None:
-        try:
-            self._journal.mark_delivered(command_ids)
-        except JournalError as error:
-            logger.error("outcomes will be sent again: %s", error)
-
-
-def _reason(command: Command) -> str:
-    return command.stop.reason or f"stopped by {command.issuer}"
-
-
-def _read_limits(limits: Limits | Path, key: Path | None) -> Limits | LimitsUnreadable:
-    if isinstance(limits, Limits) and key is None:
-        return limits
-    try:
-        if isinstance(limits, Limits):
-            raise LimitsUnreadable(f"{key} must sign the limits, and no limits file is given")
-        return load_limits(limits, key)
-    except LimitsUnreadable as error:
-        logger.error("every command but stop will be refused: %s", error)
-        return error
-
-
-def _version() -> str:
-    try:
-        return version("nextem")
-    except PackageNotFoundError:
-        return ""
+        self._desk.put(partial(self._reports.mark_delivered, command_ids))

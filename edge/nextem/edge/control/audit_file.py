@@ -8,12 +8,13 @@ goes on over a restart, a power cut, and a log that is away.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
 from nextem.edge.control.journal import JournalError
+from nextem.edge.control.sqlite_file import SqliteFile, errors
 from nextem.v1.control_pb2 import ChainLink, SteeringEvent
 from nextem.wire.audit_chain import NO_RECORD, Head, sealed
 from nextem.wire.ids import uuid7
@@ -54,7 +55,10 @@ def read_kept(path: Path) -> Kept | None:
     """Of an edge that may be running; None where there is no file. Raises :class:`AuditFileError`."""
     if not path.exists():
         return None
-    with _errors(path), closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
+    with (
+        errors(path, AuditFileError),
+        closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db,
+    ):
         db.execute("BEGIN")  # both reads see the file at one moment
         chain_id, sequence, digest = db.execute("SELECT chain_id, sequence, sha256 FROM head").fetchone()
         waiting = db.execute("SELECT count(*) FROM waiting").fetchone()[0]
@@ -69,37 +73,23 @@ class AuditFile:
 
     def __init__(self, path: Path) -> None:
         """Opens or makes the file; a new one begins a new chain."""
-        self._path = path
-        with _errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=0.2)
-            try:
-                self._open()
-            except BaseException:
-                self._db.close()
-                raise
-
-    def _open(self) -> None:
-        db = self._db
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = FULL")
-        version: int = db.execute("PRAGMA user_version").fetchone()[0]
-        if version == 0:
-            with self._transaction() as cursor:
-                for statement in filter(str.strip, _SCHEMA.split(";")):
-                    cursor.execute(statement)
-                cursor.execute("INSERT INTO head VALUES (?, 0, ?)", (uuid7(), NO_RECORD))
-                cursor.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        elif version != SCHEMA_VERSION:
-            raise AuditFileError(f"{self._path}: schema version {version} is not {SCHEMA_VERSION}")
-        row = db.execute("SELECT chain_id, sequence, sha256 FROM head").fetchone()
+        self._file = SqliteFile(path, AuditFileError)
+        try:
+            self._file.upgrade({0: _SCHEMA}, SCHEMA_VERSION)
+            with self._file.transaction() as cursor:
+                if cursor.execute("SELECT 1 FROM head").fetchone() is None:
+                    cursor.execute("INSERT INTO head VALUES (?, 0, ?)", (uuid7(), NO_RECORD))
+            row = self._file.rows("SELECT chain_id, sequence, sha256 FROM head")[0]
+        except AuditFileError:
+            self._file.close()
+            raise
         self.chain_id: str = row[0]
         self.head = Head(row[1], row[2])
 
     def seal(self, events: Sequence[tuple[bytes, SteeringEvent]]) -> None:
         """Adds events with their keys, all or none, durable on return. ``event.chain`` gives the times."""
         head = self.head
-        with self._transaction() as cursor:
+        with self._file.transaction() as cursor:
             for key, event in events:
                 link = ChainLink()
                 link.CopyFrom(event.chain)
@@ -112,33 +102,12 @@ class AuditFile:
     def waiting(self, at_most: int) -> list[Waiting]:
         """The oldest records that the log has not confirmed."""
         query = "SELECT sequence, key, value FROM waiting ORDER BY sequence LIMIT ?"
-        with _errors(self._path):
-            return [Waiting(*row) for row in self._db.execute(query, (at_most,))]
+        return [Waiting(*row) for row in self._file.rows(query, (at_most,))]
 
     def confirmed(self, sequence: int) -> None:
         """The log has everything up to this record."""
-        with self._transaction() as cursor:
+        with self._file.transaction() as cursor:
             cursor.execute("DELETE FROM waiting WHERE sequence <= ?", (sequence,))
 
     def close(self) -> None:
-        self._db.close()
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Cursor]:
-        with _errors(self._path):
-            cursor = self._db.cursor()
-            cursor.execute("BEGIN IMMEDIATE")
-            try:
-                yield cursor
-                cursor.execute("COMMIT")
-            finally:
-                if self._db.in_transaction:
-                    cursor.execute("ROLLBACK")
-
-
-@contextmanager
-def _errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (sqlite3.Error, OSError) as error:
-        raise AuditFileError(f"{path}: {error}") from error
+        self._file.close()

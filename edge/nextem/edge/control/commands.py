@@ -2,83 +2,37 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import math
-import threading
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple
 
+from nextem.edge.control.at_driver import AtDriver, Parts, Received, scope_of
 from nextem.edge.control.dose_map import on_sample
-from nextem.edge.control.driver import Driver, DriverError
-from nextem.edge.control.identity import Guard
-from nextem.edge.control.journal import DONE, FAILED, PROPOSED, REJECTED, VALIDATED, Journal, JournalError
-from nextem.edge.control.lease import SCAN, SCOPE_OF_ACTION, STAGE, Leases
-from nextem.edge.control.limits import Limits, LimitsUnreadable, Refusal
-from nextem.edge.control.modes import APPROVE, Modes
+from nextem.edge.control.driver import DriverError
+from nextem.edge.control.journal import JournalError
+from nextem.edge.control.limits import Refusal
+from nextem.edge.control.modes import APPROVE
+from nextem.edge.control.outcomes import digest, edge_error, with_state
 from nextem.edge.control.proposals import Proposal, Proposals, effect
-from nextem.edge.control.runner import Acquisitions, Ended, Job, Runner
+from nextem.edge.control.runner import Acquisitions
+from nextem.edge.control.states import FAILED, PROPOSED, REJECTED, VALIDATED
 from nextem.edge.control.undo import resolved
 from nextem.edge.control.usage import Usage
-from nextem.edge.control.validate import (
-    MAX_ID_LENGTH,
-    Context,
-    check,
-    check_deadline,
-    planned_dose_e,
-    planned_s,
-)
-from nextem.v1.control_pb2 import Command, CommandState, InstrumentState, LeaseScope, Outcome
-from nextem.wire.clock import Clock
+from nextem.edge.control.validate import MAX_ID_LENGTH, Context, check, planned_dose_e, planned_s
+from nextem.v1.control_pb2 import Command, InstrumentState, Outcome
 from nextem.wire.ids import uuid7
 
 logger = logging.getLogger(__name__)
 
 
-class Received(NamedTuple):
-    """A command as it came in: when, and how many stops had come before it."""
-
-    command: Command
-    received_ns: int
-    generation: int
-    approved: bool = False  # by a person: it was a proposal before
-    token: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """What the handler works with; all thread-safe."""
-
-    instrument: str
-    driver: Driver
-    driver_lock: threading.Lock
-    guard: Guard
-    journal: Journal
-    leases: Leases
-    limits: Limits | LimitsUnreadable
-    modes: Modes
-    clock: Clock
-    emit: Callable[[Outcome], None]
-
-
 class CommandHandler:
-    """:meth:`handle` on one thread; :meth:`ended` on the runner's."""
+    """:meth:`handle` on one thread, :meth:`end_proposal` on any."""
 
     def __init__(self, parts: Parts, acquisitions: Acquisitions, margin_s: float) -> None:
         """Makes the runner as well; whoever owns this starts and closes it."""
         self._parts = parts
         self._usage = Usage(parts.limits, parts.journal)
         self.proposals = Proposals(parts.clock, self.end_proposal)
-        self.runner = Runner(
-            parts.driver,
-            acquisitions,
-            driver_lock=parts.driver_lock,
-            command_epoch=lambda: parts.journal.command_epoch,
-            may_start=lambda job: parts.leases.may_start(job.lease_id, job.lease_epoch, SCAN),
-            ended=self.ended,
-            margin_s=margin_s,
-        )
+        self._at_driver = AtDriver(parts, self._usage, acquisitions, margin_s)
+        self.runner = self._at_driver.runner
 
     def handle(self, received: Received) -> None:
         """Brings a command as far as it goes. Every way out emits an outcome."""
@@ -97,15 +51,7 @@ class CommandHandler:
             self._parts.emit(with_state(outcome, REJECTED, Refusal("journal", str(error))))
         except Exception as error:
             logger.exception("command %s failed", command.command_id)
-            self._parts.emit(with_state(outcome, FAILED, _edge_error(error)))
-
-    def ended(self, job: Job, ended: Ended) -> None:
-        """The runner's last word on an acquisition."""
-        final = with_state(job.outcome, FAILED if ended.refusal else DONE, ended.refusal)
-        if ended.accounting is not None:
-            final.accounting.CopyFrom(ended.accounting)
-            final.accounting.ClearField("summed_pattern")  # as large as a frame, and in the log already
-        self._finish(final, release_dose=not ended.ran)
+            self._parts.emit(with_state(outcome, FAILED, edge_error(error)))
 
     # ---- before the driver ----------------------------------------------------------------------
 
@@ -159,7 +105,7 @@ class CommandHandler:
         )
         if exposure:
             self._usage.exposed(command.command_id, exposure)
-        self._act(received, started)
+        self._at_driver.act(received, started)
         self._usage.changed(command, context.state, parts.clock.now_ns())
 
     def _reject(self, outcome: Outcome, content: bytes, refusal: Refusal) -> None:
@@ -208,7 +154,7 @@ class CommandHandler:
             instrument=parts.instrument,
             boot_id=parts.clock.boot_id,
             now_ns=now_ns,
-            lease=parts.leases.newest(_scope(received.command)),
+            lease=parts.leases.newest(scope_of(received.command)),
             state=state,
             limits=parts.limits,
             dose_used_e=parts.journal.dose_used_e,
@@ -218,125 +164,3 @@ class CommandHandler:
             spent=self._usage.spent,
             dose_map=self._usage.dose_map,
         )
-
-    # ---- at the driver, journalled as STARTED -----------------------------------------------------
-
-    def _act(self, received: Received, outcome: Outcome) -> None:
-        parts, command = self._parts, received.command
-        began_ns = 0
-        try:
-            with parts.driver_lock:
-                # The disk, or a start before us, may have taken its time: late is late, stopped is stopped,
-                # and whoever has lost the lease has lost it.
-                refusal = (
-                    self.runner.stopped(received.generation)
-                    or check_deadline(command.not_after_ns, parts.clock.now_ns())
-                    or parts.leases.may_start(command.lease_id, command.lease_epoch, _scope(command))
-                )
-                if refusal is None:
-                    began_ns = parts.clock.now_ns()
-                    self._call(command, outcome)
-                    outcome.at_driver_ns = parts.clock.now_ns()
-        except DriverError as error:
-            # A stop may have fenced it off. Its dose comes back in any case: a scan defined has not run.
-            refusal = self.runner.stopped(received.generation) or Refusal(error.rule, str(error))
-        except Exception as error:
-            logger.exception("command %s failed", command.command_id)
-            refusal = _edge_error(error)
-        if refusal is not None:
-            self._finish(with_state(outcome, FAILED, refusal), release_dose=True)
-            return
-        outcome.loop_latency_ms = loop_latency_ms(command, outcome.at_driver_ns, parts.clock.boot_id)
-        if command.HasField("acquire"):
-            self._queue(received, outcome)
-            return
-        took_ms = (outcome.at_driver_ns - began_ns) / 1e6
-        late = command.max_duration_ms and took_ms > command.max_duration_ms
-        refusal = Refusal("max_duration", f"it took {took_ms:.6g} ms > {command.max_duration_ms} ms")
-        self._finish(with_state(outcome, FAILED, refusal) if late else with_state(outcome, DONE, None))
-
-    def _call(self, command: Command, outcome: Outcome) -> None:
-        driver, epoch = self._parts.driver, outcome.command_epoch
-        match command.WhichOneof("action"):
-            case "move_stage":
-                after = driver.move_stage(epoch, command.move_stage)
-            case "set_optics":
-                after = driver.set_optics(epoch, command.set_optics)
-            case "acquire":
-                plan = command.acquire
-                after = driver.define_scan(epoch, outcome.acquisition_id, plan.scan, plan.dose_e_per_frame)
-            case action:
-                raise ValueError(f"no driver call for {action}")
-        outcome.state_after.CopyFrom(after)
-        outcome.state_after.ClearField("defined_scans")
-
-    def _queue(self, received: Received, outcome: Outcome) -> None:
-        command = received.command
-        self._parts.emit(outcome)
-        job = Job(
-            outcome,
-            command.acquire,
-            command.lease_id,
-            command.lease_epoch,
-            received.generation,
-            max_s=command.max_duration_ms / 1e3 or math.inf,
-        )
-        self.runner.put(job)
-        try:
-            self._parts.journal.amend(outcome)
-        except JournalError as error:
-            logger.error(
-                "command %s: the journal lacks its time at the driver: %s", command.command_id, error
-            )
-
-    def _finish(self, outcome: Outcome, *, release_dose: bool = False) -> None:
-        self._usage.over(outcome.command_id, ran=not release_dose)
-        try:
-            self._parts.journal.finish(outcome, self._parts.clock.now_ns(), release_dose=release_dose)
-        except JournalError as error:
-            # It stays STARTED and becomes UNKNOWN at the next start, which is the safe side.
-            logger.error("command %s: its end is not in the journal: %s", outcome.command_id, error)
-        self._parts.emit(outcome)
-
-
-def _scope(command: Command) -> LeaseScope:
-    """What a command touches; the check of its form refuses an action that is none of these."""
-    return SCOPE_OF_ACTION.get(command.WhichOneof("action") or "", STAGE)
-
-
-_HOW_ASKED = ("lease_id", "lease_epoch", "edge_boot_id", "not_after_ns", "valid_for_ms", "cause", "proof")
-
-
-def digest(command: Command) -> bytes:
-    """SHA-256 of what a command does: instrument, issuer, expected state, action.
-
-    Lease, deadline, cause and proof are left out: whoever sends a command again, after a restart too, may
-    do so under another lease, and the steering service fills the deadline in anew. Neither changes what it
-    does.
-    """
-    content = Command()
-    content.CopyFrom(command)
-    for field in _HOW_ASKED:
-        content.ClearField(field)
-    return hashlib.sha256(content.SerializeToString(deterministic=True)).digest()
-
-
-def _edge_error(error: Exception) -> Refusal:
-    return Refusal("edge_error", f"{type(error).__name__}: {error}")
-
-
-def loop_latency_ms(command: Command, at_driver_ns: int, boot_id: str) -> float:
-    """From the last byte behind the decision to the driver; 0 when there is no cause on this clock."""
-    cause = command.cause
-    if not cause.last_byte_ns or cause.edge_boot_id != boot_id:
-        return 0.0
-    return (at_driver_ns - cause.last_byte_ns) / 1e6
-
-
-def with_state(outcome: Outcome, state: CommandState, refusal: Refusal | None) -> Outcome:
-    """A copy in another state; ``refusal`` gives its rule and detail."""
-    changed = Outcome()
-    changed.CopyFrom(outcome)
-    changed.state = state
-    changed.rule, changed.detail = refusal or ("", "")
-    return changed

@@ -9,36 +9,14 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from nextem.edge.control.sqlite_file import SqliteFile
+from nextem.edge.control.states import FINAL, RECEIVED, STARTED, TRANSITIONS, UNKNOWN, VALIDATED
 from nextem.v1 import control_pb2 as pb
 from nextem.v1.control_pb2 import CommandState
-
-RECEIVED = pb.COMMAND_STATE_RECEIVED
-VALIDATED = pb.COMMAND_STATE_VALIDATED
-STARTED = pb.COMMAND_STATE_STARTED
-DONE = pb.COMMAND_STATE_DONE
-FAILED = pb.COMMAND_STATE_FAILED
-REJECTED = pb.COMMAND_STATE_REJECTED
-UNKNOWN = pb.COMMAND_STATE_UNKNOWN
-PROPOSED = pb.COMMAND_STATE_PROPOSED  # waits in memory, not here
-
-TRANSITIONS: Mapping[CommandState | None, frozenset[CommandState]] = {
-    None: frozenset({RECEIVED}),
-    RECEIVED: frozenset({VALIDATED, REJECTED}),
-    VALIDATED: frozenset({STARTED}),
-    STARTED: frozenset({DONE, FAILED, UNKNOWN}),
-    DONE: frozenset(),
-    FAILED: frozenset(),
-    REJECTED: frozenset(),
-    UNKNOWN: frozenset(),
-}
-"""From which state a command may go to which; None is a command not seen yet."""
-
-FINAL = frozenset(state for state, onward in TRANSITIONS.items() if state is not None and not onward)
 
 SCHEMA_VERSION = 2
 _SCHEMA = """
@@ -67,7 +45,7 @@ class JournalError(Exception):
 
 
 class IllegalTransition(JournalError):
-    """A command cannot go from its state to that one; see :data:`TRANSITIONS`."""
+    """A command cannot go from its state to that one; see :data:`~nextem.edge.control.states.TRANSITIONS`."""
 
 
 class Entry(NamedTuple):
@@ -87,37 +65,19 @@ class Journal:
         Raises :class:`JournalError` for a file that is unreadable, from another version, or in use.
         """
         self.forgotten: list[pb.Outcome] = []  # what an earlier boot left, as it is now: UNKNOWN
-        self._path, self._boot_id = path, boot_id
-        self._lock = threading.Lock()  # over the connection
+        self._boot_id = boot_id
         self._totals = threading.Lock()  # over the two numbers kept in memory
-        self._db: sqlite3.Connection | None = None
+        self._file = SqliteFile(path, JournalError, exclusive=True)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # Short: whoever else holds the file is another edge, and will not go away by waiting.
-            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=0.2)
-            self._open(self._db)
-        except (sqlite3.Error, OSError) as error:
-            self.close()
-            raise JournalError(f"{path}: {error}") from error
+            # Scans of version 1 count for the budget, and are on no map.
+            self._file.upgrade({0: _SCHEMA, 1: _FROM_1}, SCHEMA_VERSION)
+            with self._file.transaction() as cursor:
+                self._forget_started(cursor)
+                self._dose_e: float = cursor.execute("SELECT total(dose_e) FROM commands").fetchone()[0]
+                self._command_epoch: int = _counter(cursor, "command_epoch")
         except JournalError:
-            self.close()
+            self._file.close()
             raise
-
-    def _open(self, db: sqlite3.Connection) -> None:
-        db.execute("PRAGMA locking_mode = EXCLUSIVE")
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = FULL")
-        version: int = db.execute("PRAGMA user_version").fetchone()[0]
-        if version == 0:
-            db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
-        elif version == 1:  # its scans count for the budget, and are on no map
-            db.executescript(f"BEGIN IMMEDIATE; {_FROM_1} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
-        elif version != SCHEMA_VERSION:
-            raise JournalError(f"{self._path}: schema version {version} is not {SCHEMA_VERSION}")
-        with self._transaction() as cursor:
-            self._forget_started(cursor)
-            self._dose_e: float = cursor.execute("SELECT total(dose_e) FROM commands").fetchone()[0]
-            self._command_epoch: int = _counter(cursor, "command_epoch")
 
     def _forget_started(self, cursor: sqlite3.Cursor) -> None:
         rows = cursor.execute("SELECT outcome FROM commands WHERE state = ?", (STARTED,)).fetchall()
@@ -142,15 +102,13 @@ class Journal:
     def exposures(self) -> list[bytes]:
         """Of all accepted commands of this file whose dose was not given back, oldest first."""
         query = "SELECT exposure FROM commands WHERE dose_e > 0 AND length(exposure) > 0 ORDER BY rowid"
-        with self._errors(), self._lock:
-            return [blob for (blob,) in self._connection().execute(query).fetchall()]
+        return [blob for (blob,) in self._file.rows(query)]
 
     def lookup(self, command_id: str) -> Entry | None:
         """What is recorded about a command, or None."""
         query = "SELECT state, digest, outcome FROM commands WHERE command_id = ?"
-        with self._errors(), self._lock:
-            row = self._connection().execute(query, (command_id,)).fetchone()
-        return row and Entry(row[0], row[1], pb.Outcome.FromString(row[2]))
+        rows = self._file.rows(query, (command_id,))
+        return Entry(rows[0][0], rows[0][1], pb.Outcome.FromString(rows[0][2])) if rows else None
 
     def start(
         self,
@@ -169,7 +127,7 @@ class Journal:
         Returns the outcome as recorded: STARTED, with its command epoch.
         """
         started = _with_state(outcome, STARTED)
-        with self._transaction() as cursor:
+        with self._file.transaction() as cursor:
             started.command_epoch = _count(cursor, "command_epoch", above=epoch_above)
             self._insert(cursor, started, digest, dose_e, exposure)
             _advance(cursor, _with_state(started, VALIDATED))
@@ -182,18 +140,18 @@ class Journal:
     def amend(self, outcome: pb.Outcome) -> None:
         """Adds what became known about a command in the same state. Not synced: it is worth no waiting."""
         query = "UPDATE commands SET outcome = ? WHERE command_id = ? AND state = ?"
-        with self._transaction(sync=False) as cursor:
+        with self._file.transaction(sync=False) as cursor:
             cursor.execute(query, (outcome.SerializeToString(), outcome.command_id, outcome.state))
 
     def reject(self, outcome: pb.Outcome, digest: bytes, ended_ns: int) -> None:
         """RECEIVED and REJECTED at once."""
-        with self._transaction() as cursor:
+        with self._file.transaction() as cursor:
             self._insert(cursor, outcome, digest)
             _advance(cursor, outcome, ended_ns=ended_ns)
 
     def record_stop(self, outcome: pb.Outcome, digest: bytes, started_ns: int, ended_ns: int) -> None:
         """The whole life of a stop, afterwards: stop is the one command that does not wait for the disk."""
-        with self._transaction() as cursor:
+        with self._file.transaction() as cursor:
             query = "UPDATE counters SET value = max(value, ?) WHERE name = 'command_epoch'"
             cursor.execute(query, (outcome.command_epoch,))
             self._insert(cursor, outcome, digest)
@@ -205,7 +163,7 @@ class Journal:
 
     def finish(self, outcome: pb.Outcome, ended_ns: int, *, release_dose: bool = False) -> None:
         """STARTED to ``outcome.state``. ``release_dose`` gives back the dose of what surely never ran."""
-        with self._transaction() as cursor:
+        with self._file.transaction() as cursor:
             released = 0.0
             if release_dose:
                 query = "SELECT dose_e FROM commands WHERE command_id = ?"
@@ -217,34 +175,32 @@ class Journal:
 
     def next_lease_epoch(self) -> int:
         """A lease epoch larger than any before, durable on return."""
-        with self._transaction() as cursor:
+        with self._file.transaction() as cursor:
             return _count(cursor, "lease_epoch")
 
     @property
     def mode(self) -> int:
         """The mode recorded last; 0 when none was."""
-        with self._errors(), self._lock:
-            row = self._connection().execute("SELECT value FROM counters WHERE name = 'mode'").fetchone()
-        return row[0] if row else 0
+        rows = self._file.rows("SELECT value FROM counters WHERE name = 'mode'")
+        return rows[0][0] if rows else 0
 
     def record_mode(self, mode: int) -> None:
         """Durable on return."""
         query = (
             "INSERT INTO counters VALUES ('mode', ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
         )
-        with self._transaction() as cursor:
+        with self._file.transaction() as cursor:
             cursor.execute(query, (mode,))
 
     def undelivered(self, at_most: int = 1000) -> list[pb.Outcome]:
         """Newest outcomes that the steering service has not confirmed, oldest first."""
         query = "SELECT outcome FROM commands WHERE delivered = 0 ORDER BY rowid DESC LIMIT ?"
-        with self._errors(), self._lock:
-            rows = self._connection().execute(query, (at_most,)).fetchall()
+        rows = self._file.rows(query, (at_most,))
         return [pb.Outcome.FromString(blob) for (blob,) in reversed(rows)]
 
     def mark_delivered(self, command_ids: Sequence[str]) -> None:
         """The steering service has these final outcomes. Not synced: a repeat after a crash does no harm."""
-        with self._transaction(sync=False) as cursor:
+        with self._file.transaction(sync=False) as cursor:
             cursor.executemany(
                 f"UPDATE commands SET delivered = 1 WHERE command_id = ? AND state IN ({_FINAL_SQL})",
                 [(command_id,) for command_id in command_ids],
@@ -252,41 +208,9 @@ class Journal:
 
     def close(self) -> None:
         """Closes the file; harmless twice."""
-        with self._lock:
-            if self._db is not None:
-                self._db.close()
-                self._db = None
+        self._file.close()
 
     # ---- inside -------------------------------------------------------------------------------
-
-    def _connection(self) -> sqlite3.Connection:
-        if self._db is None:
-            raise JournalError(f"{self._path}: the journal is closed")
-        return self._db
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except (sqlite3.Error, OverflowError) as error:
-            raise JournalError(f"{self._path}: {error}") from error
-
-    @contextmanager
-    def _transaction(self, *, sync: bool = True) -> Iterator[sqlite3.Cursor]:
-        with self._errors(), self._lock:
-            db = self._connection()
-            if not sync:
-                db.execute("PRAGMA synchronous = NORMAL")
-            cursor = db.cursor()
-            cursor.execute("BEGIN IMMEDIATE")
-            try:
-                yield cursor
-                cursor.execute("COMMIT")
-            finally:
-                if db.in_transaction:
-                    cursor.execute("ROLLBACK")
-                if not sync:
-                    db.execute("PRAGMA synchronous = FULL")
 
     def _insert(
         self,

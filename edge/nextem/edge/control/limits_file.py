@@ -8,6 +8,7 @@ cannot be read, is not signed by the key, or says something that this version do
 from __future__ import annotations
 
 import json
+import logging
 import math
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -21,7 +22,22 @@ from nextem.edge.control.limits import (
 )
 from nextem.wire.signing import SigningError, verify
 
+logger = logging.getLogger(__name__)
+
 SIGNATURE_SUFFIX = ".sig"
+
+
+def limits_in_force(limits: Limits | Path, key: Path | None) -> Limits | LimitsUnreadable:
+    """``limits``, read where they are a file. Why they cannot be read is in the log too."""
+    if isinstance(limits, Limits) and key is None:
+        return limits
+    try:
+        if isinstance(limits, Limits):
+            raise LimitsUnreadable(f"{key} must sign the limits, and no limits file is given")
+        return load_limits(limits, key)
+    except LimitsUnreadable as error:
+        logger.error("every command but stop will be refused: %s", error)
+        return error
 
 
 def load_limits(path: Path, key: Path | None = None) -> Limits:

@@ -20,7 +20,7 @@ from typing import Any
 
 import grpc
 
-from nextem.edge.control.journal import FINAL
+from nextem.edge.control.states import FINAL
 from nextem.v1.control_pb2 import EdgeHello, EdgeMessage, Heartbeat, Outcome, SteeringMessage
 from nextem.v1.control_pb2_grpc import SteeringStub
 from nextem.wire.files import FileStamp

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+from nextem.edge.control.at_driver import Received
 from nextem.edge.control.audit import AuditTrail
-from nextem.edge.control.commands import CommandHandler, Received
+from nextem.edge.control.commands import CommandHandler
 from nextem.edge.control.limits import Refusal
 from nextem.edge.control.modes import APPROVE, MEANING, Modes, RoleOf, mode_name, refuse_role
 from nextem.v1 import control_pb2 as pb

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from nextem.edge.control.journal import DONE, Journal
+from nextem.edge.control.journal import Journal
 from nextem.edge.control.limits import Refusal
+from nextem.edge.control.states import DONE
 from nextem.v1 import control_pb2 as pb
 
 

@@ -20,7 +20,7 @@ class Worker(Generic[T]):
     not die of one bad item. ``handle`` answers for its own items.
     """
 
-    def __init__(self, name: str, handle: Callable[[T], None], *, at_most: int = 0) -> None:
+    def __init__(self, name: str, handle: Callable[[T], object], *, at_most: int = 0) -> None:
         """``at_most`` bounds the items that wait; 0 is no bound."""
         self._name = name
         self._handle = handle

@@ -111,7 +111,7 @@ def test_without_a_journal_nothing_but_stop_works(rig: Rig) -> None:
     assert rig.calls == []
     assert rig.ask_lease("ben", 1000).refused.startswith("lease: stage is held by 'anna'")
     rig.clock.time_ns += 120_000_000_000
-    assert "the journal is closed" in rig.ask_lease("ben", 1000).refused
+    assert "the file is closed" in rig.ask_lease("ben", 1000).refused
     assert rig.until(rig.send(rig.command(stop=Stop()))).state == COMMAND_STATE_DONE
     assert "stop" in rig.calls
     assert set(rig.calls) <= {"stop", "set_optics"}  # the lease expired, so the edge stops and blanks as well

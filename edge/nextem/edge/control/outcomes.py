@@ -1,0 +1,45 @@
+"""What a command means, and what is told of it."""
+
+from __future__ import annotations
+
+import hashlib
+
+from nextem.edge.control.limits import Refusal
+from nextem.v1.control_pb2 import Command, CommandState, Outcome
+
+_HOW_ASKED = ("lease_id", "lease_epoch", "edge_boot_id", "not_after_ns", "valid_for_ms", "cause", "proof")
+
+
+def digest(command: Command) -> bytes:
+    """SHA-256 of what a command does: instrument, issuer, expected state, action.
+
+    Lease, deadline, cause and proof are left out: whoever sends a command again, after a restart too, may
+    do so under another lease, and the steering service fills the deadline in anew. Neither changes what it
+    does.
+    """
+    content = Command()
+    content.CopyFrom(command)
+    for field in _HOW_ASKED:
+        content.ClearField(field)
+    return hashlib.sha256(content.SerializeToString(deterministic=True)).digest()
+
+
+def edge_error(error: Exception) -> Refusal:
+    return Refusal("edge_error", f"{type(error).__name__}: {error}")
+
+
+def loop_latency_ms(command: Command, at_driver_ns: int, boot_id: str) -> float:
+    """From the last byte behind the decision to the driver; 0 when there is no cause on this clock."""
+    cause = command.cause
+    if not cause.last_byte_ns or cause.edge_boot_id != boot_id:
+        return 0.0
+    return (at_driver_ns - cause.last_byte_ns) / 1e6
+
+
+def with_state(outcome: Outcome, state: CommandState, refusal: Refusal | None) -> Outcome:
+    """A copy in another state; ``refusal`` gives its rule and detail."""
+    changed = Outcome()
+    changed.CopyFrom(outcome)
+    changed.state = state
+    changed.rule, changed.detail = refusal or ("", "")
+    return changed

@@ -1,0 +1,111 @@
+"""Stop, and the safe state: the instrument first, then everything else."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import partial
+
+from nextem.edge.control.at_driver import Parts
+from nextem.edge.control.driver import DriverError
+from nextem.edge.control.journal import JournalError
+from nextem.edge.control.outcomes import digest, loop_latency_ms
+from nextem.edge.control.proposals import Proposals
+from nextem.edge.control.runner import Runner
+from nextem.edge.control.states import DONE, FAILED
+from nextem.v1.control_pb2 import Command, Outcome
+
+logger = logging.getLogger(__name__)
+
+_TRIES = 3
+
+
+class Stopper:
+    """From any thread; only :meth:`stop` to a safe state waits, for a call under way at the driver."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        runner: Runner,
+        proposals: Proposals,
+        *,
+        tell: Callable[[Command], None],
+        later: Callable[[Callable[[], object]], object],
+    ) -> None:
+        """``tell`` audits the command; ``later`` does the book-keeping on a thread that may wait."""
+        self._parts, self._runner, self._proposals = parts, runner, proposals
+        self._tell, self._later = tell, later
+
+    def stop(self, command: Command) -> Outcome:
+        """Instrument first, then everything else. Nothing can refuse it, and a repeat stops again."""
+        received_ns = self._parts.clock.now_ns()
+        epoch, error = self.halt(reason_of(command))
+        if command.stop.safe_state:
+            error = self._blank(epoch) or error
+        outcome = Outcome(
+            command_id=command.command_id,
+            state=FAILED if error else DONE,
+            rule=error.rule if error else "",
+            detail=str(error or ""),
+            received_ns=received_ns,
+            command_epoch=epoch,
+        )
+        if not error:
+            outcome.at_driver_ns = self._parts.clock.now_ns()
+            outcome.loop_latency_ms = loop_latency_ms(
+                command, outcome.at_driver_ns, self._parts.clock.boot_id
+            )
+        self._tell(command)
+        self._parts.emit(outcome)
+        self._later(partial(self._record_stop, command, outcome))
+        return outcome
+
+    def halt(self, reason: str, *, driver_too: bool = True) -> tuple[int, DriverError | None]:
+        """No job put before this starts any more; then the beam; then the detector side.
+
+        Returns the command epoch of the stop, higher than that of any command that passed its checks.
+        """
+        running = self._runner.stop_all(reason)
+        epoch = self._parts.journal.command_epoch + 1
+        error: DriverError | None = None
+        for _ in range(_TRIES if driver_too else 0):
+            try:
+                self._parts.driver.stop(epoch, reason)
+                error = None
+                break
+            except DriverError as failure:
+                logger.error("the driver could not be stopped: %s", failure)
+                error = failure
+        if running is not None:
+            running.stop(reason)
+        return epoch, error
+
+    def _blank(self, epoch: int) -> DriverError | None:
+        """Turns the beam off, after a halt of ``epoch``, and leaves the other optics as they are."""
+        error: DriverError | None = None
+        with self._parts.driver_lock:
+            for _ in range(_TRIES):
+                try:
+                    optics = self._parts.driver.get_state().optics
+                    if not optics.beam_blanked:
+                        optics.beam_blanked = True
+                        self._parts.driver.set_optics(epoch, optics)
+                    return None
+                except DriverError as failure:
+                    logger.error("the beam could not be blanked: %s", failure)
+                    error = failure
+        return error
+
+    def _record_stop(self, command: Command, outcome: Outcome) -> None:
+        self._proposals.drop(lambda proposal: self._runner.stopped(proposal.generation))
+        try:
+            if self._parts.journal.lookup(command.command_id) is None:
+                ended_ns = self._parts.clock.now_ns()
+                self._parts.journal.record_stop(outcome, digest(command), outcome.received_ns, ended_ns)
+        except JournalError as error:
+            logger.error("stop %s is not in the journal: %s", command.command_id, error)
+
+
+def reason_of(command: Command) -> str:
+    """Why it stops, for people."""
+    return command.stop.reason or f"stopped by {command.issuer}"
