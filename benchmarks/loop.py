@@ -32,7 +32,8 @@ from nextem.cli.home import Home
 from nextem.cli.launcher import Launcher
 from nextem.cli.plans import analyses, reduction
 from nextem.cli.station import PLANNED, Station, StationOptions, log_at, start_station
-from nextem.client.client import FINAL_STATES, SteeringClient, acquire_command
+from nextem.client import SteeringClient, acquire_command
+from nextem.client.client import FINAL_STATES
 from nextem.edge.control.limits import default_limits
 from nextem.v1 import acquisition_pb2, control_pb2, plan_pb2, product_pb2
 from nextem.wire.ids import uuid7

@@ -12,7 +12,7 @@ import pytest
 from up_kit import Up, up_running
 
 from nextem.cli.plans import survey_plan
-from nextem.client.client import SteeringClient, acquire_command
+from nextem.client import SteeringClient, acquire_command
 from nextem.v1 import acquisition_pb2, control_pb2
 from nextem.wire.ids import uuid7
 from nextem.wire.log import ACQUISITIONS, open_log

@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from nextem.client.client import FINAL_STATES, SteeringClient, acquire_command
+from nextem.client.client import FINAL_STATES, SteeringClient
+from nextem.client.commands import acquire_command
 from nextem.client.errors import SteeringError
 from nextem.v1 import acquisition_pb2, control_pb2, plan_pb2, product_pb2
 from nextem.wire.log import ACQUISITIONS, PRODUCTS, Consumer

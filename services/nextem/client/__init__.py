@@ -1,6 +1,7 @@
 """The Python client: submit commands, watch, read products."""
 
-from nextem.client.client import SteeringClient, acquire_command, undo_command
+from nextem.client.client import SteeringClient
+from nextem.client.commands import acquire_command, undo_command
 from nextem.client.errors import (
     DeadlineExceeded,
     DecisionRefused,

@@ -6,7 +6,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
 
 from nextem.steering.errors import (
     AnswerTimeout,
@@ -14,24 +13,18 @@ from nextem.steering.errors import (
     EdgeBusy,
     FetchTimeout,
     HubClosed,
-    HubError,
     LeaseTimeout,
     NotAttached,
     Replaced,
 )
-from nextem.steering.mailbox import Mailbox, MailboxClosed, MailboxFull
+from nextem.steering.mailbox import MailboxFull
 from nextem.steering.proposals import OpenProposals, is_news
-from nextem.steering.session import EdgeSession, EdgeView, Sink, Submission
+from nextem.steering.questions import Questions
+from nextem.steering.session import EdgeSession, EdgeView, Sink, Submission, public, with_deadline
 from nextem.steering.watch import WatchQueue
 from nextem.v1 import control_pb2
 
 logger = logging.getLogger(__name__)
-
-DEFAULT_VALID_MS = 5000
-"""For how long a command may wait for the driver where it does not say."""
-
-APPROVE_VALID_MS = 120_000
-"""The same while a person has to say yes first."""
 
 FINAL_STATES = frozenset(
     {
@@ -56,7 +49,7 @@ class Hub:
         self._lock = threading.RLock()
         self._sessions: dict[str, EdgeSession] = {}
         self._submissions: dict[str, list[Submission]] = {}
-        self._asked: dict[str, tuple[EdgeSession, Mailbox[Any]]] = {}  # by request: who waits for an answer
+        self._questions = Questions(self._lock, self._route)
         self._watchers: list[WatchQueue] = []
         self._proposals = OpenProposals()
         self._closed = False
@@ -92,9 +85,7 @@ class Hub:
         session.outbox.close(discard=True)
         with self._lock:
             gone = NotAttached(f"the edge of {session.instrument!r} went away before it answered")
-            for asked, answer in self._asked.values():
-                if asked is session:
-                    answer.close(gone)
+            self._questions.end(gone, session)
             if self._sessions.get(session.instrument) is not session:
                 return
             del self._sessions[session.instrument]
@@ -108,15 +99,15 @@ class Hub:
             if kind == "outcome":
                 self._outcome(session.instrument, message.outcome)
             elif kind == "lease":
-                self._answer(session, message.lease.request_id, message.lease)
+                self._questions.answer(session, message.lease.request_id, message.lease)
             elif kind == "raw":
-                self._answer(session, message.raw.request_id, message.raw)
+                self._questions.answer(session, message.raw.request_id, message.raw)
             elif kind == "mode":
-                self._answer(session, message.mode.request_id, message.mode)
+                self._questions.answer(session, message.mode.request_id, message.mode)
                 if not message.mode.refused:
                     self._tell(session.instrument, control_pb2.SteeringEvent(mode=message.mode))
             elif kind == "verdict":
-                self._answer(session, message.verdict.request_id, message.verdict)
+                self._questions.answer(session, message.verdict.request_id, message.verdict)
                 if not message.verdict.refused:
                     event = control_pb2.SteeringEvent(verdict=message.verdict.verdict)
                     self._tell(session.instrument, event)
@@ -147,7 +138,7 @@ class Hub:
                 submission.sink.put(outcome)
             if final:
                 submission.sink.close()
-        self._proposals.outcome(instrument, outcome, _public(waiting[0].command) if waiting else None)
+        self._proposals.outcome(instrument, outcome, public(waiting[0].command) if waiting else None)
         self._tell(instrument, control_pb2.SteeringEvent(outcome=outcome))
 
     # ---- commands ----------------------------------------------------------------------------
@@ -164,29 +155,15 @@ class Hub:
             raise BadRequest(f"command {command.command_id} has no action")
         with self._lock:
             session = self._route(command.instrument)
-            filled = self._filled(command, session)
+            filled = with_deadline(command, session, self._now_ns())
             submission = Submission(filled, sink)
             try:
                 session.outbox.put(control_pb2.SteeringMessage(command=filled), first=action == "stop")
             except MailboxFull as error:
                 raise EdgeBusy(f"edge of {session.instrument!r}: {error}") from error
             self._submissions.setdefault(filled.command_id, []).append(submission)
-            self._tell(session.instrument, control_pb2.SteeringEvent(command=_public(filled)))
+            self._tell(session.instrument, control_pb2.SteeringEvent(command=public(filled)))
         return submission
-
-    def _filled(self, command: control_pb2.Command, session: EdgeSession) -> control_pb2.Command:
-        filled = control_pb2.Command()
-        filled.CopyFrom(command)
-        filled.instrument = session.instrument
-        if not filled.not_after_ns:
-            approve = session.heartbeat is not None and session.heartbeat.mode == control_pb2.MODE_APPROVE
-            default_ms = APPROVE_VALID_MS if approve else DEFAULT_VALID_MS
-            valid_ns = (filled.valid_for_ms or default_ms) * 1_000_000
-            filled.not_after_ns = session.clock_ns(self._now_ns()) + valid_ns
-            filled.edge_boot_id = session.boot_id
-        elif not filled.edge_boot_id:
-            filled.edge_boot_id = session.boot_id
-        return filled
 
     def forget(self, submission: Submission) -> None:
         """The caller no longer waits. The command itself is not taken back."""
@@ -200,7 +177,7 @@ class Hub:
     def waiting(self) -> int:
         """How many callers wait for an outcome, a lease or an event."""
         with self._lock:
-            return sum(map(len, self._submissions.values())) + len(self._asked) + len(self._watchers)
+            return sum(map(len, self._submissions.values())) + len(self._questions) + len(self._watchers)
 
     # ---- leases, watchers --------------------------------------------------------------------
 
@@ -214,7 +191,9 @@ class Hub:
         """
         message = control_pb2.SteeringMessage(lease_request=request)
         late = LeaseTimeout, "answer a lease request"
-        lease: control_pb2.Lease = self._ask(instrument, request.request_id, message, timeout_s, late)
+        lease: control_pb2.Lease = self._questions.ask(
+            instrument, request.request_id, message, timeout_s, late
+        )
         return lease
 
     def fetch_raw(
@@ -229,7 +208,7 @@ class Hub:
             raise BadRequest("raw frames need an acquisition_id and at least one frame")
         late = FetchTimeout, "bring raw frames"
         message = control_pb2.SteeringMessage(fetch_raw=request)
-        reply: control_pb2.FetchRawReply = self._ask(
+        reply: control_pb2.FetchRawReply = self._questions.ask(
             request.instrument, request.request_id, message, timeout_s, late
         )
         return reply
@@ -242,7 +221,7 @@ class Hub:
         """
         message = control_pb2.SteeringMessage(set_mode=request)
         late = AnswerTimeout, "answer about its mode"
-        change: control_pb2.ModeChange = self._ask(
+        change: control_pb2.ModeChange = self._questions.ask(
             request.instrument, request.request_id, message, timeout_s, late
         )
         return change
@@ -255,48 +234,10 @@ class Hub:
             raise BadRequest("a verdict must name the command")
         message = control_pb2.SteeringMessage(verdict=verdict)
         late = AnswerTimeout, "answer to a verdict"
-        reply: control_pb2.VerdictReply = self._ask(
+        reply: control_pb2.VerdictReply = self._questions.ask(
             verdict.instrument, verdict.request_id, message, timeout_s, late
         )
         return reply
-
-    def _ask(
-        self,
-        instrument: str,
-        request_id: str,
-        message: control_pb2.SteeringMessage,
-        timeout_s: float,
-        late: tuple[type[HubError], str],
-    ) -> Any:
-        """Sends a question to the edge and waits for the answer with its id."""
-        if not request_id:
-            raise BadRequest("request_id is empty: a request needs an id made by its issuer")
-        answer: Mailbox[Any] = Mailbox()
-        with self._lock:
-            session = self._route(instrument)
-            if request_id in self._asked:
-                raise BadRequest(f"request {request_id} waits already")
-            try:
-                session.outbox.put(message)
-            except MailboxFull as error:
-                raise EdgeBusy(f"edge of {session.instrument!r}: {error}") from error
-            self._asked[request_id] = session, answer
-        try:
-            return answer.get(timeout_s)
-        except TimeoutError as error:
-            kind, what = late
-            text = f"the edge of {session.instrument!r} did not {what} in {timeout_s:g} s"
-            raise kind(text) from error
-        except MailboxClosed as error:
-            raise error.reason or HubClosed("the steering service stops") from None
-        finally:
-            with self._lock:
-                del self._asked[request_id]
-
-    def _answer(self, session: EdgeSession, request_id: str, answer: Any) -> None:
-        asked, waiting = self._asked.get(request_id, (None, None))
-        if waiting is not None and asked is session:
-            waiting.put(answer)
 
     def watch(self, instrument: str = "", limit: int = 1024) -> WatchQueue:
         """A queue of everything from now on, after the newest heartbeat and what waits for a person.
@@ -356,17 +297,8 @@ class Hub:
                 session.outbox.close(stopping, discard=True)
             for submission in [s for group in self._submissions.values() for s in group]:
                 submission.sink.close(stopping)
-            for _, answer in self._asked.values():
-                answer.close(stopping)
+            self._questions.end(stopping)
             for watcher in self._watchers:
                 watcher.close(stopping)
             self._sessions.clear()
             self._submissions.clear()
-
-
-def _public(command: control_pb2.Command) -> control_pb2.Command:
-    """What others may see of a command: all but its token, which would let them speak for the issuer."""
-    shown = control_pb2.Command()
-    shown.CopyFrom(command)
-    shown.ClearField("token")
-    return shown

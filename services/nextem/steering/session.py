@@ -8,6 +8,12 @@ from typing import Protocol
 from nextem.steering.mailbox import Mailbox
 from nextem.v1 import control_pb2
 
+DEFAULT_VALID_MS = 5000
+"""For how long a command may wait for the driver where it does not say."""
+
+APPROVE_VALID_MS = 120_000
+"""The same while a person has to say yes first."""
+
 
 class Sink(Protocol):
     """Takes the outcomes of one command. Called with the hub's lock held: return at once."""
@@ -57,3 +63,27 @@ class EdgeView:
 
     boot_id: str
     now_ns: int
+
+
+def with_deadline(command: control_pb2.Command, session: EdgeSession, now_ns: int) -> control_pb2.Command:
+    """A copy for the session's instrument; where it names no deadline, one on the edge's clock."""
+    filled = control_pb2.Command()
+    filled.CopyFrom(command)
+    filled.instrument = session.instrument
+    if not filled.not_after_ns:
+        approve = session.heartbeat is not None and session.heartbeat.mode == control_pb2.MODE_APPROVE
+        default_ms = APPROVE_VALID_MS if approve else DEFAULT_VALID_MS
+        valid_ns = (filled.valid_for_ms or default_ms) * 1_000_000
+        filled.not_after_ns = session.clock_ns(now_ns) + valid_ns
+        filled.edge_boot_id = session.boot_id
+    elif not filled.edge_boot_id:
+        filled.edge_boot_id = session.boot_id
+    return filled
+
+
+def public(command: control_pb2.Command) -> control_pb2.Command:
+    """What others may see of a command: all but its token, which would let them speak for the issuer."""
+    shown = control_pb2.Command()
+    shown.CopyFrom(command)
+    shown.ClearField("token")
+    return shown

@@ -23,7 +23,7 @@ from nextem.steering.policy import PolicyError
 
 NAME = "autofocus"
 
-FIRST = 5  # images along C1, before anything is known
+FIRST = (0.0, -0.8, -0.4, 0.4, 0.8)  # images along C1 before anything is known; the present setting first
 LEAST_SHARPNESS = 1e-3
 # The search. Widths and extents are in tolerances.
 WIDTHS = (4.0, 16.0, 64.0)  # the depth of focus λ/α², and what larger things in the image need
@@ -78,8 +78,8 @@ class Options:
         for name in ("tolerance_nm", "defocus_nm", "astigmatism_nm"):
             if not 0 < getattr(self, name) < math.inf:
                 raise PolicyError(f"{NAME}: {name} must be > 0, not {getattr(self, name)!r}")
-        if not FIRST < self.search <= self.images:
-            raise PolicyError(f"{NAME}: search must lie in {FIRST + 1}..images, not {self.search!r}")
+        if not len(FIRST) < self.search <= self.images:
+            raise PolicyError(f"{NAME}: search must lie in {len(FIRST) + 1}..images, not {self.search!r}")
 
 
 class Autofocus:
@@ -109,8 +109,8 @@ class Autofocus:
         if self.done() or self._waiting is not None or n == 0:
             return []
         count = len(self._measured)
-        if count < FIRST:
-            at = np.array([((2 * count + 1) / FIRST - 1) * self._half[0], 0.0, 0.0])
+        if count < len(FIRST):
+            at = np.array([FIRST[count] * self._half[0], 0.0, 0.0])
         elif count < self._options.search:
             at = self._search()
         else:
@@ -199,7 +199,7 @@ class Autofocus:
         x, y = self._known()
         unit = self._options.tolerance_nm
         apart = np.abs(x - x[np.argmax(y)]).max(1)
-        near = apart <= max(NEAR_BEST * unit, float(np.sort(apart)[FIRST]))
+        near = apart <= max(NEAR_BEST * unit, float(np.sort(apart)[len(FIRST)]))
         process = GaussianProcess.fit(x[near], y[near], np.full(3, PROCESS_EXTENT * unit))
         known, _ = process.predict(x[near])
         spread = PROCESS_EXTENT * unit * 0.5 ** (np.arange(SPREAD) % 5)[:, None]
