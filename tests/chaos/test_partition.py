@@ -1,0 +1,78 @@
+"""The network between the edge and the steering service is cut while the instrument is led."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+from chaos_kit import Lab, Microscope, final, until
+from wire_kit import BOTH, FROM_EDGE, TO_EDGE
+
+from nextem.v1 import control_pb2 as pb
+
+pytestmark = pytest.mark.timeout(120)
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory, microscope: Microscope) -> Iterator[Lab]:
+    lab = Lab(tmp_path_factory.mktemp("lab"), microscope)
+    yield lab
+    lab.close()
+
+
+@pytest.mark.parametrize(
+    ("doing", "ways"),
+    [
+        pytest.param("scanning", BOTH, id="scan-both"),
+        pytest.param("moving", BOTH, id="move-both"),
+        pytest.param("scanning", (TO_EDGE,), id="scan-to-edge"),
+        pytest.param("moving", (FROM_EDGE,), id="move-from-edge"),
+    ],
+)
+def test_a_partition_leaves_a_safe_instrument_and_nothing_old_runs(
+    lab: Lab, doing: str, ways: tuple[str, ...]
+) -> None:
+    """Half-open too: one direction is lost, and no end of a connection is told to anybody."""
+    lab.microscope.reset()
+    lease = lab.lease()
+    running = getattr(lab, doing)(lease)
+    lab.wire.hold(*ways)
+    late = lab.submit(lease, move_stage=pb.Stage(z_nm=50.0))  # on the way for as long as the network is away
+    safe = lab.until_safe()
+    lab.wire.release()
+
+    ended, refused = final(running), final(late)
+    assert (ended.state, ended.rule) == (pb.COMMAND_STATE_FAILED, "stopped")
+    assert refused.state == pb.COMMAND_STATE_REJECTED, refused
+    now = lab.microscope.state()
+    assert (now.stage, now.command_epoch, now.scanning) == (safe.stage, safe.command_epoch, False)
+    assert now.optics.beam_blanked
+
+    lease = lab.lease()  # and it can be led again
+    lab.unblank(lease)
+    lab.client.release_lease("anna")
+    told_safe_state(lab)
+
+
+def told_safe_state(lab: Lab) -> None:
+    """The audit has it, with the reason: not before the bound of the edge's own clock."""
+    reasons = [e.command.stop.reason for e in lab.audit()[0] if e.command.stop.safe_state]
+    silent_s = re.search(r"not heard for ([\d.]+) s", reasons[-1])
+    assert silent_s is not None, reasons
+    assert float(silent_s[1]) >= 6.0
+    print(reasons[-1])
+
+
+def test_a_short_silence_changes_nothing(lab: Lab) -> None:
+    """What the network held up for less than the bound arrives late, and steering goes on."""
+    lab.microscope.reset()
+    lease = lab.lease()
+    with lab.scanning(lease):
+        lab.wire.hold(*BOTH)
+        sent = lab.microscope.state().frames_sent
+        until(lambda: lab.microscope.state().frames_sent > sent + 100, "a second of frames")
+        lab.wire.release()
+        assert lab.client.stop("anna", "enough").state == pb.COMMAND_STATE_DONE
+    assert not lab.microscope.state().optics.beam_blanked
+    lab.client.release_lease("anna")
