@@ -12,7 +12,7 @@ _COMMANDS: Mapping[str, tuple[str, str]] = {
     "replay": ("nextem.cli.replay:replay", "Send a file through edge, log and analysis."),
     "up": ("nextem.cli.up:up", "Start every process on this machine; Ctrl-C stops them."),
     "simulate": ("nextem.cli.processes:simulate", "One process: a microscope that obeys commands."),
-    "edge": ("nextem.cli.processes:edge", "One process: receive, reduce, publish; guard the instrument."),
+    "edge": ("nextem.cli.edge:edge", "One process: receive, reduce, publish; guard the instrument."),
     "analyse": ("nextem.cli.processes:analyse", "One process: analyse frame blocks on Ray."),
     "steer": ("nextem.cli.processes:steer", "One process: the steering service and its policies."),
     "watch": ("nextem.cli.steer:watch", "See what is asked of the instrument, and what waits for you."),

@@ -1,44 +1,14 @@
-"""``nextem simulate | edge | analyse | steer``: each one process, with its own log and clean stop."""
+"""``nextem simulate | analyse | steer``: each one process, with its own log and clean stop."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
 
 import click
 
 from nextem.cli.console import set_up_logging, stop_on_signals, tell_ready
 from nextem.cli.home import Home
-from nextem.cli.modes import MODES, mode_option
-from nextem.cli.sizes import size
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-LOG_HELP = "The log: a folder, or kafka://HOST:PORT.  [default: HOME/log]"
-
-
-def common(function: F) -> F:
-    """The options that every process has."""
-    for option in (
-        click.option("--with-parent", is_flag=True, hidden=True),
-        click.option("--ready-file", type=click.Path(path_type=Path), hidden=True),
-        click.option("-v", "--verbose", is_flag=True, help="Log more."),
-        click.option(
-            "--home",
-            type=click.Path(path_type=Path),
-            help="Folder of everything NexTEM keeps.  [default: $NEXTEM_HOME or ./nextem-home]",
-        ),
-    ):
-        function = option(function)
-    return function
-
-
-secured = click.option(
-    "--tls",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Folder of `nextem keys`: certificates, and who may do what.  [default: HOME/keys, where it is]",
-)
+from nextem.cli.process_options import LOG_HELP, common, secured
 
 
 @click.command()
@@ -130,145 +100,6 @@ def simulate(
             {"data_port": ports.data, "control_port": ports.control, "instrument_port": ports.instrument},
         ),
     )
-
-
-@click.command()
-@click.option("--log", "log_address", help=LOG_HELP)
-@click.option(
-    "--detector",
-    default="127.0.0.1:6342",
-    show_default=True,
-    help="Where frames come from: HOST:PORT of a Merlin, dectris://HOST, tpx3://HOST, csr://HOST, file:///PATH.",
-)
-@click.option(
-    "--instrument",
-    help="HOST:PORT of the gRPC service Instrument, or autoscript://HOST, jeol://, ceos://HOST; "
-    "without it the edge only listens.",
-)
-@click.option("--steering", help="Steering service to attach to, HOST:PORT.")
-@click.option("--name", default="simulator", show_default=True, help="Name of the instrument.")
-@click.option(
-    "--limits", type=click.Path(path_type=Path), help="Limits file (JSON).  [default: the simulator's]"
-)
-@click.option(
-    "--limits-key",
-    type=click.Path(path_type=Path),
-    help="Public key (PEM) that must have signed the limits, in FILE.sig.  [default: limits.pub of the keys]",
-)
-@click.option(
-    "--passive-plan",
-    type=click.Path(exists=True, path_type=Path),
-    help="Plan (JSON) for acquisitions that somebody starts at the detector itself.",
-)
-@click.option(
-    "--ring-mib", default=256, show_default=True, help="Memory for raw frames between socket and reduction."
-)
-@click.option(
-    "--workers",
-    default=0,
-    type=click.IntRange(0),
-    help="Threads that reduce frames.  [default: one a processor, at most 4]",
-)
-@click.option(
-    "--calibrations",
-    type=click.Path(path_type=Path),
-    help="Folder of dark, gain and bad pixels, named by their hash.  [default: HOME/calibrations]",
-)
-@click.option(
-    "--raw-ring",
-    type=size,
-    default="0",
-    help="Disk for the newest raw frames of plans that say keep_raw, such as 4GiB.  [default: none]",
-)
-@click.option("--raw-minutes", type=float, help="Raw frames that are older are gone.  [default: any age]")
-@click.option(
-    "--store", type=click.Path(path_type=Path), help="Where asked-for raw frames go.  [default: HOME/store]"
-)
-@mode_option
-@secured
-@common
-def edge(
-    log_address: str | None,
-    detector: str,
-    instrument: str | None,
-    steering: str | None,
-    name: str,
-    limits: Path | None,
-    limits_key: Path | None,
-    passive_plan: Path | None,
-    ring_mib: int,
-    workers: int,
-    calibrations: Path | None,
-    raw_ring: int,
-    raw_minutes: float | None,
-    store: Path | None,
-    mode: str | None,
-    tls: Path | None,
-    home: Path | None,
-    verbose: bool,
-    ready_file: Path | None,
-    with_parent: bool,
-) -> None:
-    """The edge: runs beside the microscope and is the only authority over it.
-
-    It receives frames from the detector, reduces and encodes them, spools the blocks on disk and publishes
-    them on the log. With --steering and --instrument it attaches to the steering service (it dials out;
-    nobody dials it), checks every command against limits, deadline, lease and state, journals it, and only
-    then hands it to the instrument.
-
-    \b
-    Beside `nextem simulate` and `nextem steer`:
-      nextem edge --instrument 127.0.0.1:50061 --steering 127.0.0.1:50051
-    Listening only, to a camera that is started by hand:
-      nextem edge --detector camera:6342 --passive-plan plan.json
-    """
-    from google.protobuf import json_format
-
-    from nextem.edge.control.drivers.address import UnknownAddress
-    from nextem.edge.control.drivers.column import AdapterUnavailable
-    from nextem.edge.detectors.base import DetectorError
-    from nextem.edge.detectors.registry import BadAddress
-    from nextem.edge.service import EdgeOptions, run_edge
-    from nextem.v1 import plan_pb2
-    from nextem.wire.key_folder import BadName
-    from nextem.wire.tls import TlsError
-    from nextem.wire.tokens import TokenRefused
-
-    place = Home.at(home)
-    keys = place.secured(tls)
-    if limits is not None and limits_key is None and keys is not None and keys.limits.exists():
-        limits_key = keys.limits  # whoever has keys has signed the limits
-    set_up_logging(verbose)
-    stop = stop_on_signals(with_parent)
-    plan = json_format.Parse(passive_plan.read_text(), plan_pb2.Plan()) if passive_plan else None
-    options = EdgeOptions(
-        instrument=name,
-        log=log_address or str(place.log),
-        detector=detector,
-        spool_dir=place.folder / "spool",
-        journal_path=place.folder / "journal.db",
-        limits_path=limits,
-        limits_key_path=limits_key,
-        instrument_address=instrument,
-        steering_address=steering,
-        passive_plan=plan,
-        ring_bytes=ring_mib << 20,
-        workers=workers,
-        calibrations=calibrations or place.folder / "calibrations",
-        raw_ring_bytes=raw_ring,
-        raw_ring_dir=place.folder / "raw-ring",
-        raw_ring_age_s=None if raw_minutes is None else 60 * raw_minutes,
-        store_dir=(store or place.store).resolve(),
-        mode=MODES[mode] if mode else None,
-        keys=keys,
-    )
-    try:
-        run_edge(options, stop, lambda: tell_ready(ready_file, {"instrument": name}))
-    except (
-        *(BadAddress, DetectorError, TlsError, BadName, TokenRefused),
-        *(UnknownAddress, AdapterUnavailable),
-    ) as error:
-        raise click.ClickException(f"{type(error).__name__}: {error}") from error
 
 
 @click.command()
