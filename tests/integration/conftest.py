@@ -1,4 +1,4 @@
-"""Logs of both kinds."""
+"""Logs of every kind."""
 
 from __future__ import annotations
 
@@ -10,15 +10,21 @@ from typing import cast
 import pytest
 
 from nextem.wire.ids import uuid7
-from nextem.wire.log import PARTITIONS, Log, open_log
+from nextem.wire.log import CONFLUENT, PARTITIONS, Log, open_log
+
+KINDS = ["local", *(pytest.param(name, marks=pytest.mark.kafka) for name in ("kafka", "confluent"))]
 
 
-@pytest.fixture(params=["local", pytest.param("kafka", marks=pytest.mark.kafka)])
+@pytest.fixture(params=KINDS)
 def log_address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The address of a log, of each kind in turn."""
-    return (
-        str(tmp_path / "log") if request.param == "local" else str(request.getfixturevalue("kafka_address"))
-    )
+    if request.param == "local":
+        return str(tmp_path / "log")
+    address = str(request.getfixturevalue("kafka_address"))
+    if request.param == "kafka":
+        return address
+    pytest.importorskip("confluent_kafka")
+    return address.replace("kafka://", CONFLUENT)
 
 
 @pytest.fixture

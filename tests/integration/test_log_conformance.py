@@ -15,6 +15,7 @@ from nextem.wire.log import (
     MAX_RECORD_BYTES,
     Consumer,
     FatalLogError,
+    InvalidHeader,
     InvalidTopic,
     Log,
     LogError,
@@ -25,6 +26,7 @@ from nextem.wire.log import (
 )
 
 PATIENCE_S = 30.0
+NAMES = st.text(st.characters(exclude_characters="\0", codec="utf-8"), max_size=5)
 
 
 def fill(log: Log, topic: str, values: list[bytes], partition: int | None = None) -> list[Position]:
@@ -87,11 +89,7 @@ def test_any_bytes_come_back(log: Log, topic: str) -> None:
         assert consumer.poll(timeout_s=0) == []
 
         @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-        @given(
-            st.lists(
-                st.tuples(st.binary(max_size=200), st.binary(max_size=9), st.text(max_size=5)), max_size=9
-            )
-        )
+        @given(st.lists(st.tuples(st.binary(max_size=200), st.binary(max_size=9), NAMES), max_size=9))
         def check(records: list[tuple[bytes, bytes, str]]) -> None:
             nonlocal seen
             for value, key, name in records:
@@ -133,6 +131,8 @@ def test_what_makes_no_sense_is_refused(log: Log, topic: str) -> None:
             log.append(name, b"")
     with pytest.raises(FatalLogError):
         log.append(topic, b"", partition=1)
+    with pytest.raises(InvalidHeader, match="NUL"):
+        log.append(topic, b"", headers={"a\0b": b""})
     with closing(log.consumer([topic], None)) as consumer, pytest.raises(LogError):
         consumer.seek(Position("another", 0, 0))
 

@@ -1,9 +1,8 @@
 """The log on Apache Kafka, by kafka-python 3.
 
-Producing: idempotent, all replicas acknowledge, not compressed (blocks already are). kafka-python does not
-bound the bytes it holds; :class:`_Window` does. Consuming: nothing is committed by itself, fetches are
-large, and the broker answers within 10 ms. Errors of the client become ours in ``kafka_client.translate``
-and nowhere else.
+Producing: idempotent, all replicas acknowledge, not compressed (blocks already are). Consuming: nothing is
+committed by itself, fetches are large, and the broker answers as soon as it has something. Errors of the
+client become ours in ``kafka_client.translate`` and nowhere else.
 
 What a broker's absence does: appends wait in the window; one not acknowledged within the delivery time-out
 fails with :class:`LogUnavailable` (it may be in the log all the same, if only the answer was lost).
@@ -16,15 +15,19 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import threading
 from collections.abc import Mapping, Sequence
-from itertools import count
 from typing import Any
-from zlib import crc32
 
+from nextem.wire.broker_log import (
+    BATCH_BYTES,
+    CONNECT_S,
+    DELIVERY_S,
+    MAX_REQUEST_BYTES,
+    BrokerLog,
+    addresses,
+)
 from nextem.wire.kafka_client import (
     CLIENT,
-    CONNECT_S,
     KafkaAdminClient,
     KafkaProducer,
     TopicPartition,
@@ -34,22 +37,7 @@ from nextem.wire.kafka_client import (
     translated,
 )
 from nextem.wire.kafka_consumer import KafkaLogConsumer
-from nextem.wire.log import (
-    MAX_RECORD_BYTES,
-    PARTITIONS,
-    FatalLogError,
-    LogError,
-    LogUnavailable,
-    Position,
-    check_record,
-    check_topic,
-    record_bytes,
-)
-
-MAX_REQUEST_BYTES = 2 * MAX_RECORD_BYTES
-"""A record and Kafka's own framing always fit."""
-BATCH_BYTES = 512 << 10
-DELIVERY_S = 30.0
+from nextem.wire.log import PARTITIONS, Appended, LogError, Position
 
 
 def answers(bootstrap: str, timeout_s: float) -> bool:
@@ -64,44 +52,6 @@ def answers(bootstrap: str, timeout_s: float) -> bool:
     except (OSError, errors.KafkaError):
         return False
     return True
-
-
-class _Window:
-    """Bytes that were appended and are not acknowledged: a bound, a count and the first failure."""
-
-    def __init__(self, limit: int, patience_s: float) -> None:
-        self._limit, self._patience_s = limit, patience_s
-        self._changed = threading.Condition()
-        self._bytes = 0
-        self._failure: errors.KafkaError | None = None
-
-    def take(self, size: int) -> None:
-        with self._changed:
-            # A record larger than the window passes alone.
-            if not self._changed.wait_for(
-                lambda: not self._bytes or self._bytes + size <= self._limit, self._patience_s
-            ):
-                raise LogUnavailable(
-                    f"Kafka: {self._bytes} bytes wait unacknowledged since {self._patience_s:g} s"
-                )
-            self._bytes += size
-
-    def give(self, size: int, outcome: object) -> None:
-        with self._changed:
-            self._bytes -= size
-            if isinstance(outcome, errors.KafkaError) and self._failure is None:
-                self._failure = outcome
-            self._changed.notify_all()
-
-    def drain(self, timeout_s: float) -> None:
-        with self._changed:
-            if not self._changed.wait_for(lambda: not self._bytes, timeout_s):
-                raise LogUnavailable(
-                    f"Kafka: {self._bytes} bytes are still unacknowledged after {timeout_s:g} s"
-                )
-            failure, self._failure = self._failure, None
-        if failure is not None:
-            raise translate(failure, "a record appended before this flush was not taken")
 
 
 class _Pending:
@@ -126,7 +76,7 @@ class _Pending:
         return bool(self._future.is_done)
 
 
-class KafkaLog:
+class KafkaLog(BrokerLog):
     """A log on the brokers at ``bootstrap`` (``host:port[,host:port]``).
 
     ``max_in_flight_bytes`` bounds what is appended and not yet acknowledged; a full window makes ``append``
@@ -142,13 +92,10 @@ class KafkaLog:
         max_block_s: float = 10.0,
         delivery_timeout_s: float = DELIVERY_S,
     ) -> None:
+        super().__init__(max_in_flight_bytes, max_block_s)
         require_fast_checksums()
-        self._bootstrap = [address.strip() for address in bootstrap.split(",")]
-        self._window = _Window(max_in_flight_bytes, max_block_s)
+        self._bootstrap = addresses(bootstrap)
         self._delivery_s = delivery_timeout_s
-        self._lock = threading.Lock()
-        self._partitions: dict[str, int] = {}
-        self._turn = count()
         with translated(f"connecting to {bootstrap}"):
             self._producer = KafkaProducer(
                 bootstrap_servers=self._bootstrap,
@@ -165,45 +112,6 @@ class KafkaLog:
                 metrics_enabled=False,
                 **CLIENT,
             )
-
-    def append(
-        self,
-        topic: str,
-        value: bytes,
-        *,
-        key: bytes = b"",
-        partition: int | None = None,
-        headers: Mapping[str, bytes] | None = None,
-    ) -> _Pending:
-        check_record(topic, value, key, headers)
-        partitions = self.partitions(topic)
-        if partition is None:
-            partition = (crc32(key) if key else next(self._turn)) % partitions
-        elif not 0 <= partition < partitions:
-            raise FatalLogError(f"{topic} has partitions 0..{partitions - 1}, not {partition}")
-        size = record_bytes(value, key, headers)
-        self._window.take(size)
-        try:
-            with translated(f"append to {topic}"):
-                future = self._producer.send(
-                    topic, value, key or None, list((headers or {}).items()), partition
-                )
-        except LogError:
-            self._window.give(size, None)
-            raise
-        future.add_both(lambda outcome: self._window.give(size, outcome))
-        return _Pending(future)
-
-    def flush(self, timeout_s: float = 30.0) -> None:
-        """Waits for every acknowledgement; raises too where a record since the last flush has failed."""
-        self._window.drain(timeout_s)
-
-    def partitions(self, topic: str) -> int:
-        if topic not in self._partitions:
-            check_topic(topic)
-            with self._lock, translated(f"looking up {topic}"):
-                self._partitions[topic] = self._ensure(topic)
-        return self._partitions[topic]
 
     def consumer(
         self, topics: Sequence[str], group: str | None, *, from_start: bool = True
@@ -222,8 +130,25 @@ class KafkaLog:
             with translated("close"):
                 self._producer.close(timeout=CONNECT_S)
 
+    def _send(
+        self,
+        topic: str,
+        value: bytes,
+        key: bytes,
+        partition: int,
+        headers: Mapping[str, bytes],
+        size: int,
+    ) -> Appended:
+        with translated(f"append to {topic}"):
+            future = self._producer.send(topic, value, key or None, list(headers.items()), partition)
+        future.add_both(lambda outcome: self._window.give(size, _failure(outcome)))
+        return _Pending(future)
+
     def _ensure(self, topic: str) -> int:
-        with KafkaAdminClient(bootstrap_servers=self._bootstrap, **CLIENT) as admin:
+        with (
+            translated(f"looking up {topic}"),
+            KafkaAdminClient(bootstrap_servers=self._bootstrap, **CLIENT) as admin,
+        ):
             if topic not in admin.list_topics():
                 settings = {
                     "num_partitions": PARTITIONS.get(topic, 1),
@@ -233,3 +158,7 @@ class KafkaLog:
                     admin.create_topics({topic: settings})
             admin.wait_for_topics([topic])
             return len(admin.describe_topics([topic])[0]["partitions"])
+
+
+def _failure(outcome: object) -> LogError | None:
+    return translate(outcome, "append") if isinstance(outcome, errors.KafkaError) else None

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from nextem.wire.broker_log import CONNECT_S
 from nextem.wire.log import CorruptRecord, FatalLogError, LogError, LogUnavailable, RecordTooLarge
 
 with warnings.catch_warnings():
@@ -19,7 +20,6 @@ with warnings.catch_warnings():
 
 __all__ = [
     "CLIENT",
-    "CONNECT_S",
     "KafkaAdminClient",
     "KafkaConsumer",
     "KafkaProducer",
@@ -31,8 +31,6 @@ __all__ = [
     "translate",
     "translated",
 ]
-
-CONNECT_S = 5.0
 
 
 class _Selector(selectors.DefaultSelector):

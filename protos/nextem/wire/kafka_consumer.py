@@ -6,9 +6,9 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from nextem.wire.broker_log import CONNECT_S
 from nextem.wire.kafka_client import (
     CLIENT,
-    CONNECT_S,
     KafkaConsumer,
     MemberState,
     OffsetAndMetadata,

@@ -1,10 +1,10 @@
 """The log: named topics of ordered partitions, read by consumer groups.
 
-Two implementations pass one conformance suite (``tests/integration/test_log_conformance.py``):
-:mod:`nextem.wire.local_log`, a folder of segment files, and :mod:`nextem.wire.kafka`, Apache Kafka.
-:func:`open_log` picks one by address.
+Three implementations pass one conformance suite (``tests/integration/test_log_conformance.py``):
+:mod:`nextem.wire.local_log`, a folder of segment files, and Apache Kafka by two clients,
+:mod:`nextem.wire.kafka` and :mod:`nextem.wire.confluent`. :func:`open_log` picks one by address.
 
-Guarantees, the same for both:
+Guarantees, the same for all:
 
 * A record whose :meth:`Appended.result` returned is durable against the death of any process.
 * Records of one partition keep their order and get offsets that count up from 0 without a gap.
@@ -32,6 +32,9 @@ MAX_RECORD_BYTES = 1 << 20
 """No record may be larger, headers and key included, see :func:`record_bytes`."""
 
 
+CONFLUENT = "kafka+confluent://"
+"""Begins the address of a Kafka that is reached by confluent-kafka."""
+
 _TOPIC = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 
 
@@ -57,6 +60,10 @@ class RecordTooLarge(FatalLogError):
 
 class InvalidTopic(FatalLogError):
     """A topic's name is not 1 to 249 letters, digits, dots, underscores and dashes (Kafka's rule)."""
+
+
+class InvalidHeader(FatalLogError):
+    """A header's name holds a NUL character, which not every client of Kafka can carry."""
 
 
 class CorruptRecord(FatalLogError):
@@ -187,7 +194,10 @@ def record_bytes(value: bytes, key: bytes = b"", headers: Mapping[str, bytes] | 
 
 
 def check_record(topic: str, value: bytes, key: bytes, headers: Mapping[str, bytes] | None) -> None:
-    """Raises :class:`RecordTooLarge` or :class:`InvalidTopic`; both logs call it first."""
+    """Raises :class:`RecordTooLarge`, :class:`InvalidTopic` or :class:`InvalidHeader`; every log calls it."""
+    for name in headers or ():
+        if "\0" in name:
+            raise InvalidHeader(f"a record for {topic} has a header whose name holds a NUL: {name!r}")
     size = record_bytes(value, key, headers)
     if size > MAX_RECORD_BYTES:
         raise RecordTooLarge(f"a record for {topic} has {size} bytes, the limit is {MAX_RECORD_BYTES}")
@@ -203,11 +213,24 @@ def check_topic(topic: str) -> None:
 
 
 def open_log(address: str) -> Log:
-    """Opens the log at ``kafka://host:port[,host:port]`` or in a folder (``file:///path`` or a path)."""
+    """Opens the log at an address.
+
+    ``kafka://host:port[,host:port]``, ``kafka+confluent://…`` (the same brokers, by the other client), or a
+    folder (``file:///path`` or a path). Raises :class:`LogError`, also where the client that the address
+    names is not installed.
+    """
     if address.startswith("kafka://"):
         from nextem.wire.kafka import KafkaLog
 
         return KafkaLog(address.removeprefix("kafka://"))
+    if address.startswith(CONFLUENT):
+        try:
+            from nextem.wire.confluent import ConfluentLog
+        except ModuleNotFoundError as error:
+            raise FatalLogError(
+                f"{address}: confluent-kafka is not installed: pip install 'nextem[confluent]'"
+            ) from error
+        return ConfluentLog(address.removeprefix(CONFLUENT))
     from pathlib import Path
 
     from nextem.wire.local_log import LocalLog

@@ -1,0 +1,113 @@
+"""confluent-kafka as the log uses it: its only import, what every client is set to, its errors as ours."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping
+
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    OFFSET_END,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Message,
+    Producer,
+    TopicPartition,
+)
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
+
+from nextem.wire.log import CorruptRecord, FatalLogError, LogError, LogUnavailable, RecordTooLarge
+
+__all__ = [
+    "CLIENT",
+    "OFFSET_BEGINNING",
+    "OFFSET_END",
+    "AdminClient",
+    "Consumer",
+    "KafkaError",
+    "KafkaException",
+    "Message",
+    "NewTopic",
+    "Producer",
+    "TopicPartition",
+    "error_of",
+    "logger",
+    "translate",
+    "translated",
+]
+
+logger = logging.getLogger("confluent_kafka")
+"""Where librdkafka's own lines go; without it they go to the standard error stream."""
+
+CLIENT: Mapping[str, str | int | float | bool] = {
+    "reconnect.backoff.ms": 50,
+    "reconnect.backoff.max.ms": 500,  # the default of 10 s would make a short outage long
+    "socket.nagle.disable": True,
+}
+
+_TOO_LARGE = {KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE, KafkaError.INVALID_MSG_SIZE}
+_CORRUPT = {KafkaError._BAD_MSG, KafkaError.INVALID_MSG, KafkaError._BAD_COMPRESSION}
+_RETRYABLE = {
+    KafkaError._ALL_BROKERS_DOWN,
+    KafkaError._ASSIGNMENT_LOST,
+    KafkaError._MAX_POLL_EXCEEDED,
+    KafkaError._MSG_TIMED_OUT,
+    KafkaError._PURGE_INFLIGHT,
+    KafkaError._PURGE_QUEUE,
+    KafkaError._QUEUE_FULL,
+    KafkaError._RESOLVE,
+    KafkaError._RETRY,
+    KafkaError._STATE,
+    KafkaError._TIMED_OUT,
+    KafkaError._TIMED_OUT_QUEUE,
+    KafkaError._TRANSPORT,
+    KafkaError._UNKNOWN_PARTITION,
+    KafkaError._UNKNOWN_TOPIC,
+    KafkaError._WAIT_CACHE,
+    KafkaError._WAIT_COORD,
+    KafkaError.BROKER_NOT_AVAILABLE,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.ILLEGAL_GENERATION,
+    KafkaError.KAFKA_STORAGE_ERROR,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.NETWORK_EXCEPTION,
+    KafkaError.NOT_CONTROLLER,
+    KafkaError.NOT_COORDINATOR,
+    KafkaError.NOT_ENOUGH_REPLICAS,
+    KafkaError.NOT_ENOUGH_REPLICAS_AFTER_APPEND,
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.OFFSET_NOT_AVAILABLE,
+    KafkaError.REBALANCE_IN_PROGRESS,
+    KafkaError.REQUEST_TIMED_OUT,
+    KafkaError.UNKNOWN_MEMBER_ID,
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+}
+
+
+def error_of(raised: KafkaException) -> KafkaError:
+    """What the client's exception is about."""
+    error: KafkaError = raised.args[0]
+    return error
+
+
+def translate(error: KafkaError, doing: str) -> LogError:
+    """Our error for one of confluent-kafka's: the one place that tells retryable from fatal."""
+    text = f"Kafka: {doing}: {error.name()}: {error.str()}"
+    if error.code() in _TOO_LARGE:
+        return RecordTooLarge(text)
+    if error.code() in _CORRUPT:
+        return CorruptRecord(text)
+    retryable = not error.fatal() and (error.retriable() or error.code() in _RETRYABLE)
+    return LogUnavailable(text) if retryable else FatalLogError(text)
+
+
+@contextlib.contextmanager
+def translated(doing: str) -> Iterator[None]:
+    try:
+        yield
+    except KafkaException as error:
+        raise translate(error_of(error), doing) from error
