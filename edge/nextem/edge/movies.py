@@ -12,6 +12,7 @@ import numpy as np
 from nextem.edge.calibrations import CorrectionArrays
 from nextem.edge.reduction import ReducedBlock
 from nextem.edge.reduction.movie import MovieBlock, MovieReducer
+from nextem.edge.rules.watch import RuleWatch
 from nextem.v1 import frames_pb2, plan_pb2
 from nextem.wire.blocks import Block
 from nextem.wire.packing import EncodedRun, encode_images, encode_run
@@ -27,9 +28,11 @@ class MovieStage:
         shape: tuple[int, int],
         dtype: np.dtype[np.unsignedinteger],
         corrections: CorrectionArrays | None,
+        watch: RuleWatch | None = None,
     ) -> None:
         """Raises :class:`~nextem.edge.reduction.InvalidReduction`."""
-        self._reducer = MovieReducer(movie, shape, dtype, corrections)
+        known = watch.look_at_average if watch is not None else lambda block: None
+        self._reducer = MovieReducer(movie, shape, dtype, corrections, known)
         self._head: Block | None = None
 
     def add(

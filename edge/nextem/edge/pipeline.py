@@ -43,6 +43,8 @@ from nextem.edge.recovery import recover
 from nextem.edge.reducing import Reducing
 from nextem.edge.reduction import PixelFormat, compile_reduction
 from nextem.edge.retention.raw_ring import RawRing
+from nextem.edge.rules.plan import check_edge
+from nextem.edge.rules.watch import Fire, Firing, nobody_acts
 from nextem.edge.storing import Storing
 from nextem.edge.uplink import spool as spooling
 from nextem.edge.uplink.publisher import Publisher
@@ -98,8 +100,11 @@ class EdgePipeline:
     ) -> None:
         """Opens the spool and closes what a dead edge left open.
 
-        Raises ``SpoolBusy``, ``BadAddress``, and what the detector's module raises.
+        Raises ``SpoolBusy``, ``BadAddress``, ``InvalidRule`` for the passive plan, and what the detector's
+        module raises.
         """
+        if config.passive_plan is not None:
+            check_edge(config.passive_plan, raw_ring=config.raw_ring_dir is not None)
         control: DetectorControl | None = None
         if make_detector is None:
             address = parse_address(
@@ -128,7 +133,9 @@ class EdgePipeline:
             calibrations=Calibrations(config.calibrations) if config.calibrations else None,
             hold_bytes=config.ring_bytes // 4,
             raw_ring=self.raw_ring,
+            fire=self._fired,
         )
+        self._fire: Fire = nobody_acts
         self._lock = Lock()
         self._expected: Acquisition | None = None
         self._running: dict[str, Acquisition] = {}
@@ -165,10 +172,12 @@ class EdgePipeline:
         """The detector's next header belongs to this acquisition. Call before the instrument starts.
 
         A detector that the edge arms is armed then, and its header has come; :meth:`Acquisition.trigger` is
-        to be called once the instrument has started. Raises :class:`AcquisitionBusy` while another one is
+        to be called once the instrument has started. Raises
+        :class:`~nextem.edge.rules.plan.InvalidRule`, :class:`AcquisitionBusy` while another one is
         expected or runs, :class:`~nextem.edge.detectors.base.DetectorFailed` where nothing can be received
         any more, and ``ControlError`` and ``DetectorAway`` where the detector cannot be armed.
         """
+        check_edge(plan, raw_ring=self.raw_ring is not None)
         acquisition = self._new(acquisition_id, plan, command_id)
         with self._lock:
             if self._failure is not None:
@@ -197,6 +206,10 @@ class EdgePipeline:
     def subscribe(self, capacity: int = CAPACITY) -> Subscription:
         """The figures of each block from now on, as soon as it is spooled. Close it when done."""
         return self._live.subscribe(capacity)
+
+    def on_firing(self, fire: Fire) -> None:
+        """Who acts when a rule of a plan fires; told on the data path, before those frames are stored."""
+        self._fire = fire
 
     def maps(self, acquisition_id: str, timeout_s: float = 5.0) -> Mapping[str, NDArray[Any]] | None:
         """Copies of the maps, (y, x) each, of what was stored so far; None unless frames of it have come.
@@ -280,6 +293,9 @@ class EdgePipeline:
             self._cancel(expected)
 
     # ---- inside -------------------------------------------------------------------------------
+
+    def _fired(self, firing: Firing) -> None:
+        self._fire(firing)
 
     def _new(self, acquisition_id: str, plan: plan_pb2.Plan, command_id: str) -> Acquisition:
         hungry, backlog = self._reducing.hungry, self._storing.backlog

@@ -31,6 +31,8 @@ from nextem.edge.reducers import Holding, ReducerPool
 from nextem.edge.reduction import ReducedBlock, Reducer
 from nextem.edge.retention.raw_ring import RawRing
 from nextem.edge.retention.representation import Ladder
+from nextem.edge.rules.plan import read_rules
+from nextem.edge.rules.watch import Fire, RuleWatch, nobody_acts
 from nextem.edge.storing import Forget, Storing
 from nextem.edge.turns import Turns
 from nextem.edge.work import Closed, Failed, Frames, MapsWanted, Opened, StageTimes, Work, parts_of
@@ -72,10 +74,12 @@ class Reducing:
         calibrations: Calibrations | None = None,
         hold_bytes: int = 64 << 20,
         raw_ring: RawRing | None = None,
+        fire: Fire = nobody_acts,
     ) -> None:
         """``workers`` threads, 0: :func:`default_workers`; raises ValueError for less.
 
-        At most ``hold_bytes`` of frames wait for the thresholds of electron counting.
+        At most ``hold_bytes`` of frames wait for the thresholds of electron counting. ``fire`` is told when
+        a rule of the plan sees what it waits for, before those frames are stored.
         """
         if workers < 0:
             raise ValueError(f"{workers} threads cannot reduce")
@@ -89,7 +93,7 @@ class Reducing:
         self._waiting_lock = Lock()
         self._work: dict[str, Work] = {}
         self._pool = ReducerPool(self.workers, calibrations)
-        self._hold_bytes, self._raw_ring = hold_bytes, raw_ring
+        self._hold_bytes, self._raw_ring, self._fire = hold_bytes, raw_ring, fire
         self.times = StageTimes()
         self._threads = [
             Thread(target=self._run, args=(place,), name=f"reducing-{place}", daemon=True)
@@ -197,11 +201,15 @@ class Reducing:
         reduction = work.acquisition.plan.reduction
         work.reducers = self._pool.get(reduction, form)
         work.ladder = Ladder(reduction, work.acquisition_id, self._storing.representation_changes)
+        if rules := read_rules(work.acquisition.plan):
+            work.watch = RuleWatch(work.acquisition_id, rules, work.reducers[0].dtype, self._fire)
         if work.reducers[0].wants_samples():
             work.holding = Holding(work.reducers[0], self._hold_bytes)
         if reduction.HasField("movie"):
             first = work.reducers[0]
-            work.movie = MovieStage(reduction.movie, form.shape, first.dtype, first.pending_corrections)
+            work.movie = MovieStage(
+                reduction.movie, form.shape, first.dtype, first.pending_corrections, work.watch
+            )
 
     def _let_go(self, work: Work, holding: Holding) -> None:
         """What was held is reduced before anything else."""
@@ -286,10 +294,11 @@ class Reducing:
         if task.work.movie is not None:
             self._film(task, task.work.movie, self._head(task, reducer, reduced, run), reduced, run)
             return
-        encoded = self._encode(task, reducer, reduced, run)
+        head, encoded = self._encode(task, reducer, reduced, run)
         t2 = time.thread_time_ns()
         self._turns.wait(task.turn)
         t3 = time.thread_time_ns()
+        self._look(task.work, head, run)
         self._storing.store(task.work, encoded, _forgetting(reducer, reduced, run))
         self.times.reduce_ns += t1 - t0
         self.times.encode_ns += t2 - t1
@@ -300,6 +309,7 @@ class Reducing:
     ) -> None:
         """Averages are made in the order of frames."""
         self._turns.wait(task.turn)
+        self._look(task.work, head, run)
         try:
             for encoded in movie.add(head, reduced, run.last_byte_ns):
                 self._storing.store(task.work, encoded, task.work.forget_pattern)
@@ -307,12 +317,19 @@ class Reducing:
             task.work.forget_pattern()
             raise
 
-    def _encode(self, task: _Task, reducer: Reducer, reduced: ReducedBlock, run: FrameRun) -> EncodedRun:
+    def _look(self, work: Work, head: Block, run: FrameRun) -> None:
+        """Shows the frames to the plan's rules, in the order of frames, whether they can be stored or not."""
+        if work.watch is not None:
+            work.watch.look(run.first_frame, head.scalars, run.last_byte_ns)
+
+    def _encode(
+        self, task: _Task, reducer: Reducer, reduced: ReducedBlock, run: FrameRun
+    ) -> tuple[Block, EncodedRun]:
         assert task.work.ladder is not None
         try:
             head = self._head(task, reducer, reduced, run)
             how = self._storing.decide(task.work.ladder, self.hungry())
-            return encode_run(head, reduced.pixels, how.policy, bin_px=how.bin_px, reason=how.reason)
+            return head, encode_run(head, reduced.pixels, how.policy, bin_px=how.bin_px, reason=how.reason)
         except Exception:
             reducer.forget(reduced, range(run.count))
             raise
@@ -323,6 +340,8 @@ class Reducing:
         scalars = reduced.scalars() | dict(run.columns)
         if run.epoch is not None:
             scalars["epoch"] = run.epoch
+        if work.watch is not None:
+            scalars |= work.watch.columns(reduced.pixels)
         return Block(
             acquisition_id=work.acquisition_id,
             block_number=0,  # the block's own is known when its turn comes

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from nextem.edge.movies import MovieStage
     from nextem.edge.reducers import Holding
     from nextem.edge.retention.representation import Ladder
+    from nextem.edge.rules.watch import RuleWatch
 
 log = logging.getLogger(__name__)
 
@@ -85,8 +86,8 @@ class Work:
     """One acquisition in progress. ``segment`` is the spool's that holds its newest checkpoint.
 
     ``reducers`` are twins, one for each thread; ``holding`` has the frames that wait for the thresholds of
-    electron counting; ``movie`` makes the blocks where the plan asks for one. ``pattern_known``: whether the
-    maps are of the stored frames, all of them and no others.
+    electron counting; ``movie`` makes the blocks where the plan asks for one; ``watch`` has its rules, where
+    it has any. ``pattern_known``: whether the maps are of the stored frames, all of them and no others.
     """
 
     acquisition: Acquisition
@@ -96,6 +97,7 @@ class Work:
     holding: Holding | None = None
     ladder: Ladder | None = None
     movie: MovieStage | None = None
+    watch: RuleWatch | None = None
     pattern_known: bool = True
     started: pb.AcquisitionStarted | None = None
     failed: DetectorError | None = None

@@ -30,6 +30,7 @@ from nextem.v1 import plan_pb2
 from nextem.wire import dense
 from nextem.wire.binning import bin_pixels
 from nextem.wire.blocks import BINNED, DENSE, EVENTS, SCALARS, Block
+from nextem.wire.bright_pixels import count_in_frames, count_in_streams
 from nextem.wire.events import EventStreams, encode_events, frames_to_streams
 from nextem.wire.pattern_code import encode_pattern
 
@@ -85,6 +86,16 @@ class Pixels:
     def nonzero(self) -> int:
         """Pixels that are not zero."""
         return int(np.count_nonzero(self.frames)) if self._streams is None else self._streams.nonzero
+
+    def at_least(self, value: int) -> npt.NDArray[np.uint32]:
+        """Pixels of each frame (n,) that are ``value`` or more, which is at least 1 and fits a pixel."""
+        found = np.zeros(len(self), np.uint32)
+        if self._frames is None:
+            events = self.streams
+            count_in_streams(events.counts, events.values, events.wide_values, np.uint64(value), found)
+        else:
+            count_in_frames(self._frames.reshape(len(self), -1), self.dtype.type(value), found)
+        return found
 
     def binned(self, bin_px: int, bin_frames: int = 1) -> Array:
         """As :func:`nextem.wire.binning.bin_pixels`."""

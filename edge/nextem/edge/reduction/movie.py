@@ -14,7 +14,7 @@ alone. What is sent does not depend on how the frames came in blocks; a gap clos
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,8 +69,11 @@ class MovieReducer:
         shape: tuple[int, int],
         dtype: np.dtype[Any],
         corrections: CorrectionArrays | None = None,
+        known: Callable[[MovieBlock], None] = lambda block: None,
     ) -> None:
-        """``shape`` (y, x) and ``dtype`` of a frame. Raises :class:`InvalidReduction`."""
+        """``shape`` (y, x) and ``dtype`` of a frame; ``known`` is called for each group at once, also while
+        it is held back. Raises :class:`InvalidReduction`."""
+        self._known = known
         self.bin_px, self.average_frames = movie.bin_px or 1, movie.average_frames or 1
         if self.bin_px > min(shape):
             raise InvalidReduction(f"movie.bin_px {self.bin_px} is larger than the frame, {shape}")
@@ -158,6 +161,7 @@ class MovieReducer:
             self._columns(group, drift, novelty),
             group.last_byte_ns,
         )
+        self._known(block)
         return self._choose(block, alarm)
 
     def _learn_speed(self, group: _Group, at: npt.NDArray[np.float64]) -> None:

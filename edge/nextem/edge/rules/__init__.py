@@ -1,0 +1,1 @@
+"""What the edge does by itself when frames show something, with no cloud to ask."""
