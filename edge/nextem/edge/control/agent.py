@@ -176,11 +176,15 @@ class ControlAgent:
 
         Raises :class:`~nextem.edge.control.audit_file.AuditFileError`.
         """
+        for outcome in self._journal.forgotten:
+            self._audit.outcome(outcome)
+        if left := len(self._journal.forgotten):
+            # What they left at the instrument nobody leads. On the desk, which gives out the first lease.
+            reason = f"this edge ended while {left} commands were at the driver"
+            self._desk.put(partial(self.make_safe, reason))
         for part in (self._audit, self._desk, self._runner, self._commands, self._watch, self._link):
             part.start()
         self._handler.proposals.start()
-        for outcome in self._journal.forgotten:
-            self._audit.outcome(outcome)
         if self._options.mode is not None and self._options.mode != self._modes.current:
             self.set_mode(self._options.mode, "set at the start")
         logger.info("control of %s, boot %s", self._options.instrument, self._clock.boot_id)
