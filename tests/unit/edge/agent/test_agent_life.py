@@ -133,4 +133,6 @@ def test_what_a_killed_edge_left_at_the_driver_is_audited_as_unknown(
     rig = make_rig()
     rig.close()
     told = [(e.outcome.command_id, e.outcome.state) for e in rig.log.events if e.HasField("outcome")]
-    assert told == [("c", COMMAND_STATE_UNKNOWN)]
+    assert told[0] == ("c", COMMAND_STATE_UNKNOWN)
+    assert [state for _, state in told[1:]] == [COMMAND_STATE_DONE]  # what it left is made safe
+    assert rig.calls == ["stop", "set_optics"]
