@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import logging
 import queue
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from nextem.steering.hub import FINAL_STATES
-from nextem.steering.policy import AcquisitionPolicy, Evidence, PolicyError, Suggestion, derived_id
-from nextem.v1 import acquisition_pb2, control_pb2
+from nextem.steering.policy import (
+    AcquisitionPolicy,
+    Action,
+    Answer,
+    Evidence,
+    Following,
+    PolicyError,
+    Suggestion,
+    derived_id,
+)
+from nextem.steering.procedure import command_of
+from nextem.v1 import acquisition_pb2, control_pb2, plan_pb2, product_pb2
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +38,14 @@ class Holds:
         self.first[partition] = min(offset, self.first.get(partition, offset))
 
 
+def scope_of(action: Action) -> control_pb2.LeaseScope:
+    """Whose lease the command needs."""
+    if isinstance(action, plan_pb2.Plan):
+        return control_pb2.LEASE_SCOPE_SCAN
+    optics = isinstance(action, control_pb2.Optics)
+    return control_pb2.LEASE_SCOPE_OPTICS if optics else control_pb2.LEASE_SCOPE_STAGE
+
+
 class JobSink:
     """Brings outcomes from the hub's threads to the runner's."""
 
@@ -42,7 +61,11 @@ class JobSink:
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """``pending`` waits for the edge or the lease; ``open`` has been sent and has no final outcome yet."""
+    """``pending`` waits for the edge or the lease; ``open`` has been sent and has no final outcome yet.
+
+    ``numbers``: of the suggestions behind the commands. ``sent``: numbers of those that have ever been sent,
+    also before a restart.
+    """
 
     started: acquisition_pb2.AcquisitionStarted
     policy: AcquisitionPolicy
@@ -50,6 +73,8 @@ class Job:
     holds: Holds
     pending: list[Suggestion] = field(default_factory=list)
     open: set[str] = field(default_factory=set)
+    numbers: dict[str, int] = field(default_factory=dict)
+    sent: set[int] = field(default_factory=set)
     ended: bool = False
 
     @property
@@ -72,10 +97,22 @@ class Job:
 
     def ingest(self, item: Evidence) -> None:
         """Hands ``item`` to the policy and queues what it suggests. A policy that breaks is ended."""
-        if self.ended:
-            return
+        if not self.ended:
+            self._told(lambda: self.policy.ingest(item))
+
+    def follows(self, command_id: str) -> bool:
+        """Whether the policy wants to know what came of this command."""
+        return command_id in self.numbers and isinstance(self.policy, Following)
+
+    def answer(self, command_id: str, item: control_pb2.Outcome | product_pb2.Product) -> None:
+        """Hands over what came of a command that the policy follows."""
+        policy, number = self.policy, self.numbers[command_id]
+        if isinstance(policy, Following) and not self.ended:
+            self._told(lambda: policy.answered(Answer(number, item)))
+
+    def _told(self, tell: Callable[[], None]) -> None:
         try:
-            self.policy.ingest(item)
+            tell()
         except PolicyError as error:
             logger.error("%s left something out: %s", self.name, error)
             return
@@ -93,6 +130,7 @@ class Job:
             logger.exception("policy %s broke on acquisition %s", self.name, self.acquisition_id)
             self.ended = True
             return
+        self.numbers.update({self.command_id(suggestion): suggestion.number for suggestion in found})
         self.pending = sorted([*self.pending, *found], key=lambda s: -s.priority)
 
     def end(self, why: str) -> None:
@@ -101,17 +139,17 @@ class Job:
             logger.warning("%s: not commanded, %s: %s", self.name, why, suggestion.reason)
         self.pending, self.ended = [], True
 
+    def command_id(self, suggestion: Suggestion) -> str:
+        """The same whenever the same acquisition suggests that number."""
+        return derived_id(self.acquisition_id, f"{self.name}/{suggestion.number}")
+
     def command(self, suggestion: Suggestion, lease: control_pb2.Lease) -> control_pb2.Command:
-        """The command for ``suggestion``: the same id whenever the same acquisition suggests that number."""
-        return control_pb2.Command(
-            command_id=derived_id(self.acquisition_id, f"{self.name}/{suggestion.number}"),
-            issuer=f"policy:{self.name}",
-            instrument=self.instrument,
-            lease_id=lease.lease_id,
-            lease_epoch=lease.epoch,
-            cause=suggestion.cause,
-            acquire=suggestion.plan,
-        )
+        command = command_of(suggestion.action)
+        command.command_id = self.command_id(suggestion)
+        command.issuer, command.instrument = f"policy:{self.name}", self.instrument
+        command.lease_id, command.lease_epoch = lease.lease_id, lease.epoch
+        command.cause.CopyFrom(suggestion.cause)
+        return command
 
     def outcome(self, outcome: control_pb2.Outcome) -> None:
         state = control_pb2.CommandState.Name(outcome.state).removeprefix("COMMAND_STATE_")
@@ -126,3 +164,5 @@ class Job:
         )
         if outcome.state in FINAL_STATES:
             self.open.discard(outcome.command_id)
+            if self.follows(outcome.command_id):
+                self.answer(outcome.command_id, outcome)

@@ -81,6 +81,10 @@ class LookCloser:
 
     # ---- Policy --------------------------------------------------------------------------------
 
+    @property
+    def scopes(self) -> frozenset[control_pb2.LeaseScope]:
+        return frozenset({control_pb2.LEASE_SCOPE_SCAN})
+
     def started(self, event: acquisition_pb2.AcquisitionStarted) -> None:
         given = event.plan.steering.parameters
         parameters = Parameters(**read_parameters(given, asdict(Parameters())))  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ safe, because the suggestions get the same command ids and the edge's journal kn
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import uuid
 from collections.abc import Callable, Mapping
@@ -27,18 +28,32 @@ class PolicyError(Exception):
     """A policy cannot work with a plan or a message; the text names the field and the value."""
 
 
+Action = plan_pb2.Plan | control_pb2.Optics | control_pb2.Stage
+"""What a policy may have done: a scan acquired, the optics set, the stage moved."""
+
+
 @dataclass(frozen=True, slots=True)
 class Suggestion:
-    """One acquisition that a policy wants. ``number`` counts up from 1 within the steered acquisition.
+    """One command that a policy wants. ``number`` counts up from 1 within the steered acquisition.
 
     ``priority``: the larger, the sooner. ``reason``: one sentence for people, with the figures.
+    ``not_before_ns``: on the edge's clock; 0: at once.
     """
 
     number: int
-    plan: plan_pb2.Plan
+    action: Action
     cause: control_pb2.Cause
     priority: float
     reason: str
+    not_before_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came of suggestion ``number``: a final outcome, or a product of what it acquired."""
+
+    number: int
+    item: control_pb2.Outcome | product_pb2.Product
 
 
 Known = TypeVar("Known", contravariant=True)
@@ -77,8 +92,25 @@ class Checkpointable(Protocol):
 class AcquisitionPolicy(Policy[Evidence, Suggestion], Protocol):
     """Steers on one acquisition."""
 
+    @property
+    def scopes(self) -> frozenset[control_pb2.LeaseScope]:
+        """What it may command: for exactly these a lease is held while it steers."""
+        ...
+
     def started(self, event: acquisition_pb2.AcquisitionStarted) -> None:
         """The acquisition begins. Raises :class:`PolicyError` when this policy cannot steer on its plan."""
+        ...
+
+
+@runtime_checkable
+class Following(Checkpointable, Protocol):
+    """An :class:`AcquisitionPolicy` that goes on from what came of its own suggestions.
+
+    Its checkpoint holds those that have no answer yet, and :meth:`restore` has them suggested again.
+    """
+
+    def answered(self, answer: Answer) -> None:
+        """Raises :class:`PolicyError`, and then leaves it out. An answer that comes again changes nothing."""
         ...
 
 
@@ -110,7 +142,9 @@ def read_parameters(given: struct_pb2.Struct, defaults: Mapping[str, object]) ->
     values = dict(defaults)
     for name, value in given.items():
         if name not in defaults:
-            raise PolicyError(f"unknown parameter {name!r}; known are {sorted(defaults)}")
+            near = difflib.get_close_matches(name, defaults, 1)
+            meant = f", did you mean {near[0]!r}" if near else ""
+            raise PolicyError(f"unknown parameter {name!r}{meant}; known are {sorted(defaults)}")
         wanted = type(defaults[name])
         if wanted in (int, float):
             if isinstance(value, bool) or not isinstance(value, float) or wanted(value) != value:

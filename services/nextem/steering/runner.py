@@ -9,15 +9,17 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from contextlib import closing
+from pathlib import Path
 
 from google.protobuf.message import DecodeError
 
+from nextem.steering.catalogue import POLICIES
 from nextem.steering.errors import HubClosed, HubError
 from nextem.steering.hub import Hub
-from nextem.steering.job import Holds, Inbox, Job, JobSink, Partition
+from nextem.steering.job import Holds, Inbox, Job, JobSink, Partition, scope_of
 from nextem.steering.lease import LeaseKeeper
-from nextem.steering.look_closer import NAME, LookCloser
-from nextem.steering.policy import Evidence, PolicyError, PolicyFactory
+from nextem.steering.policy import Evidence, Following, PolicyError, PolicyFactory
+from nextem.steering.progress import Progress
 from nextem.v1 import acquisition_pb2, product_pb2
 from nextem.wire.log import (
     ACQUISITIONS,
@@ -35,7 +37,6 @@ logger = logging.getLogger(__name__)
 
 GROUP = "steering"
 HOLDER = "policy"
-POLICIES: Mapping[str, PolicyFactory] = {NAME: LookCloser}
 
 IDLE_POLL_S = 0.05
 BUSY_POLL_S = 0.005  # while suggestions wait for an edge or a lease
@@ -54,7 +55,8 @@ class PolicyRunner:
     Run one for each log. Offsets are committed only up to the start of the oldest acquisition that is still
     being steered: after a restart its evidence is read again, the policy comes to the same suggestions, and
     they carry the same command ids, which the edge's journal knows. ``now_ns`` is this process's monotonic
-    clock. ``credential`` says to the edge who we are.
+    clock. ``credential`` says to the edge who we are. ``progress``: folder for the checkpoints of policies
+    that go on from what their own commands brought.
     """
 
     def __init__(
@@ -65,12 +67,16 @@ class PolicyRunner:
         group: str = GROUP,
         now_ns: Callable[[], int] = time.monotonic_ns,
         credential: Callable[[], Credential] = Credential,
+        progress: Path | None = None,
     ) -> None:
         self._credential = credential
+        self._progress = Progress(progress)
         self._log, self._hub, self._policies, self._group, self._now_ns = log, hub, policies, group, now_ns
         self._leases = LeaseKeeper(hub, HOLDER, credential=credential)
         self._jobs: dict[str, Job] = {}
+        self._owned: dict[str, tuple[Job, str]] = {}  # acquisitions that a command of a job made, and which
         self._orphans: OrderedDict[str, tuple[Holds, list[Evidence]]] = OrderedDict()
+        self._done: list[Job] = []  # whose checkpoints go once a restart would no longer read their start
         self._settled: OrderedDict[str, None] = OrderedDict()  # acquisitions that need no look
         self._read: dict[Partition, int] = {}
         self._committed: dict[Partition, int] = {}
@@ -156,6 +162,8 @@ class PolicyRunner:
         job = self._jobs.get(item.acquisition_id)
         if job is not None:
             self._ingest(job, item)
+        elif item.acquisition_id in self._owned:
+            self._answer(item)
         elif item.acquisition_id not in self._settled:
             self._orphan(record, item)
 
@@ -177,19 +185,26 @@ class PolicyRunner:
 
     def _started(self, record: Record, event: acquisition_pb2.AcquisitionStarted) -> None:
         name = event.acquisition_id
-        if name in self._jobs or name in self._settled:
+        if name in self._jobs or name in self._settled or name in self._owned:
             return
         holds, items = self._orphans.pop(name, (Holds(), []))
+        for job in self._jobs.values():
+            if job.follows(event.command_id):
+                self._owned[name] = job, event.command_id
+                for item in items:
+                    self._answer(item)
+                return
         holds.keep((record.position.topic, record.position.partition), record.position.offset)
         holds.touched_ns = self._now_ns()
-        job = self._job(event, holds)
-        if job is None:
+        made = self._job(event, holds)
+        if made is None:
             self._settle(name)
             return
-        self._jobs[name] = job
-        self._leases.want(frozenset(job.instrument for job in self._jobs.values()))
+        self._jobs[name] = made
+        self._want_leases()
         for item in items:
-            self._ingest(job, item)
+            self._ingest(made, item)
+        self._send(made)
 
     def _job(self, event: acquisition_pb2.AcquisitionStarted, holds: Holds) -> Job | None:
         wanted = event.plan.steering.policy
@@ -200,8 +215,10 @@ class PolicyRunner:
             logger.error("acquisition %s is not steered: %s", event.acquisition_id, text)
             return None
         policy = self._policies[wanted]()
+        job = Job(event, policy, JobSink(event.acquisition_id, self._inbox), holds)
         try:
             policy.started(event)
+            self._progress.restore(job)
         except PolicyError as error:
             logger.error("acquisition %s is not steered: %s", event.acquisition_id, error)
             return None
@@ -209,10 +226,18 @@ class PolicyRunner:
             logger.exception("policy %s broke on acquisition %s", wanted, event.acquisition_id)
             return None
         if policy.done():
-            logger.warning("acquisition %s: the budget of %s allows no scan", event.acquisition_id, wanted)
+            text = "acquisition %s: %s is over, or its budget allows no scan"
+            logger.warning(text, event.acquisition_id, wanted)
             return None
         logger.info("%s steers on acquisition %s", wanted, event.acquisition_id)
-        return Job(event, policy, JobSink(event.acquisition_id, self._inbox), holds)
+        return job
+
+    def _answer(self, item: Evidence) -> None:
+        job, command_id = self._owned[item.acquisition_id]
+        if isinstance(item, product_pb2.Product):
+            job.holds.touched_ns = self._now_ns()
+            job.answer(command_id, item)
+            self._send(job)
 
     def _ingest(self, job: Job, item: Evidence) -> None:
         job.holds.touched_ns = self._now_ns()
@@ -224,20 +249,27 @@ class PolicyRunner:
     def _send(self, job: Job) -> None:
         """Commands what can be commanded now; the rest goes on waiting."""
         while job.pending:
-            edge = self._hub.edge(job.instrument)
-            lease = self._leases.current(job.instrument)
-            if edge is None or lease is None:
-                return
             suggestion = job.pending[0]
+            edge = self._hub.edge(job.instrument)
+            lease = self._leases.current((job.instrument, scope_of(suggestion.action)))
+            if edge is None or lease is None or suggestion.not_before_ns > edge.now_ns:
+                return
             age_ns = edge.now_ns - suggestion.cause.last_byte_ns
             if edge.boot_id != job.started.edge_boot_id:
                 job.end("the edge has restarted since the survey")
                 return
-            if suggestion.cause.last_byte_ns and age_ns > MAX_CAUSE_AGE_NS:
+            old = suggestion.cause.last_byte_ns and age_ns > MAX_CAUSE_AGE_NS
+            if (
+                old and suggestion.number not in job.sent
+            ):  # what was sent has its answer in the edge's journal
                 logger.warning("%s: dropped, its cause is %.1f s old", suggestion.reason, age_ns / 1e9)
                 del job.pending[0]
+                if isinstance(job.policy, Following):
+                    job.end("it goes on from what is too old")
                 continue
             command = job.command(suggestion, lease)
+            job.sent.add(suggestion.number)
+            self._progress.keep(job)
             self._credential().show(command)
             try:
                 self._hub.submit(command, job.sink)
@@ -257,6 +289,7 @@ class PolicyRunner:
             if job is not None:
                 job.holds.touched_ns = self._now_ns()
                 job.outcome(outcome)
+                self._send(job)
 
     # ---- what is over --------------------------------------------------------------------------
 
@@ -280,7 +313,18 @@ class PolicyRunner:
             if job.over or silent:
                 del self._jobs[job.acquisition_id]
                 self._settle(job.acquisition_id)
-        self._leases.want(frozenset(job.instrument for job in self._jobs.values()))
+                for name in [name for name, (owner, _) in self._owned.items() if owner is job]:
+                    del self._owned[name]
+                    self._settle(name)
+                self._progress.keep(job)
+                self._done.append(job)
+        self._want_leases()
+
+    def _want_leases(self) -> None:
+        """Of exactly what the policies that steer now may command."""
+        self._leases.want(
+            frozenset((job.instrument, scope) for job in self._jobs.values() for scope in job.policy.scopes)
+        )
 
     def _commit(self, reader: Consumer) -> None:
         """Everything is done with, up to what somebody still holds."""
@@ -300,3 +344,7 @@ class PolicyRunner:
             logger.warning("could not commit: %s", error)
             return
         self._committed.update({(p.topic, p.partition): p.offset for p in positions})
+        for job in list(self._done):
+            if all(self._committed.get(place, -2) >= first for place, first in job.holds.first.items()):
+                self._done.remove(job)
+                self._progress.drop(job)

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 from nextem.steering.hub import Hub
 from nextem.steering.runner import PolicyRunner
@@ -28,6 +29,7 @@ class SteeringOptions:
     ``log``: address for :func:`nextem.wire.log.open_log`, not opened without policies. ``port`` 0: any free
     one. ``streams``: how many calls may be open at once; each attached edge, watcher and waiting submitter is
     one. ``keys``: certificates, key set and the policies' token; without, only loopback is served.
+    ``progress``: folder of the policies' checkpoints; without, they begin again after a restart.
     """
 
     log: str
@@ -36,6 +38,7 @@ class SteeringOptions:
     policies: bool = True
     streams: int = 64
     keys: KeyFolder | None = None
+    progress: Path | None = None
 
 
 def _policies(keys: KeyFolder | None) -> Callable[[], Credential]:
@@ -60,7 +63,8 @@ def run_steering(
         if options.policies:
             log = open_log(options.log)
             closing.callback(log.close)
-            runner = PolicyRunner(log, hub, credential=_policies(options.keys))
+            credential = _policies(options.keys)
+            runner = PolicyRunner(log, hub, credential=credential, progress=options.progress)
             closing.callback(runner.close)
             runner.start()
         port = server.start()

@@ -29,7 +29,7 @@ def world(seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def corners(suggestions) -> list[tuple[float, float]]:
-    return [(s.plan.scan.origin_y_nm, s.plan.scan.origin_x_nm) for s in suggestions]
+    return [(s.action.scan.origin_y_nm, s.action.scan.origin_x_nm) for s in suggestions]
 
 
 def covered(suggestions, side: int) -> np.ndarray:
@@ -95,12 +95,12 @@ def test_no_region_twice_and_plans_are_the_template(surveys) -> None:
     early, late = surveys.run(world(1)[1])
     found = early + late
     assert len(set(corners(found))) == len(found)
-    assert len({s.plan.plan_id for s in found}) == len(found)
+    assert len({s.action.plan_id for s in found}) == len(found)
     for suggestion in found:
-        assert suggestion.plan.scan.size_y == FINE
-        assert suggestion.plan.dose_e_per_frame == 100
-        assert not suggestion.plan.HasField("steering")
-        assert suggestion.plan.scan.purpose == "fine"
+        assert suggestion.action.scan.size_y == FINE
+        assert suggestion.action.dose_e_per_frame == 100
+        assert not suggestion.action.HasField("steering")
+        assert suggestion.action.scan.purpose == "fine"
 
 
 def test_early_scans_are_paced_and_only_of_known_regions(surveys) -> None:

@@ -245,6 +245,8 @@ def test_rubbish_on_the_log_is_said_and_left_out(runner, hub, fake_edge, writer,
 class Broken:
     """A policy with a fault."""
 
+    scopes = frozenset({control_pb2.LEASE_SCOPE_SCAN})
+
     def started(self, event: acquisition_pb2.AcquisitionStarted) -> None:
         """Nothing yet."""
 

@@ -1,0 +1,1 @@
+"""Policies that choose from measured values, as commands to a live instrument."""
