@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,6 +85,7 @@ class Edge:
     def __init__(self, address: str, instrument: str, party: Party | None) -> None:
         self.instrument = instrument
         self.commands: queue.SimpleQueue[pb.Command] = queue.SimpleQueue()
+        self.leases: queue.SimpleQueue[pb.LeaseRequest] = queue.SimpleQueue()
         self.dials = threading.Semaphore(0)
         self.beats = 0
         calls = LinkCalls(self._hello, self._heartbeat, self._receive, tuple, lambda delivered: None)
@@ -100,6 +102,7 @@ class Edge:
     def _receive(self, message: pb.SteeringMessage) -> None:
         if message.HasField("lease_request"):
             asked = message.lease_request
+            self.leases.put(asked)
             lease = pb.Lease(request_id=asked.request_id, holder=asked.holder, lease_id="l", epoch=1)
             self.link.send(pb.EdgeMessage(lease=lease))
         elif message.HasField("command"):
@@ -341,6 +344,35 @@ def test_a_role_allows_what_the_table_says(service: Service) -> None:
         other.submit_and_wait(command("bert"))
     with pytest.raises(NotPermitted, match="no role on instrument 'tem-1'"):
         other.heartbeat("tem-1")
+
+
+def test_a_bound_token_alone_does_nothing_but_watch(service: Service) -> None:
+    edge = service.edge()
+    attached(service)
+    whole = Credential.read(service.keys.token("operator"))
+    thief = service.client(whole.token)
+    assert thief.heartbeat("tem-1", timeout_s=WAIT_S).state.instrument == "tem-1"
+    for call in (
+        lambda: thief.request_lease("anna", 1000, instrument="tem-1"),
+        lambda: thief.fetch_raw("a", 0, 1, instrument="tem-1"),
+        lambda: thief.set_mode(pb.MODE_OBSERVE, "anna", instrument="tem-1"),
+        lambda: thief.approve("c", "anna", instrument="tem-1"),
+        lambda: thief.submit_and_wait(command()),
+    ):
+        with pytest.raises(NotPermitted, match="proof: 'anna' has not signed this"):
+            call()
+    owner = service.client()
+    assert owner.request_lease("anna", 1000, instrument="tem-1").refused == ""
+    assert edge.leases.get(timeout=WAIT_S).proof
+
+
+def test_a_request_signed_long_ago_is_refused(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    service.edge()
+    attached(service)
+    client = service.client()
+    monkeypatch.setattr("nextem.steering.access.time.time", lambda now=time.time: now() + 61)
+    with pytest.raises(NotPermitted, match=r"it was signed 6\d\.\d s ago"):
+        client.request_lease("anna", 1000, instrument="tem-1")
 
 
 def test_a_watch_ends_with_its_token(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:

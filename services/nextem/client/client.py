@@ -28,7 +28,6 @@ from nextem.wire.raw_objects import read as read_raw_object
 from nextem.wire.roles import OPERATOR
 from nextem.wire.tls import Party, open_channel
 
-INSTRUMENT_KEY = "nextem-instrument"
 RETURN_TTL_MS = 100
 
 FINAL_STATES = frozenset(
@@ -140,9 +139,9 @@ class SteeringClient:
         request = control_pb2.LeaseRequest(
             request_id=uuid7(), holder=holder, ttl_ms=ttl_ms, purpose=purpose, scopes=scopes
         )
-        metadata = ((INSTRUMENT_KEY, instrument),) if instrument else ()
+        request.instrument = instrument
         with typed_errors(self.address):
-            lease = self._stub.RequestLease(request, timeout=timeout_s, metadata=metadata)
+            lease = self._stub.RequestLease(self._shown(request), timeout=timeout_s)
         assert isinstance(lease, control_pb2.Lease)
         return lease
 
@@ -253,7 +252,7 @@ class SteeringClient:
             request_id=uuid7(), instrument=instrument, acquisition_id=acquisition_id, frames=frames
         )
         with typed_errors(self.address):
-            reply = self._stub.FetchRaw(request, timeout=timeout_s)
+            reply = self._stub.FetchRaw(self._shown(request), timeout=timeout_s)
         assert isinstance(reply, control_pb2.FetchRawReply)
         if reply.gone:
             gone = tuple((each.first, each.first + each.count) for each in reply.gone)

@@ -7,6 +7,7 @@ The token travels on inside the request, since the edge believes nobody but the 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from typing import Any, NoReturn
@@ -17,13 +18,11 @@ from google.protobuf.message import Message
 from nextem.v1 import control_pb2
 from nextem.wire.certificates import Revocations, edge_name
 from nextem.wire.key_folder import AUTHORITY, KeyFolder
+from nextem.wire.proof import Signed, why_unproven, why_untimely
 from nextem.wire.roles import COMMANDERS, EVERYBODY, OPERATORS, is_same, why_not, why_not_command
 from nextem.wire.tokens import Identity, KeySet, TokenRefused
 
 logger = logging.getLogger(__name__)
-
-INSTRUMENT_KEY = "nextem-instrument"
-"""Metadata that names the instrument, for requests that do not."""
 
 BEARER = "Bearer "
 
@@ -88,7 +87,6 @@ class Access:
         token = str(metadata.get("authorization", "")).removeprefix(BEARER)
         if "token" in request.DESCRIPTOR.fields_by_name:
             request.token = token  # type: ignore[attr-defined]
-        _fill(request, "instrument", str(metadata.get(INSTRUMENT_KEY, "")))
         stops = isinstance(request, control_pb2.Command) and request.HasField("stop")
         if self._key_set is None or stops:  # whoever got in may stop
             return None
@@ -101,6 +99,8 @@ class Access:
             _fill(request, name, identity.subject)
         if why := _why_not(method, request, identity, instrument):
             raise AccessDenied(grpc.StatusCode.PERMISSION_DENIED, f"role: {why}")
+        if why := _why_unsigned(request, identity):
+            raise AccessDenied(grpc.StatusCode.PERMISSION_DENIED, f"proof: {why}")
         if "issuer_role" in request.DESCRIPTOR.fields_by_name:
             request.issuer_role = identity.role(instrument)  # type: ignore[attr-defined]
         return identity
@@ -130,6 +130,17 @@ def _why_not(method: str, request: Any, identity: Identity, instrument: str) -> 
         if field in request.DESCRIPTOR.fields_by_name and not is_same(identity, getattr(request, field)):
             return f"the {field} {getattr(request, field)!r} is not {identity.subject!r}, whose token this is"
     return ""
+
+
+def _why_unsigned(request: Any, identity: Identity) -> str:
+    """Empty when what takes a proof has one, made lately; the edge also refuses what it had before."""
+    if not isinstance(request, Signed):
+        return ""
+    if why := why_unproven(identity, request):
+        return why
+    if isinstance(request, control_pb2.Command) or not request.proof:
+        return ""
+    return why_untimely(request, time.time())
 
 
 class AccessInterceptor(grpc.ServerInterceptor):

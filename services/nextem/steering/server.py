@@ -10,7 +10,7 @@ from typing import NoReturn, Protocol, TypeVar
 
 import grpc
 
-from nextem.steering.access import INSTRUMENT_KEY, Access, AccessInterceptor
+from nextem.steering.access import Access, AccessInterceptor
 from nextem.steering.errors import (
     AnswerTimeout,
     BadRequest,
@@ -147,11 +147,10 @@ class SteeringServicer(control_pb2_grpc.SteeringServicer):
     def RequestLease(
         self, request: control_pb2.LeaseRequest, context: grpc.ServicerContext
     ) -> control_pb2.Lease:
-        instrument = request.instrument or dict(context.invocation_metadata()).get(INSTRUMENT_KEY, "")
         left_s = context.time_remaining()
         timeout_s = LEASE_TIMEOUT_S if left_s is None else min(left_s, LEASE_TIMEOUT_S)
         try:
-            return self._hub.request_lease(request, str(instrument), timeout_s)
+            return self._hub.request_lease(request, request.instrument, timeout_s)
         except HubError as error:
             _fail(context, error)
 

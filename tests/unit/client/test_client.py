@@ -37,7 +37,7 @@ class Service(control_pb2_grpc.SteeringServicer):
         yield control_pb2.Outcome(command_id=command.command_id, state=DONE)
 
     def RequestLease(self, request, context):
-        self.metadata = dict(context.invocation_metadata())
+        self.asked = request
         epoch = 0 if request.ttl_ms <= 100 else 3
         return control_pb2.Lease(request_id=request.request_id, holder=request.holder, epoch=epoch)
 
@@ -127,9 +127,9 @@ def test_a_service_that_is_not_there() -> None:
 
 def test_leases(client: SteeringClient, service: Service) -> None:
     assert client.request_lease("me", 1000).epoch == 3
-    assert "nextem-instrument" not in service.metadata
+    assert service.asked.instrument == ""
     assert client.request_lease("me", 1000, instrument="scope").holder == "me"
-    assert service.metadata["nextem-instrument"] == "scope"
+    assert service.asked.instrument == "scope"
     client.release_lease("me")
 
 

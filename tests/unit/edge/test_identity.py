@@ -9,10 +9,12 @@ from typing import Any
 import jwt
 import pytest
 
-from nextem.edge.control.identity import RULE, Guard
+from nextem.edge.control.identity import REPLAY, RULE, Guard, IsFirst
+from nextem.edge.control.journal import JournalError
+from nextem.edge.control.limits import Refusal
 from nextem.v1 import control_pb2 as pb
 from nextem.wire import signing
-from nextem.wire.proof import Credential, signed_content
+from nextem.wire.proof import Credential, Request, copy_of, signed_content
 from nextem.wire.roles import ROLES
 from nextem.wire.tokens import KeySet, issue, key_set
 
@@ -23,7 +25,13 @@ PRIVATE, PUBLIC = signing.new_key()
 def guard(tmp_path: Path) -> Guard:
     path = tmp_path / "jwks.json"
     path.write_bytes(key_set({"one": PUBLIC}))
-    return Guard("tem", KeySet(path))
+    return Guard("tem", KeySet(path), first_only())
+
+
+def first_only() -> IsFirst:
+    """As the journal does, which has tests of its own."""
+    taken: set[bytes] = set()
+    return lambda digest, _: not (digest in taken or taken.add(digest))
 
 
 def token(
@@ -103,7 +111,7 @@ def test_a_role_is_the_token_s_and_not_the_message_s(guard: Guard, role: str) ->
 
 
 def test_without_a_key_set_nobody_is_asked() -> None:
-    guard = Guard("tem")
+    guard = Guard("tem", None, first_only())
     assert refused(guard, move(issuer="bert"), "") == ""
     assert guard.lease(pb.LeaseRequest(holder="anna")) is None
     assert guard.role(pb.SetModeRequest(issuer_role="operator")) == "operator"
@@ -168,6 +176,78 @@ def test_mode_and_verdict_are_signed_too(guard: Guard) -> None:
         assert guard.role(message) == "operator"
         message.reason = "another"
         assert guard.role(message) == ""
+
+
+REQUESTS = (
+    pb.LeaseRequest(request_id="r", holder="anna", ttl_ms=1000),
+    pb.FetchRawRequest(request_id="r", acquisition_id="a"),
+    pb.SetModeRequest(request_id="r", mode=pb.MODE_OBSERVE),
+    pb.ProposalVerdict(request_id="r", command_id="c", approved=True),
+)
+
+
+def judged(guard: Guard, request: Request) -> Refusal | None:
+    """What the agent does with a request."""
+    if isinstance(request, pb.LeaseRequest):
+        return guard.lease(request)
+    if isinstance(request, pb.FetchRawRequest):
+        return guard.fetch_raw(request)
+    return guard.replay(request) if guard.role(request) else Refusal(RULE, "has not signed this")
+
+
+@pytest.mark.parametrize("request_", REQUESTS, ids=lambda request: type(request).__name__)
+def test_a_request_is_taken_once_and_as_it_was_signed(guard: Guard, request_: Request) -> None:
+    signed = copy_of(request_)
+    Credential(BOUND, OWN_KEY).show(signed)
+    for change in ("request_id", "signed_unix_ms", "instrument"):
+        changed = copy_of(signed)
+        setattr(changed, change, 5 if change == "signed_unix_ms" else "other")
+        refusal = judged(guard, changed)
+        assert refusal is not None
+        assert (refusal.rule, "has not signed this" in refusal.detail) == (RULE, True)
+    unsigned = copy_of(signed)
+    unsigned.ClearField("proof")
+    assert judged(guard, unsigned) is not None
+    assert judged(guard, signed) is None
+    assert judged(guard, signed) == Refusal(REPLAY, "request 'r' was taken before")
+    again = copy_of(signed)
+    again.request_id = "s"
+    Credential(BOUND, OWN_KEY).show(again)
+    assert judged(guard, again) is None
+
+
+@pytest.mark.parametrize("request_", REQUESTS, ids=lambda request: type(request).__name__)
+def test_a_request_is_for_now_and_for_one_edge(tmp_path: Path, request_: Request) -> None:
+    path = tmp_path / "jwks.json"
+    path.write_bytes(key_set({"one": PUBLIC}))
+    everywhere = issue(PRIVATE, "one", "anna", {"*": "operator"}, hours=1, proof_key=OWN_PUBLIC)
+
+    def detail(late_s: float, instrument: str = "tem") -> str:
+        guard = Guard("tem", KeySet(path), first_only(), unix_s=lambda: time.time() + late_s)
+        signed = copy_of(request_)
+        signed.instrument = instrument
+        Credential(everywhere, OWN_KEY).show(signed)
+        refusal = judged(guard, signed)
+        assert refusal is None or refusal.rule == REPLAY
+        return "" if refusal is None else refusal.detail
+
+    assert detail(0) == detail(50) == detail(-20) == ""
+    assert "s ago; it was to be used within 60 s" in detail(65)
+    assert "s from now; clocks may differ by 30 s" in detail(-40)
+    assert detail(0, "tem-2") == "it was signed for instrument 'tem-2', this is 'tem'"
+    assert "for instrument ''" in detail(0, "")
+
+
+def test_a_journal_that_cannot_be_written_refuses_what_is_signed(tmp_path: Path) -> None:
+    path = tmp_path / "jwks.json"
+    path.write_bytes(key_set({"one": PUBLIC}))
+
+    def full(digest: bytes, signed_ms: int) -> bool:
+        raise JournalError("the disk is full")
+
+    request = copy_of(REQUESTS[0])
+    Credential(BOUND, OWN_KEY).show(request)
+    assert Guard("tem", KeySet(path), full).lease(request) == Refusal("journal", "the disk is full")
 
 
 def test_a_proof_is_for_one_kind_of_message() -> None:

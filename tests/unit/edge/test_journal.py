@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -108,13 +108,46 @@ def test_a_journal_of_version_1_is_taken_over(tmp_path: Path) -> None:
     old.start(outcome("a"), DIGEST, 7, 100.0)
     old.close()
     with contextlib.closing(sqlite3.connect(path)) as db:
-        db.executescript("ALTER TABLE commands DROP COLUMN exposure; PRAGMA user_version = 1;")
+        db.executescript(
+            "ALTER TABLE commands DROP COLUMN exposure; DROP TABLE requests; PRAGMA user_version = 1;"
+        )
     journal = Journal(path, "boot-2")
     entry = journal.lookup("a")
     assert entry is not None
     assert (entry.state, journal.dose_used_e, journal.exposures()) == (UNKNOWN, 100.0, [])
     journal.start(outcome("b"), DIGEST, 7, 1.0, exposure=b"here")
     journal.close()
+
+
+def test_a_journal_of_version_2_is_taken_over(tmp_path: Path) -> None:
+    path = tmp_path / "old.db"
+    Journal(path, "boot-1").close()
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.executescript("DROP TABLE requests; PRAGMA user_version = 2;")
+    journal = Journal(path, "boot-2")
+    assert journal.is_first(DIGEST, 1)
+    journal.close()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 250_000), st.booleans()), max_size=40))
+def test_no_signed_request_is_taken_twice(asked: list[tuple[int, int, bool]]) -> None:
+    """Whatever the order of their times, and over restarts; and what is new and not old is taken."""
+    taken: set[bytes] = set()
+    newest = 0
+    with tempfile.TemporaryDirectory() as folder:
+        journal = Journal(Path(folder) / "j.db", "boot")
+        for number, signed_ms, restart in asked:
+            digest = b"%d %d" % (number, signed_ms)  # the time is signed, so it is part of what is asked
+            if restart:
+                journal.close()
+                journal = Journal(Path(folder) / "j.db", "boot")
+            first = journal.is_first(digest, signed_ms)
+            assert first == (digest not in taken and signed_ms >= newest - 90_000)
+            if first:
+                taken.add(digest)
+                newest = max(newest, signed_ms)
+        journal.close()
 
 
 def test_the_epoch_passes_what_the_instrument_remembers(journal: Journal) -> None:
@@ -199,7 +232,7 @@ def test_a_journal_of_another_version_is_refused(tmp_path: Path) -> None:
     db = sqlite3.connect(path)
     db.execute("PRAGMA user_version = 9")
     db.close()
-    with pytest.raises(JournalError, match="schema version 9 is not 2"):
+    with pytest.raises(JournalError, match="schema version 9 is not 3"):
         Journal(path, "boot-1")
 
 

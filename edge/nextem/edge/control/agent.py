@@ -35,10 +35,12 @@ from nextem.edge.control.safe_state import LostHolders
 from nextem.edge.control.states import FAILED, REJECTED
 from nextem.edge.control.stopping import Stopper, reason_of
 from nextem.edge.control.worker import Periodic, Worker
-from nextem.edge.retention.fetch import FetchRaw, without_ring
+from nextem.edge.retention.fetch import FetchRaw, refusal, without_ring
 from nextem.v1.control_pb2 import (
     Command,
     EdgeMessage,
+    FetchRawReply,
+    FetchRawRequest,
     LeaseRequest,
     Mode,
     ModeChange,
@@ -122,7 +124,7 @@ class ControlAgent:
         self._leases = Leases(clock, self._journal.next_lease_epoch)
         self._audit = AuditTrail(log, audit_path(options.journal_path), options.instrument, clock)
         self._modes = Modes(self._journal)
-        self._guard = Guard(options.instrument, options.key_set)
+        self._guard = Guard(options.instrument, options.key_set, self._journal.is_first)
         parts = Parts(
             instrument=options.instrument,
             driver=driver,
@@ -148,6 +150,7 @@ class ControlAgent:
             self._audit,
             clock,
             role_of=role_of or self._guard.role,
+            replay=self._guard.replay,
             run=self._commands.put,
             send=lambda message: self._link.send(message),
         )
@@ -242,7 +245,7 @@ class ControlAgent:
         elif message.HasField("verdict"):
             self._desk.put(partial(self._people.decide, message.verdict))
         elif message.HasField("fetch_raw"):
-            self._fetch_raw(message.fetch_raw, lambda reply: self._link.send(EdgeMessage(raw=reply)))
+            self._desk.put(partial(self._fetch, message.fetch_raw))
 
     def _admit(self, command: Command, token: str) -> None:
         self._audit.command(command)
@@ -268,6 +271,15 @@ class ControlAgent:
             lease = LeaseMessage(request_id=request.request_id, refused=f"journal: {error}")
         self._audit.lease(request, lease)
         self._link.send(EdgeMessage(lease=lease))
+
+    def _fetch(self, request: FetchRawRequest) -> None:
+        if refused := self._guard.fetch_raw(request):
+            self._tell_raw(refusal(request, refused.rule, refused.detail))
+        else:
+            self._fetch_raw(request, self._tell_raw)
+
+    def _tell_raw(self, reply: FetchRawReply) -> None:
+        self._link.send(EdgeMessage(raw=reply))
 
     # ---- to the link ----------------------------------------------------------------------------
 

@@ -17,8 +17,10 @@ from nextem.edge.control.sqlite_file import SqliteFile
 from nextem.edge.control.states import FINAL, RECEIVED, STARTED, TRANSITIONS, UNKNOWN, VALIDATED
 from nextem.v1 import control_pb2 as pb
 from nextem.v1.control_pb2 import CommandState
+from nextem.wire.proof import REMEMBERED_S
 
-SCHEMA_VERSION = 2
+_REMEMBERED_MS = int(REMEMBERED_S * 1000)
+SCHEMA_VERSION = 3
 _SCHEMA = """
 CREATE TABLE commands (
     command_id TEXT PRIMARY KEY,
@@ -37,6 +39,7 @@ CREATE INDEX undelivered ON commands (delivered) WHERE delivered = 0;
 CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT;
 INSERT INTO counters VALUES ('command_epoch', 0), ('lease_epoch', 0);
 """
+_REQUESTS = "CREATE TABLE requests (digest BLOB PRIMARY KEY, signed_ms INTEGER NOT NULL) STRICT;"
 _FROM_1 = "ALTER TABLE commands ADD COLUMN exposure BLOB NOT NULL DEFAULT x'';"
 
 
@@ -70,7 +73,8 @@ class Journal:
         self._file = SqliteFile(path, JournalError, exclusive=True)
         try:
             # Scans of version 1 count for the budget, and are on no map.
-            self._file.upgrade({0: _SCHEMA, 1: _FROM_1}, SCHEMA_VERSION)
+            scripts = {0: _SCHEMA + _REQUESTS, 1: _FROM_1 + _REQUESTS, 2: _REQUESTS}
+            self._file.upgrade(scripts, SCHEMA_VERSION)
             with self._file.transaction() as cursor:
                 self._forget_started(cursor)
                 self._dose_e: float = cursor.execute("SELECT total(dose_e) FROM commands").fetchone()[0]
@@ -191,6 +195,24 @@ class Journal:
         )
         with self._file.transaction() as cursor:
             cursor.execute(query, (mode,))
+
+    def is_first(self, digest: bytes, signed_ms: int) -> bool:
+        """Whether a signed request was not taken before; it is from now on. ``signed_ms``: Unix time, ms.
+
+        Remembered are all that were signed less than ``REMEMBERED_S`` (:mod:`nextem.wire.proof`) before the
+        newest; what is older counts as taken, whatever any clock says. Not synced for itself: what a request
+        changes is, and this with it.
+        """
+        with self._file.transaction(sync=False) as cursor:
+            newest: int = cursor.execute("SELECT coalesce(max(signed_ms), 0) FROM requests").fetchone()[0]
+            if signed_ms < newest - _REMEMBERED_MS:
+                return False
+            added = cursor.execute(
+                "INSERT INTO requests VALUES (?, ?) ON CONFLICT DO NOTHING", (digest, signed_ms)
+            ).rowcount
+            oldest = max(newest, signed_ms) - _REMEMBERED_MS
+            cursor.execute("DELETE FROM requests WHERE signed_ms < ?", (oldest,))
+        return added == 1
 
     def undelivered(self, at_most: int = 1000) -> list[pb.Outcome]:
         """Newest outcomes that the steering service has not confirmed, oldest first."""

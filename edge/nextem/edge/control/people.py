@@ -12,6 +12,7 @@ from nextem.edge.control.limits import Refusal
 from nextem.edge.control.modes import APPROVE, MEANING, Modes, RoleOf, mode_name, refuse_role
 from nextem.v1 import control_pb2 as pb
 from nextem.wire.clock import Clock
+from nextem.wire.proof import Request
 
 logger = logging.getLogger(__name__)
 
@@ -29,12 +30,16 @@ class People:
         clock: Clock,
         *,
         role_of: RoleOf,
+        replay: Callable[[Request], Refusal | None],
         run: Callable[[Received], bool],
         send: Callable[[pb.EdgeMessage], object],
     ) -> None:
-        """``run`` queues a command again, False when too many wait; ``send`` is the link's."""
+        """``replay`` refuses what was asked before; asked once the role is known to be good.
+
+        ``run`` queues a command again, False when too many wait; ``send`` is the link's.
+        """
         self._modes, self._handler, self._audit, self._clock = modes, handler, audit, clock
-        self._role_of, self._run, self._send = role_of, run, send
+        self._role_of, self._replay, self._run, self._send = role_of, replay, run, send
 
     def console(self, mode: pb.Mode, reason: str) -> pb.ModeChange:
         """Somebody at this machine changes the mode; nobody asks for a role."""
@@ -46,7 +51,8 @@ class People:
         request = pb.SetModeRequest()
         request.CopyFrom(asked)
         request.issuer_role = self._role_of(asked)
-        self._changed(self._modes.change(request, refuse_role(request.issuer_role, "change the mode")))
+        refusal = refuse_role(request.issuer_role, "change the mode") or self._replay(asked)
+        self._changed(self._modes.change(request, refusal))
 
     def _changed(self, change: pb.ModeChange) -> pb.ModeChange:
         self._audit.mode(change)
@@ -66,7 +72,7 @@ class People:
         verdict.CopyFrom(asked)
         verdict.issuer_role = self._role_of(asked)
         verdict.ClearField("token")
-        refusal = refuse_role(verdict.issuer_role, "decide") or self._decide(verdict)
+        refusal = refuse_role(verdict.issuer_role, "decide") or self._replay(asked) or self._decide(verdict)
         reply = pb.VerdictReply(request_id=asked.request_id, verdict=verdict)
         if refusal is not None:
             logger.warning("no verdict on command %s: %s", asked.command_id, refusal.detail)
