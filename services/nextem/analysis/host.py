@@ -13,13 +13,14 @@ from concurrent.futures import Future
 
 from nextem.analysis.directory import Array, Directory
 from nextem.analysis.messages import Batch, Pending, Reply
+from nextem.analysis.plugin import AnalysisError
 from nextem.analysis.reducer import Finished, Reducer
 from nextem.analysis.tenant import Tenant
 from nextem.v1 import acquisition_pb2, product_pb2
 from nextem.wire.coverage import FrameSet
 from nextem.wire.ids import uuid7
 from nextem.wire.log import PRODUCTS, Log, RetryableLogError
-from nextem.wire.store import ProductStore
+from nextem.wire.store import ProductStore, StoreError
 
 logger = logging.getLogger(__name__)
 
@@ -163,7 +164,7 @@ class ReducerHost:
         """Stores and announces the products. A repeat after a death gives the same ones."""
         acquisition_id = tenant.reducer.acquisition_id
         with tenant.lock:
-            products = tenant.reducer.finish(finished)
+            products = tenant.reducer.finish(finished, self._earlier)
             products += tenant.reducer.of_the_edge(self._maps(acquisition_id), finished)
         for event in stored(self._store, products):
             self._publish(event)
@@ -176,6 +177,12 @@ class ReducerHost:
         self._directory.forget_maps(acquisition_id)
         text = "acquisition %s: %d products of %d frames"
         logger.info(text, acquisition_id, len(products), len(tenant.reducer.covered))
+
+    def _earlier(self, product_id: str) -> Array:
+        try:
+            return self._store.read(product_id)[1]
+        except StoreError as error:
+            raise AnalysisError(str(error)) from error
 
     def _maps(self, acquisition_id: str) -> dict[str, Array]:
         try:

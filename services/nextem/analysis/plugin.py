@@ -32,8 +32,9 @@ class AnalysisError(Exception):
 class Result:
     """One finished array.
 
-    ``kind``: "map" (scan_y, scan_x), "vector_map" (2, scan_y, scan_x) or "pattern" (y, x). ``name`` is unique
-    within the acquisition, such as "virtual/bright". ``notes``, JSON values, go into the provenance.
+    ``kind``: "map" (scan_y, scan_x), "vector_map" (2, scan_y, scan_x), "pattern" (y, x) or "values" (n,),
+    which stand by their names in ``notes["values"]``, for policies to go by. ``name`` is unique within the
+    acquisition, such as "virtual/bright". ``notes``, JSON values, go into the provenance.
     """
 
     name: str
@@ -43,12 +44,26 @@ class Result:
     notes: Mapping[str, object] = field(default_factory=dict)
 
 
+ReadProduct = Callable[[str], Array]
+"""The array of a product by its id. Raises :class:`AnalysisError` where there is none."""
+
+
+def no_products(product_id: str) -> Array:
+    """A :data:`ReadProduct` where there is no store."""
+    raise AnalysisError(f"there is no store to read product {product_id!r} from")
+
+
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What is known at the end: which frames the state holds, and the edge's own accounting."""
+    """What is known at the end: which frames the state holds, and the edge's own accounting.
+
+    ``earlier`` reads a product of an earlier acquisition from the store. It never changes, so what is made
+    of it does not either.
+    """
 
     covered: FrameSet
     finished: acquisition_pb2.AcquisitionFinished
+    earlier: ReadProduct = no_products
 
 
 class Analysis(Protocol):

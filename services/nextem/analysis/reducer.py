@@ -17,7 +17,16 @@ import numpy.typing as npt
 from google.protobuf import json_format, struct_pb2
 
 from nextem.analysis.messages import Item
-from nextem.analysis.plugin import LiveAnalysis, Partial, Result, State, Summary, needs_pixels
+from nextem.analysis.plugin import (
+    LiveAnalysis,
+    Partial,
+    ReadProduct,
+    Result,
+    State,
+    Summary,
+    needs_pixels,
+    no_products,
+)
 from nextem.analysis.registry import AnalysisSet
 from nextem.v1 import acquisition_pb2, product_pb2
 from nextem.wire.coverage import FrameSet
@@ -113,7 +122,9 @@ class Reducer:
 
     # ---- the end -------------------------------------------------------------------------------
 
-    def finish(self, finished: acquisition_pb2.AcquisitionFinished) -> list[Finished]:
+    def finish(
+        self, finished: acquisition_pb2.AcquisitionFinished, earlier: ReadProduct = no_products
+    ) -> list[Finished]:
         """The products of the frames covered, in the plan's order; the same frames give the same products.
 
         An analysis that was switched off gives one product of kind "failed" without an array's worth of
@@ -121,7 +132,7 @@ class Reducer:
         """
         results: list[tuple[str, Result]] = []
         for name, analysis in list(self.analyses.running.items()):
-            summary = Summary(self.covered_by(name), finished)
+            summary = Summary(self.covered_by(name), finished, earlier)
             try:
                 results += [(name, result) for result in analysis.finish(self.states[name], summary)]
             except Exception as error:  # noqa: BLE001  plug-ins may raise anything

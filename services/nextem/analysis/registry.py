@@ -16,7 +16,14 @@ from importlib.metadata import entry_points
 
 from google.protobuf import json_format
 
-from nextem.analysis import center_of_mass, mean_pattern, novelty, virtual_images
+from nextem.analysis import (
+    center_of_mass,
+    image_statistics,
+    mean_pattern,
+    novelty,
+    shift,
+    virtual_images,
+)
 from nextem.analysis.frame_run import FrameRun
 from nextem.analysis.plugin import Analysis, AnalysisError, Factory, Partial, needs_pixels
 from nextem.v1 import acquisition_pb2, plan_pb2
@@ -30,6 +37,8 @@ BUILT_IN: Mapping[str, Factory] = {
     center_of_mass.NAME: center_of_mass.CenterOfMass,
     mean_pattern.NAME: mean_pattern.MeanPattern,
     novelty.NAME: novelty.Novelty,
+    image_statistics.NAME: image_statistics.ImageStatistics,
+    shift.NAME: shift.Shift,
 }
 
 

@@ -181,7 +181,12 @@ def steer(
     set_up_logging(verbose)
     stop = stop_on_signals(with_parent)
     options = SteeringOptions(
-        log=log_address or str(place.log), host=host, port=port, policies=policies, keys=place.secured(tls)
+        log=log_address or str(place.log),
+        host=host,
+        port=port,
+        policies=policies,
+        keys=place.secured(tls),
+        progress=place.folder / "steering",
     )
     try:
         run_steering(options, stop, lambda bound: tell_ready(ready_file, {"port": bound}))

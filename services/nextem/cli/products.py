@@ -80,7 +80,7 @@ def show(store: ProductStore, product_id: str, out: Path) -> None:
             product, array = store.read(name)
         except ProductNotFound as error:
             raise click.ClickException(str(error)) from error
-        if product.kind == "failed":
+        if product.kind in ("failed", "values"):
             terminal.print(f"{name}: {failure(product)}", soft_wrap=True)
             continue
         note = str(product.provenance["title"]) if "title" in product.provenance else ""

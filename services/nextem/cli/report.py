@@ -201,7 +201,7 @@ def _scan_gallery(folder: Path, number: int, scan: Scan, store: ProductStore) ->
     figures = []
     for product_id in sorted(scan.products):
         product, array = store.read(product_id)
-        if product.kind == "failed":
+        if product.kind in ("failed", "values"):
             figures.append(f"<p>{html.escape(product.name)}: {html.escape(failure(product))}</p>")
             continue
         name = f"pictures/{number:02d}_{product.name.replace('/', '_')}.png"
