@@ -8,8 +8,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
 
+from bluesky.protocols import Reading
+from event_model import DataKey
 from ophyd_async.core import (
+    Callback,
     MovableLogic,
+    SignalBackend,
     SignalR,
     SignalRW,
     SoftSignalBackend,
@@ -22,19 +26,43 @@ from ophyd_async.core import (
 from nextem.client.bluesky.errors import Stopped
 from nextem.client.bluesky.session import Group, Session
 
-V = TypeVar("V", float, bool)
+V = TypeVar("V", bound=float)  # or bool, which is one
 
 _UNITS = {"nm": "nm", "kv": "kV", "mrad": "mrad", "pa": "pA"}
 _POLL_S = 0.5  # a heartbeat's period: nothing newer can be seen
 
 
-class _Backend(SoftSignalBackend[V]):
-    """A soft signal whose documents say where its value is from."""
+class _Backend(SignalBackend[V]):
+    """A number of the instrument. No soft signal itself, so that mock mode puts one in its place."""
 
-    address = ""
+    def __init__(self, kind: type[V], source: str, soft: SoftSignalBackend[V]) -> None:
+        self._source = source
+        self._soft: SoftSignalBackend[V] = soft
+        super().__init__(kind)
 
     def source(self, name: str, read: bool) -> str:
-        return self.address
+        return self._source
+
+    async def connect(self, timeout: float) -> None:
+        """The microscope has asked whether the instrument is there."""
+
+    async def put(self, value: V | None) -> None:
+        await self._soft.put(value)
+
+    async def get_datakey(self, source: str) -> DataKey:
+        return await self._soft.get_datakey(source)
+
+    async def get_reading(self) -> Reading[V]:
+        return await self._soft.get_reading()
+
+    async def get_value(self) -> V:
+        return await self._soft.get_value()
+
+    async def get_setpoint(self) -> V:
+        return await self._soft.get_setpoint()
+
+    def set_callback(self, callback: Callback[Reading[V]] | None) -> None:
+        self._soft.set_callback(callback)
 
 
 @dataclass
@@ -71,12 +99,12 @@ class Axis(StandardReadable, StandardMovable[V]):
             state = await asyncio.to_thread(session.state)
             return kind(getattr(getattr(state, group), field))
 
-        put_to: _Backend[V] = _Backend(kind, units=units, setter=put)
-        get_from: _Backend[V] = _Backend(kind, units=units, getter=get, poll_period=_POLL_S)
-        put_to.address = get_from.address = f"nextem://{session.instrument}/{group}.{field}"
-        self.setpoint: SignalRW[V] = SignalRW(put_to, timeout=None)
+        source = f"nextem://{session.instrument}/{group}.{field}"
+        put_to = SoftSignalBackend(kind, units=units, setter=put)
+        get_from = SoftSignalBackend(kind, units=units, getter=get, poll_period=_POLL_S)
+        self.setpoint: SignalRW[V] = SignalRW(_Backend(kind, source, put_to), timeout=None)
         with self.add_children_as_readables(StandardReadableFormat.HINTED_UNCACHED_SIGNAL):
-            self.readback: SignalR[V] = SignalR(get_from, timeout=None)
+            self.readback: SignalR[V] = SignalR(_Backend(kind, source, get_from), timeout=None)
         super().__init__()
 
     @cached_property
