@@ -130,6 +130,7 @@ def _start_agent(
     from nextem.edge.control.agent import ControlAgent, ControlOptions
     from nextem.edge.control.limits import default_limits
     from nextem.edge.control.link import Link
+    from nextem.wire.record_signature import RecordSigner
     from nextem.wire.tls import Party
     from nextem.wire.tokens import KeySet
 
@@ -150,6 +151,7 @@ def _start_agent(
             limits_key=options.limits_key_path,
             margin_s=3 * options.idle_timeout_s,
             mode=options.mode,
+            signer=None if party is None else RecordSigner(party),
             key_set=KeySet(keys.key_set) if keys is not None and keys.key_set.exists() else None,
         ),
         driver,

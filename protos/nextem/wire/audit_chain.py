@@ -4,7 +4,8 @@ A record is a ``SteeringEvent`` with ``chain``: which chain (one for the life of
 place in it, and the SHA-256 of the value of the record before, byte for byte as it lies in the log. The
 SHA-256 of its own value is the header :data:`SHA256_HEADER`, which is what shows a change of the last record.
 A record may lie in the log more than once, since an edge that died in between appends it again; what counts
-is that its copies are the same. Shown by ``tests/unit/wire/test_audit_chain.py``.
+is that its copies are the same. An edge that has a certificate signs each record
+(:mod:`nextem.wire.record_signature`). Shown by ``tests/unit/wire/test_audit_chain.py``.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from google.protobuf.message import DecodeError
 
 from nextem.v1.control_pb2 import ChainLink, SteeringEvent
 from nextem.wire.log import Position, Record
+from nextem.wire.record_signature import BadRecordSignature, signer_of
 
 SHA256_HEADER = "sha256"
 NO_RECORD = b""
@@ -46,14 +48,31 @@ class Break:
         return f"chain {self.chain_id or '(unknown)'}, record {self.sequence}, {place}: {self.what}"
 
 
+class Signed(NamedTuple):
+    """Records ``first`` to ``last`` are signed by the key of this certificate (DER); empty: by none."""
+
+    first: int
+    last: int
+    certificate: bytes
+
+
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """One chain as found whole: its instrument, newest record, and how many copies of records there were."""
+    """One chain as found whole: its instrument, newest record, and how many copies of records there were.
+
+    ``signed`` tells by whom, in order and without a gap; empty where signatures were not looked at.
+    """
 
     chain_id: str
     instrument: str
     head: Head
     copies: int
+    signed: tuple[Signed, ...] = ()
+
+    @property
+    def all_signed(self) -> bool:
+        """Whether every record was found to be signed."""
+        return bool(self.signed) and all(part.certificate for part in self.signed)
 
 
 class ChainBroken(Exception):
@@ -85,7 +104,9 @@ def sha256(value: bytes) -> bytes:
 class Verifier:
     """Takes the records of the audit topic in the order of each partition, from its beginning."""
 
-    def __init__(self) -> None:
+    def __init__(self, authority_pem: bytes | None = None) -> None:
+        """With an authority (PEM) signatures are checked; a chain that has some may not go on without."""
+        self._authority_pem = authority_pem
         self._chains: dict[str, Chain] = {}
         self._seen: dict[str, list[bytes]] = {}  # by chain: SHA-256 of each record, by sequence - 1
 
@@ -99,6 +120,10 @@ class Verifier:
         link = event.chain
         if what := self._fault(link, value, record.headers):
             raise ChainBroken(Break(record.position, link.chain_id, link.sequence, what))
+        try:
+            signed = self._signed(link, value, record.headers)
+        except BadRecordSignature as error:
+            raise ChainBroken(Break(record.position, link.chain_id, link.sequence, str(error))) from error
         seen = self._seen.setdefault(link.chain_id, [])
         known = self._chains.get(link.chain_id)
         copies = known.copies if known else 0
@@ -107,8 +132,24 @@ class Verifier:
         else:
             seen.append(sha256(value))
         head = Head(len(seen), seen[-1])
-        self._chains[link.chain_id] = Chain(link.chain_id, link.instrument, head, copies)
+        self._chains[link.chain_id] = Chain(link.chain_id, link.instrument, head, copies, signed)
         return None if is_copy else event
+
+    def _signed(self, link: ChainLink, value: bytes, headers: Mapping[str, bytes]) -> tuple[Signed, ...]:
+        """Who signed the chain up to this record. Raises :class:`BadRecordSignature`."""
+        if self._authority_pem is None:
+            return ()
+        known = self._chains.get(link.chain_id)
+        before = known.signed if known else ()
+        last = before[-1] if before else Signed(1, 0, b"")
+        certificate = signer_of(self._authority_pem, headers, value, link.instrument, link.unix_ns)
+        if link.sequence <= last.last:
+            return before  # a copy, which its edge may have signed with a newer key
+        if last.certificate and not certificate:
+            raise BadRecordSignature("is not signed, and those before it are")
+        if before and last.certificate == certificate:
+            return (*before[:-1], last._replace(last=link.sequence))
+        return (*before, Signed(link.sequence, link.sequence, certificate))
 
     def chains(self) -> tuple[Chain, ...]:
         """What was taken so far, one entry a chain, in the order of their first records."""

@@ -12,10 +12,12 @@ from typing import Any, TypeVar
 import click
 
 from nextem.cli.audit_log import chains_of, read_audit
+from nextem.cli.audit_signatures import signatures
 from nextem.cli.audit_story import NotRecorded, Stories
 from nextem.cli.home import Home
 from nextem.v1.control_pb2 import SteeringEvent
 from nextem.wire.audit_chain import Chain, ChainBroken, Verifier
+from nextem.wire.key_folder import AUTHORITY
 from nextem.wire.log import LogError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -51,12 +53,21 @@ def audit() -> None:
 @click.option(
     "--edge", type=click.Path(path_type=Path), help="Folder of the edge's journal.  [default: HOME]"
 )
+@click.option(
+    "--ca",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Certificate by which signatures are checked.  [default: HOME/keys/ca.crt, where it is]",
+)
+@click.option("--signed", is_flag=True, help="Fail unless every record is signed.")
 @_where
-def verify(edge: Path | None, log_address: str | None, home: Path | None) -> None:
+def verify(
+    edge: Path | None, ca: Path | None, signed: bool, log_address: str | None, home: Path | None
+) -> None:
     """Check that no record was changed, removed, swapped or put in; name the first that was.
 
     Each record carries the SHA-256 of the one before it. That the newest ones were not cut off is told by
-    what the edge keeps beside its journal, where that can be read from here.
+    what the edge keeps beside its journal, where that can be read from here. An edge with a certificate signs
+    each record; who checks that needs the authority's certificate and nothing secret.
 
     \b
     nextem audit verify
@@ -65,8 +76,10 @@ def verify(edge: Path | None, log_address: str | None, home: Path | None) -> Non
     from nextem.edge.control.audit_file import AuditFileError, audit_path, read_kept
 
     place = Home.at(home)
-    verifier = Verifier()
+    if ca is None and place.keys.certificate(AUTHORITY).exists():
+        ca = place.keys.certificate(AUTHORITY)
     try:
+        verifier = Verifier(ca and ca.read_bytes())
         kept = read_kept(audit_path((edge or place.folder) / "journal.db"))  # first: the log only grows
         for _ in read_audit(log_address or str(place.log), verifier):
             pass
@@ -74,10 +87,12 @@ def verify(edge: Path | None, log_address: str | None, home: Path | None) -> Non
             verifier.check_head(kept.chain_id, kept.head)
     except ChainBroken as error:
         raise click.ClickException(f"broken: {error}") from error
-    except (LogError, AuditFileError) as error:
+    except (LogError, AuditFileError, OSError) as error:
         raise click.ClickException(str(error)) from error
     for chain in verifier.chains():
         click.echo(f"chain {chain.chain_id} of {chain.instrument}: {chain.head.sequence} records, whole")
+        for line in signatures(chain, ca):
+            click.echo(f"  {line}")
         if chain.copies:
             click.echo(f"  {chain.copies} are there twice, as an edge that was killed leaves them")
         if kept is not None and kept.chain_id == chain.chain_id:
@@ -87,6 +102,8 @@ def verify(edge: Path | None, log_address: str | None, home: Path | None) -> Non
             click.echo("  whether its end was cut off only its edge can tell: --edge FOLDER")
     if not verifier.chains():
         click.echo("the record is empty")
+    if signed and not all(chain.all_signed for chain in verifier.chains()):
+        raise click.ClickException("not every record is known to be signed")
 
 
 @audit.command()

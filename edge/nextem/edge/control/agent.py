@@ -52,6 +52,7 @@ from nextem.v1.control_pb2 import Lease as LeaseMessage
 from nextem.wire.clock import Clock
 from nextem.wire.ids import uuid7
 from nextem.wire.log import Log
+from nextem.wire.record_signature import RecordSigner
 from nextem.wire.tokens import KeySet
 
 logger = logging.getLogger(__name__)
@@ -80,6 +81,7 @@ class ControlOptions:
     mode: Mode | None = None  # None: as the journal has it, automatic in a new one
     lost_after_s: float = 6.0
     link: LinkTimes = field(default_factory=LinkTimes)
+    signer: RecordSigner | None = None  # signs the records of the audit
     key_set: KeySet | None = None  # by which tokens are checked; None: nobody is asked who they are
 
 
@@ -122,7 +124,9 @@ class ControlAgent:
         self._options, self._clock, self._fetch_raw = options, clock, fetch_raw
         self._journal = Journal(options.journal_path, clock.boot_id)
         self._leases = Leases(clock, self._journal.next_lease_epoch)
-        self._audit = AuditTrail(log, audit_path(options.journal_path), options.instrument, clock)
+        self._audit = AuditTrail(
+            log, audit_path(options.journal_path), options.instrument, clock, options.signer
+        )
         self._modes = Modes(self._journal)
         self._guard = Guard(options.instrument, options.key_set, self._journal.is_first)
         parts = Parts(

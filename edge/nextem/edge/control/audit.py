@@ -28,6 +28,7 @@ from nextem.v1.control_pb2 import (
 from nextem.wire.audit_chain import SHA256_HEADER, sha256
 from nextem.wire.clock import Clock
 from nextem.wire.log import AUDIT, MAX_RECORD_BYTES, Log, LogError
+from nextem.wire.record_signature import RecordSigner
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ _AT_MOST = 10_000
 _AT_ONCE = 100
 _RETRY_S = 0.5
 _LAST_S = 5.0
-_LARGEST = MAX_RECORD_BYTES - 4096  # key, header and link come on top
+_LARGEST = MAX_RECORD_BYTES - 8192  # key, headers with a certificate, and link come on top
 
 
 class AuditTrail:
@@ -45,8 +46,11 @@ class AuditTrail:
     in ``missed`` and logged as an error; the journal still has every command.
     """
 
-    def __init__(self, log: Log, path: Path, instrument: str, clock: Clock) -> None:
-        """Nothing is opened before :meth:`start`."""
+    def __init__(
+        self, log: Log, path: Path, instrument: str, clock: Clock, signer: RecordSigner | None = None
+    ) -> None:
+        """Nothing is opened before :meth:`start`. ``signer`` signs what goes to the log."""
+        self._signer = signer
         self._log, self._path, self._instrument, self._clock = log, path, instrument, clock
         self._events: deque[tuple[bytes, SteeringEvent]] = deque()
         self._wake = threading.Condition()
@@ -141,6 +145,8 @@ class AuditTrail:
             try:
                 for record in waiting:
                     headers = {SHA256_HEADER: sha256(record.value)}
+                    if self._signer is not None:
+                        headers |= self._signer.headers(record.value)
                     self._log.append(AUDIT, record.value, key=record.key, headers=headers).result(_LAST_S)
                     done = record.sequence
             except (LogError, TimeoutError) as error:
