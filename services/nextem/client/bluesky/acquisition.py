@@ -156,14 +156,14 @@ class Acquisition(
 
     async def pause(self) -> None:
         """Stops the instrument if anything of this session is under way."""
-        await self._session.stop_soon("the run was paused")
+        await self._session.urgently(self._session.stop, "the run was paused")
 
     async def resume(self) -> None:
         """Nothing: the engine triggers again from its checkpoint."""
 
     async def stop(self, success: bool = True) -> None:
         """Stops the instrument if anything of this session is under way."""
-        await self._session.stop_soon("the run was stopped")
+        await self._session.urgently(self._session.stop, "the run was stopped")
 
     # ---- documents ------------------------------------------------------------------------------
 

@@ -108,4 +108,4 @@ class Microscope(Device):
     @AsyncStatus.wrap
     async def unstage(self) -> None:
         """Stops what is under way, and gives the lease back."""
-        await asyncio.to_thread(self._session.unstage)
+        await self._session.urgently(self._session.unstage)

@@ -76,7 +76,7 @@ class _Logic(MovableLogic[V]):
             await self.setpoint.set(new_position, timeout=timeout())
 
     async def stop(self) -> None:
-        await self.session.stop_soon("an axis was stopped")
+        await self.session.urgently(self.session.stop, "an axis was stopped")
 
 
 class Axis(StandardReadable, StandardMovable[V]):

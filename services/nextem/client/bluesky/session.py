@@ -110,7 +110,9 @@ class Session:
                 raise LeaseRefused(lease.refused)
             self._lease, self._lost, self._over = lease, "", threading.Event()
             self._targets.clear()
-            self._renewer = threading.Thread(target=self._renew, args=(lease, self._over), name="lease")
+            self._renewer = threading.Thread(
+                target=self._renew, args=(lease, self._over), name="lease", daemon=True
+            )
             self._renewer.start()
         self._users += 1
 
@@ -223,9 +225,9 @@ class Session:
             if self._flying:
                 raise CommandFailed("stop", "time_out", f"{', '.join(self._flying)} after {STOPS} stops")
 
-    async def stop_soon(self, reason: str) -> None:
-        """As :meth:`stop`, in a thread that waits for nothing else."""
-        await asyncio.wrap_future(self._urgent.submit(self.stop, reason))
+    async def urgently(self, call: Callable[..., None], *arguments: str) -> None:
+        """``call`` in a thread that no command waits in."""
+        await asyncio.wrap_future(self._urgent.submit(call, *arguments))
 
     def _end_of(self, command: pb.Command, started: Callable[[], None] | None) -> pb.Outcome:
         with self._client.submit(command) as outcomes:
