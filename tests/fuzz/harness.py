@@ -31,6 +31,9 @@ from nextem.wire.log import Appended, Consumer, Position
 MESSAGES = int(os.environ.get("NEXTEM_FUZZ_MESSAGES", "10000"))
 """Mutated messages that each fuzzer sends."""
 
+SEED = int(os.environ.get("NEXTEM_FUZZ_SEED", "0"))
+"""Another one gives other damage: for runs side by side."""
+
 WAIT_S = 30.0
 _NUMBERS = re.compile(rb"\d+")
 _NEW_NUMBERS = (b"0", b"1", b"9", b"255", b"65536", b"4294967295", b"9999999999", b"9" * 30)
@@ -40,7 +43,7 @@ class Mutator:
     """Damages messages, the same way for the same seed."""
 
     def __init__(self, seed: int) -> None:
-        self.random = random.Random(seed)
+        self.random = random.Random(seed + (SEED << 16))
         self.mutated = 0
         self._ways: Sequence[Callable[[bytearray], bytes]] = (
             self._flip, self._flip, self._cut, self._truncate, self._double, self._insert,

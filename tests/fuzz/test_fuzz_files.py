@@ -137,6 +137,8 @@ class Shelf:
         player = FilePlayer(recording, Playback(ring_bytes=1 << 20), sink, self.clock)
         player.run()
         self.received += player.counters()["frames_received"]
+        # Its thread was never started and still knows it: only a rare collection would close the file.
+        vars(player).clear()
 
 
 def damaged(mutator: Mutator) -> Iterator[tuple[str, bytes]]:
