@@ -44,7 +44,7 @@ from nextem.edge.reducing import Reducing
 from nextem.edge.reduction import PixelFormat, compile_reduction
 from nextem.edge.retention.raw_ring import RawRing
 from nextem.edge.rules.plan import check_edge
-from nextem.edge.rules.watch import Fire, Firing, nobody_acts
+from nextem.edge.rules.watch import Fire, Firing, nobody_acts, warm_up
 from nextem.edge.storing import Storing
 from nextem.edge.uplink import spool as spooling
 from nextem.edge.uplink.publisher import Publisher
@@ -146,7 +146,9 @@ class EdgePipeline:
         """Starts the threads; what a dead edge left in the spool is published first."""
         for itemsize in (1, 2, 4):
             # The first frames of an acquisition must not wait for a compiler.
-            compile_reduction(plan_pb2.Reduction(), (16, 16), PixelFormat(itemsize), 1)
+            form = PixelFormat(itemsize)
+            compile_reduction(plan_pb2.Reduction(), (16, 16), form, 1)
+            warm_up(form.native)
         self._publisher.start()
         if self.raw_ring is not None:
             self.raw_ring.start()

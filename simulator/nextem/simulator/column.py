@@ -25,12 +25,28 @@ class PressureBurst:
 
 
 @dataclass(frozen=True, slots=True)
+class Flare:
+    """From ``at_s`` on, for ``lasts_s``, the current is ``factor`` times as set; and every ``every_s``."""
+
+    at_s: float
+    lasts_s: float
+    factor: float
+    every_s: float = math.inf
+
+    def on(self, time_s: float) -> bool:
+        since_s = time_s - self.at_s
+        if since_s >= 0 and not math.isinf(self.every_s):
+            since_s = math.fmod(since_s, self.every_s)
+        return 0 <= since_s < self.lasts_s
+
+
+@dataclass(frozen=True, slots=True)
 class Column:
     """A column in time.
 
     Over ``trip_pa`` there is no beam. The gun is off in the intervals ``gun_off_s`` of (from, to). The
     current of a cold field emitter falls from what is set as exp(-t / ``current_decay_s``) after a flash,
-    every ``flash_every_s``.
+    every ``flash_every_s``. ``flares`` are bursts of emission, which saturate a detector.
     """
 
     base_pa: float = 1e-6
@@ -39,6 +55,7 @@ class Column:
     gun_off_s: tuple[tuple[float, float], ...] = ()
     current_decay_s: float = math.inf
     flash_every_s: float = math.inf
+    flares: tuple[Flare, ...] = ()
 
     def pressure_pa(self, time_s: float) -> float:
         """The pressure at the sample."""
@@ -62,4 +79,5 @@ class Column:
         if self.state(time_s) is not ColumnState.READY:
             return 0.0
         since_flash = time_s if math.isinf(self.flash_every_s) else math.fmod(time_s, self.flash_every_s)
-        return math.exp(-since_flash / self.current_decay_s)
+        flares = math.prod(flare.factor for flare in self.flares if flare.on(time_s))
+        return flares * math.exp(-since_flash / self.current_decay_s)

@@ -146,16 +146,21 @@ class Pacer:
     def __init__(self, rate_fps: float | None, now_ns: Callable[[], int] = time.monotonic_ns) -> None:
         self._rate_fps = rate_fps
         self._now_ns = now_ns
-        self._begun_ns = now_ns()
+        self._begun_ns = self._from_ns = now_ns()
+        self._slowed, self._after = 1.0, 0
 
     def wait(self, frames: int, stop: threading.Event) -> None:
         """Returns when ``frames`` frames may have been sent, or ``stop`` is set."""
         if self._rate_fps is None:
             return
-        due_ns = self._begun_ns + int(frames * 1e9 / self._rate_fps)
+        due_ns = self._from_ns + int((frames - self._after) * 1e9 / self._rate_fps * self._slowed)
         ahead_ns = due_ns - self._now_ns()
         if ahead_ns > 0:
             stop.wait(ahead_ns / 1e9)
+
+    def slow_down(self, slowed: float, frames: int) -> None:
+        """After ``frames`` frames, from now on: each takes ``slowed`` times as long as at first."""
+        self._slowed, self._after, self._from_ns = slowed, frames, self._now_ns()
 
     def elapsed_s(self) -> float:
         """Since the pacer was made."""

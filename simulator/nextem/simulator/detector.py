@@ -45,6 +45,7 @@ class BeamState:
 
     command_epoch: int
     beam_blanked: bool
+    slowed: float = 1.0  # how many times longer a frame takes than at the start of the acquisition
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +181,7 @@ class _Run:
         self._headers = FrameHeaders(exposure.mode, exposure.dwell_s)
         self._sent = 0
         self._gone = 0
+        self._slowed = 1.0
 
     def run(self, note: Callable[[Progress], None]) -> None:
         """Makes every frame, tells ``note`` after each batch, and logs how it went. Raises nothing."""
@@ -190,6 +192,7 @@ class _Run:
             self._wait_for_trigger()
             pacer = Pacer(self._rate_fps)
             while self._made < self.exposure.frames and not self._stop.is_set():
+                self._keep_pace(pacer)
                 self._batch(pacer, note)
         except Exception as failure:
             error = failure
@@ -227,9 +230,18 @@ class _Run:
         while trigger is not None and not self._stop.is_set() and not trigger.wait(0.05):
             continue
 
+    def _keep_pace(self, pacer: Pacer) -> None:
+        """Takes up a dwell that was changed."""
+        slowed = self.exposure.state().slowed
+        if slowed != self._slowed:
+            self._slowed = slowed
+            self._headers = FrameHeaders(self.exposure.mode, self.exposure.dwell_s * slowed)
+            pacer.slow_down(slowed, self._made)
+
     def _batch(self, pacer: Pacer, note: Callable[[Progress], None]) -> None:
         first = self._made
-        rows = self._rows[: self.exposure.frames - first]
+        batch = max(1, int(len(self._rows) / self._slowed))  # frames stay as young as they were
+        rows = self._rows[: min(batch, self.exposure.frames - first)]
         count = len(rows)
         # frames of a detector that nobody reads are exposed all the same, and gone
         heard = self._server.connected()
@@ -248,7 +260,7 @@ class _Run:
 
     def _make(self, rows: Bytes, first: int) -> None:
         state = self.exposure.state()
-        step_ns = 0 if self._rate_fps is None else int(1e9 / self._rate_fps)
+        step_ns = 0 if self._rate_fps is None else int(1e9 / self._rate_fps * self._slowed)
         stamp = Stamp(state.command_epoch, time.monotonic_ns(), time.time_ns(), step_ns)
         self._headers.write(rows, first + 1, stamp)
         if state.beam_blanked:

@@ -24,6 +24,7 @@ from nextem.simulator.settings import (
     ScanDefinition,
     StagePosition,
     check,
+    check_dwell,
     check_optics,
     check_scan,
     check_stage,
@@ -66,7 +67,10 @@ class Instrument:
         mode: FrameFormat,
         make_source: SourceFactory,
         world: World | None = None,
+        moves_while_scanning: bool = False,
     ) -> None:
+        """``moves_while_scanning``: the stage may move under a scan, as is wanted for a film of one place."""
+        self.moves_while_scanning = moves_while_scanning
         self._name = name
         self._detector = detector
         self._make_source = make_source
@@ -74,6 +78,7 @@ class Instrument:
         self._world = world
         self._changed = threading.Condition()
         self._mode = mode
+        self._dwell_s, self._slowed = 1e-3, 1.0  # of the newest acquisition
         self._trigger: threading.Event | None = None  # of the newest acquisition
         self._beam = BeamState(
             0, False
@@ -89,7 +94,10 @@ class Instrument:
         check_stage(to)
         with self._changed:
             self._check_epoch(command_epoch)
-            self._check_idle("the stage does not move")
+            if not self.moves_while_scanning:
+                self._check_idle("the stage does not move")
+            elif self._state.moving:
+                raise Refused("the stage does not move while it moves")
             if self._world is not None:
                 self._travel(self._world, command_epoch, to)
             self._state.stage = to
@@ -196,6 +204,15 @@ class Instrument:
             if trigger is not None and (armed is None or not armed.external):
                 trigger.set()
 
+    def set_dwell(self, scan_id: str, dwell_s: float) -> InstrumentView:
+        """From the next batch of the running scan on a frame takes ``dwell_s``; its dose stays as defined."""
+        check_dwell(dwell_s)
+        with self._changed:
+            if not self._state.scanning or self._state.scan_id != scan_id:
+                raise Refused(f"no dwell changes: scan {scan_id!r} does not run")
+            self._slowed = dwell_s / self._dwell_s
+            return self._applied(self._state.command_epoch)
+
     def stop(self, command_epoch: int, reason: str) -> InstrumentView:
         """Stops the scan after its current batch and forgets those defined. Never refused, also when idle."""
         with self._changed:
@@ -222,6 +239,7 @@ class Instrument:
         external: bool = False,
     ) -> None:
         source = Deferred(self._make_source(on_sample, self._mode))
+        self._dwell_s, self._slowed = on_sample.dwell_s, 1.0
         exposure = Exposure(
             mode=self._mode,
             frames=on_sample.frames,
@@ -311,7 +329,7 @@ class Instrument:
     def _applied(self, command_epoch: int, *, counts: bool = True) -> InstrumentView:
         self._state.command_epoch = max(command_epoch, self._state.command_epoch)
         self._state.version += counts
-        self._beam = BeamState(self._state.command_epoch, self._state.optics.beam_blanked)
+        self._beam = BeamState(self._state.command_epoch, self._state.optics.beam_blanked, self._slowed)
         return self._view()
 
     def _view(self) -> InstrumentView:

@@ -77,8 +77,20 @@ class MovieScene:
             if frame >= one.frame:
                 at = (one.y_px + self.margin_px, one.x_px + self.margin_px)
                 scene = scene * (1.0 - _particle(scene.shape, *at, one.radius_px))
+        return self._seen(scene, *self.drift_px[frame])
+
+    def moved(self, y_px: float, x_px: float) -> Image:
+        """Expected electrons (y, x) where the scene, without nucleations, is (y, x) from where it began.
+
+        Raises ValueError beyond the margin.
+        """
+        if max(abs(y_px), abs(x_px)) > self.margin_px - 1:
+            raise ValueError(f"the scene is {y_px:.1f}, {x_px:.1f} px off; {self.margin_px} px are there")
+        return self._seen(self._before, y_px, x_px)
+
+    def _seen(self, scene: Image, y_px: float, x_px: float) -> Image:
         # The scene moves by the drift, so the view looks at where it came from.
-        y, x = self.margin_px - self.drift_px[frame]
+        y, x = self.margin_px - y_px, self.margin_px - x_px
         return self.options.dose_e_px * _crop(scene, y, x, self.options.shape)
 
     def frame(self, frame: int, dtype: npt.DTypeLike = np.uint8) -> npt.NDArray[np.unsignedinteger]:

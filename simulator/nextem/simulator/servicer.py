@@ -25,7 +25,9 @@ _CAPABILITIES = (
     *(f"stage.{field.name}" for field in pb.Stage.DESCRIPTOR.fields),
     *(f"optics.{field.name}" for field in pb.Optics.DESCRIPTOR.fields),
     "scan",
+    "scan.dwell_s",
 )
+_MOVES = "stage.while_scanning"
 _COLUMN = {
     None: pb.COLUMN_STATE_UNSPECIFIED,
     ColumnState.READY: pb.COLUMN_STATE_READY,
@@ -46,7 +48,7 @@ class Servicer(InstrumentServicer):
         self._instrument = instrument
 
     def GetState(self, request: pb.GetStateRequest, context: grpc.ServicerContext) -> pb.InstrumentState:
-        return _answer(context, self._instrument.view)
+        return self._answer(context, self._instrument.view)
 
     def MoveStage(self, request: pb.MoveStageRequest, context: grpc.ServicerContext) -> pb.InstrumentState:
         def act() -> InstrumentView:
@@ -54,7 +56,7 @@ class Servicer(InstrumentServicer):
             to = StagePosition(request.to.y_nm, request.to.x_nm, request.to.z_nm)
             return self._instrument.move_stage(request.command_epoch, to)
 
-        return _answer(context, act)
+        return self._answer(context, act)
 
     def SetOptics(self, request: pb.SetOpticsRequest, context: grpc.ServicerContext) -> pb.InstrumentState:
         def act() -> InstrumentView:
@@ -72,7 +74,7 @@ class Servicer(InstrumentServicer):
             )
             return self._instrument.set_optics(request.command_epoch, to)
 
-        return _answer(context, act)
+        return self._answer(context, act)
 
     def DefineScan(self, request: pb.DefineScanRequest, context: grpc.ServicerContext) -> pb.InstrumentState:
         def act() -> InstrumentView:
@@ -87,13 +89,29 @@ class Servicer(InstrumentServicer):
             )
             return self._instrument.define_scan(request.command_epoch, scan)
 
-        return _answer(context, act)
+        return self._answer(context, act)
 
     def Start(self, request: pb.StartRequest, context: grpc.ServicerContext) -> pb.InstrumentState:
-        return _answer(context, lambda: self._instrument.start(request.command_epoch, request.scan_id))
+        return self._answer(context, lambda: self._instrument.start(request.command_epoch, request.scan_id))
+
+    def SetDwell(self, request: pb.SetDwellRequest, context: grpc.ServicerContext) -> pb.InstrumentState:
+        return self._answer(context, lambda: self._instrument.set_dwell(request.scan_id, request.dwell_s))
 
     def Stop(self, request: pb.StopRequest, context: grpc.ServicerContext) -> pb.InstrumentState:
-        return _answer(context, lambda: self._instrument.stop(request.command_epoch, request.reason))
+        return self._answer(context, lambda: self._instrument.stop(request.command_epoch, request.reason))
+
+    def _answer(self, context: grpc.ServicerContext, act: Callable[[], InstrumentView]) -> pb.InstrumentState:
+        try:
+            state = _state(act())
+        except OutOfRange as error:
+            context.abort(grpc.StatusCode.OUT_OF_RANGE, str(error))
+        except Interrupted as error:
+            context.abort(grpc.StatusCode.ABORTED, str(error))
+        except InstrumentError as error:
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+        if self._instrument.moves_while_scanning:
+            state.capabilities.append(_MOVES)
+        return state
 
 
 def serve(instrument: Instrument, host: str, port: int) -> tuple[grpc.Server, int]:
@@ -115,17 +133,6 @@ def serve(instrument: Instrument, host: str, port: int) -> tuple[grpc.Server, in
 def _require(present: bool, name: str) -> None:
     if not present:
         raise OutOfRange(f"{name} is not set")
-
-
-def _answer(context: grpc.ServicerContext, act: Callable[[], InstrumentView]) -> pb.InstrumentState:
-    try:
-        return _state(act())
-    except OutOfRange as error:
-        context.abort(grpc.StatusCode.OUT_OF_RANGE, str(error))
-    except Interrupted as error:
-        context.abort(grpc.StatusCode.ABORTED, str(error))
-    except InstrumentError as error:
-        context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
 
 
 def _state(view: InstrumentView) -> pb.InstrumentState:

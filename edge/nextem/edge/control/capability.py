@@ -10,9 +10,16 @@ from __future__ import annotations
 import math
 
 from nextem.edge.control.limits import Refusal
+from nextem.edge.rules.plan import Drift, Event, Rule
 from nextem.v1 import control_pb2 as pb
 
 SCAN = "scan"
+DWELL = "scan.dwell_s"
+"""The time per frame may be changed while a scan runs."""
+
+STAGE_WHILE_SCANNING = "stage.while_scanning"
+"""The stage may move while a scan runs. This one and :data:`DWELL` an instrument must tell."""
+
 RULE = "capability"
 
 _NO_BEAM = {
@@ -50,4 +57,21 @@ def check_capability(command: pb.Command, state: pb.InstrumentState) -> Refusal 
         beam = command.HasField("set_optics") and not command.set_optics.beam_blanked
     if beam and state.column in _NO_BEAM:
         return Refusal("column", f"no beam: {_NO_BEAM[state.column]}")
+    return None
+
+
+def check_rule(rule: Rule, state: pb.InstrumentState) -> Refusal | None:
+    """Refuses a rule of a plan that the instrument could not obey."""
+    known, told = set(state.capabilities), bool(state.capabilities)
+    match rule.what:
+        case Drift():
+            needed = {"stage.y_nm", "stage.x_nm", STAGE_WHILE_SCANNING}
+        case Event(slow_dwell_s=slow_dwell_s):
+            needed = {DWELL} if slow_dwell_s else set()
+        case _:
+            needed = {"optics.beam_blanked"} if told else set()
+    if missing := sorted(needed - known):
+        return Refusal(
+            RULE, f"{state.instrument} cannot do {', '.join(missing)}, as rule {rule.name!r} needs"
+        )
     return None

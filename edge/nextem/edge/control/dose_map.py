@@ -13,12 +13,14 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from nextem.edge.control.limits import DoseMapLimits, Refusal
+from nextem.edge.rules.plan import slowest
 from nextem.v1.control_pb2 import Stage
 from nextem.v1.plan_pb2 import Plan, Scan
 
 
 def on_sample(plan: Plan, stage: Stage) -> Plan:
-    """Only what the dose needs of ``plan``: its scan with the origin on the sample, stage + origin (nm)."""
+    """Only what the dose needs of ``plan``: its scan with the origin on the sample, stage + origin (nm), and
+    the electrons of a frame, at the slowest that its rules may make it."""
     scan = Scan(
         size_y=plan.scan.size_y,
         size_x=plan.scan.size_x,
@@ -26,7 +28,7 @@ def on_sample(plan: Plan, stage: Stage) -> Plan:
         origin_x_nm=stage.x_nm + plan.scan.origin_x_nm,
         step_nm=plan.scan.step_nm,
     )
-    return Plan(scan=scan, dose_e_per_frame=plan.dose_e_per_frame)
+    return Plan(scan=scan, dose_e_per_frame=slowest(plan).dose_e_per_frame)
 
 
 class DoseMap:

@@ -6,7 +6,7 @@ which must work from any thread while another call is in progress.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from nextem.v1.control_pb2 import InstrumentState, Optics, Stage
 from nextem.v1.plan_pb2 import Scan
@@ -34,6 +34,15 @@ class DriverUnreachable(DriverError):
     """No answer in time. It is not known whether the instrument acted."""
 
     rule = "driver_unreachable"
+
+
+@runtime_checkable
+class SlowsDown(Protocol):
+    """A driver whose instrument can change the time per frame of a scan while it runs."""
+
+    def set_dwell(self, scan_id: str, dwell_s: float) -> InstrumentState:
+        """From the next frame on. Refused where another scan runs, or none. Raises as :class:`Driver`."""
+        ...
 
 
 class Driver(Protocol):

@@ -90,6 +90,10 @@ class GrpcDriver:
         request = pb.StartRequest(command_epoch=command_epoch, scan_id=scan_id)
         return self._call("Start", self._stub.Start, request, self._deadlines.scan_s)
 
+    def set_dwell(self, scan_id: str, dwell_s: float) -> pb.InstrumentState:
+        request = pb.SetDwellRequest(scan_id=scan_id, dwell_s=dwell_s)
+        return self._call("SetDwell", self._stub.SetDwell, request, self._deadlines.scan_s)
+
     def stop(self, command_epoch: int, reason: str) -> pb.InstrumentState:
         request = pb.StopRequest(command_epoch=command_epoch, reason=reason)
         return self._call("Stop", self._stub.Stop, request, self._deadlines.stop_s)

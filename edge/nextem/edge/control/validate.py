@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from nextem.edge.control.capability import check_capability
+from nextem.edge.control.beam_guard import DARK_PURPOSE
+from nextem.edge.control.capability import STAGE_WHILE_SCANNING, check_capability, check_rule
 from nextem.edge.control.dose_map import DoseMap, on_sample
 from nextem.edge.control.lease import Lease, check_lease
 from nextem.edge.control.limits import (
@@ -21,13 +22,12 @@ from nextem.edge.control.limits import (
     check_forbidden,
     check_scan,
 )
+from nextem.edge.rules.plan import InvalidRule, read_rules, slowest
 from nextem.v1 import control_pb2 as pb
 from nextem.v1.control_pb2 import Command, InstrumentState
 
 MAX_ID_LENGTH = 128
 PLAN_SCHEMA_VERSION = 1
-DARK_PURPOSE = "dark"
-"""Purpose of a scan that is meant to be taken without the beam."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,8 @@ class Context:
 
     ``state`` is the instrument's state, or why it cannot be read. ``acquisitions`` wait or run now.
     ``recent_commands`` came in during the last minute, this one included. ``spent`` is what commands have
-    changed, by parameter; ``dose_map`` is None where nothing was exposed.
+    changed, by parameter; ``dose_map`` is None where nothing was exposed. ``own``: the command is a rule's of
+    this edge; ``guarded``: why it may not turn the beam on.
     """
 
     instrument: str
@@ -51,6 +52,8 @@ class Context:
     mode: pb.Mode = pb.MODE_AUTOMATIC
     spent: Mapping[str, Spent] = field(default_factory=dict)
     dose_map: DoseMap | None = None
+    own: bool = False
+    guarded: Refusal | None = None
 
 
 class Verdict(NamedTuple):
@@ -61,14 +64,14 @@ class Verdict(NamedTuple):
 
 
 def planned_dose_e(command: Command) -> float:
-    """Electrons of all frames of an acquire command together; 0 for anything else."""
-    plan = command.acquire
+    """Electrons of all frames of an acquire command together, at the slowest; 0 for anything else."""
+    plan = slowest(command.acquire)
     return plan.scan.size_y * plan.scan.size_x * plan.dose_e_per_frame
 
 
 def planned_s(command: Command) -> float:
-    """Seconds that a command would take, where the edge can tell: those of every frame of an acquire."""
-    scan = command.acquire.scan
+    """Seconds that a command would take, where the edge can tell: those of every frame, at the slowest."""
+    scan = slowest(command.acquire).scan
     return scan.size_y * scan.size_x * scan.dwell_s
 
 
@@ -156,6 +159,23 @@ def _capability(command: Command, context: Context) -> Refusal | None:
     return check_capability(command, context.state)
 
 
+def _edge_rules(command: Command, context: Context) -> Refusal | None:
+    """The plan's own rules: each can be kept, by this instrument too."""
+    assert isinstance(context.state, InstrumentState)
+    try:
+        rules = read_rules(command.acquire)
+    except InvalidRule as error:
+        return Refusal(f"rule:{error.name}", error.detail)
+    for rule in rules:
+        if refusal := check_rule(rule, context.state):
+            return refusal
+    return None
+
+
+def _beam_guard(command: Command, context: Context) -> Refusal | None:
+    return context.guarded
+
+
 def _limits(command: Command, context: Context) -> Refusal | None:
     assert isinstance(context.state, InstrumentState)
     if isinstance(context.limits, LimitsUnreadable):
@@ -172,7 +192,7 @@ def _limits(command: Command, context: Context) -> Refusal | None:
             optics, now = command.set_optics, context.state.optics
             return check_change("optics", context.limits.optics, optics, now, context.spent, context.now_ns)
         case _:
-            plan = command.acquire
+            plan = slowest(command.acquire)
             return check_scan(context.limits.scan, plan.scan, plan.dose_e_per_frame)
 
 
@@ -241,6 +261,8 @@ def _instrument_free(command: Command, context: Context) -> Refusal | None:
     assert isinstance(context.state, InstrumentState)
     if not command.HasField("move_stage"):
         return None  # an acquire waits its turn; focus is corrected while the scan runs
+    if context.own and STAGE_WHILE_SCANNING in context.state.capabilities:
+        return None  # it follows the sample of that very scan
     # Moving under a scan would spoil it, and under a waiting one would put its dose in another place.
     if context.state.scanning:
         return Refusal("instrument_busy", f"scan {context.state.scan_id!r} is running")
@@ -258,6 +280,8 @@ RULES: tuple[Callable[[Command, Context], Refusal | None], ...] = (
     _state_known,
     _expected_state,
     _capability,
+    _edge_rules,
+    _beam_guard,
     _limits,
     _forbidden,
     _duration,

@@ -23,6 +23,7 @@ from crc32c import crc32c
 from numpy.typing import NDArray
 
 from nextem.edge.detectors.base import FrameBatch, FrameRun, Slab
+from nextem.edge.retention.pins import Pins
 from nextem.edge.retention.raw_segments import MAX_PIECE_FRAMES, Piece, Segment
 from nextem.edge.retention.skipped import Ranges, Skipped
 from nextem.wire.coverage import FrameSet
@@ -113,7 +114,8 @@ class RawRing:
         self._current = max(self._segments, key=lambda segment: segment.number)
         if not self._current.number:
             self._current.begin(1)
-        self._lock = Lock()  # over the segments' lists of pieces
+        self._lock = Lock()  # over the segments' lists of pieces, and the pins
+        self._pins = Pins()
         self._news = Condition()
         self._waiting: deque[tuple[str, FrameBatch]] = deque()
         self._held: dict[int, int] = {}  # slabs, by identity: batches that wait in each
@@ -144,6 +146,14 @@ class RawRing:
             self._waiting.append((acquisition_id, shared))
             self._news.notify()
         return shared
+
+    def pin(self, acquisition_id: str, first_frame: int, stop_frame: int) -> None:
+        """Keeps these frames from being written over and from ageing, also those that are still to come.
+
+        Until this ring is closed, or pins hold half of its segments: then the oldest pin gives way.
+        """
+        with self._lock:
+            self._pins.add(acquisition_id, first_frame, stop_frame)
 
     def read(self, acquisition_id: str, first_frame: int, count: int) -> RawFrames:
         """The very bytes. Raises :class:`RawGone`, which says what is missing; ValueError for no frame."""
@@ -206,7 +216,7 @@ class RawRing:
                 if piece.acquisition_id == acquisition_id
                 and piece.first_frame < stop
                 and piece.stop_frame > first
-                and piece.written_unix_ns >= oldest_ns
+                and (piece.written_unix_ns >= oldest_ns or self._pins.holds(piece))
             ]
         found, covered, next_frame = [], FrameSet(), first
         for start, segment, piece in sorted(held, key=lambda each: each[0]):
@@ -273,15 +283,16 @@ class RawRing:
                 self._counts["bytes_kept"] += piece.length
 
     def _next_segment(self) -> None:
-        """The oldest segment is used again; those that are too old are forgotten."""
+        """The oldest segment that is not pinned is used again; those that are too old are forgotten."""
         with self._lock:
             number = self._current.number + 1
+            free = self._pins.free(self._segments)
             if self._max_age_ns is not None:
                 oldest_ns = time.time_ns() - self._max_age_ns
-                for segment in self._segments:
+                for segment in free:
                     if segment.pieces and segment.pieces[-1].written_unix_ns < oldest_ns:
                         segment.forget()
-            self._current = min(self._segments, key=lambda segment: segment.number)
+            self._current = min(free, key=lambda segment: segment.number)
             self._current.begin(number)
 
 

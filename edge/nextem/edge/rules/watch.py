@@ -45,6 +45,13 @@ def nobody_acts(firing: Firing) -> None:
     log.error("rule %r fired and nobody acts (acquisition %s)", firing.rule.name, firing.acquisition_id)
 
 
+def warm_up(dtype: np.dtype[np.unsignedinteger]) -> None:
+    """Compiles what the first frames of an acquisition with rules would else wait for."""
+    pixels = Pixels(frames=np.ones((1, 1, 1), dtype))
+    pixels.at_least(1)
+    Pixels(streams=pixels.streams).at_least(1)
+
+
 class RuleWatch:
     """The rules of one acquisition. One thread at a time, frames in order."""
 
@@ -59,13 +66,6 @@ class RuleWatch:
             if isinstance(rule.what, Saturation) and rule.what.pixel_value > np.iinfo(dtype).max:
                 top = np.iinfo(dtype).max
                 raise InvalidRule(rule.name, f"pixel_value {rule.what.pixel_value} > {top}, the detector's")
-        self._warm_up(dtype)
-
-    def _warm_up(self, dtype: np.dtype[np.unsignedinteger]) -> None:
-        """Compiles what the first frames would else wait for."""
-        pixels = Pixels(frames=np.ones((1, 1, 1), dtype))
-        self.columns(pixels)
-        self.columns(Pixels(streams=pixels.streams))
 
     def columns(self, pixels: Pixels) -> dict[str, npt.NDArray[Any]]:
         """What the rules need that the reduction does not give. Any thread."""

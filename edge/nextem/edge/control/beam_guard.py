@@ -1,0 +1,64 @@
+"""A beam that a rule of the edge has blanked stays so until somebody who knows of it turns it on.
+
+A client that keeps the optics as it last saw them would else undo the rule with its next change of focus.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nextem.edge.control.limits import Refusal
+from nextem.v1.control_pb2 import Command
+from nextem.v1.plan_pb2 import Plan
+
+RULE = "beam_guard"
+DARK_PURPOSE = "dark"
+"""Purpose of a scan that is meant to be taken without the beam."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Blanked:
+    by: str
+    command_id: str
+    at_ns: int
+
+
+class BeamGuard:
+    """Written under the driver's lock, read by any thread. It is not kept over a restart: the blanker is."""
+
+    def __init__(self) -> None:
+        self._blanked: _Blanked | None = None
+
+    def blanked(self, by: str, command_id: str, at_ns: int) -> None:
+        """``by`` ("rule:bright") has blanked the beam by this command, at ``at_ns`` of the edge's clock."""
+        self._blanked = _Blanked(by, command_id, at_ns)
+
+    def turned_on(self) -> None:
+        """The beam is on again: nothing is guarded."""
+        self._blanked = None
+
+    def refuse(self, command: Command, received_ns: int, undone_id: str = "") -> Refusal | None:
+        """Whether ``command`` would turn the beam on without knowing of the rule.
+
+        Whoever knows names the state seen since then (``expected_state_version``), or undoes the very command
+        of the rule (``undone_id``).
+        """
+        last = self._blanked
+        if last is None or not command.HasField("set_optics") or command.set_optics.beam_blanked:
+            return None
+        if received_ns <= last.at_ns:
+            return Refusal(RULE, f"{last.by} blanked the beam after this command had come")
+        if command.expected_state_version or undone_id == last.command_id:
+            return None
+        return Refusal(
+            RULE,
+            f"{last.by} blanked the beam (command {last.command_id}): expected_state_version is 0, and who"
+            " turns it on again names the state that they saw",
+        )
+
+    def refuse_start(self, plan: Plan) -> Refusal | None:
+        """Whether a scan that was accepted before would now run in the dark."""
+        last = self._blanked
+        if last is None or plan.scan.purpose == DARK_PURPOSE:
+            return None
+        return Refusal(RULE, f"{last.by} blanked the beam while this scan waited")
