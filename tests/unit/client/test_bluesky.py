@@ -346,7 +346,7 @@ def test_an_acquisition_without_a_result_is_not_read(engine: RunEngine, tem: Mic
     survey = tem.add_acquisition("survey", plan_pb2.Plan(title="x"))
     assert (survey.name, survey.parent) == ("tem-survey", tem)
     with pytest.raises(NoResult, match="tem-survey"):
-        engine(bps.rd(survey))
+        engine(bps.read(survey))
     with pytest.raises(FailedStatus):
         engine(bps.complete(survey, wait=True))
 

@@ -89,6 +89,7 @@ class Acquisition(
         self._result: _Result | None = None
         self._documents: deque[Asset] = deque()
         self._flight: asyncio.Task[None] | None = None
+        self._turn = 0
         super().__init__()
 
     # ---- trigger, fly ---------------------------------------------------------------------------
@@ -117,7 +118,8 @@ class Acquisition(
         await self._flight
 
     async def _acquire(self, started: asyncio.Event) -> None:
-        self._result = None
+        self._turn += 1
+        self._result, turn = None, self._turn
         self._documents.clear()
         loop = asyncio.get_running_loop()
 
@@ -129,7 +131,8 @@ class Acquisition(
         except Stopped:  # a pause: the engine triggers again when it goes on
             return
         products = {} if self._wanted is None else await self._come(self._wanted, outcome.acquisition_id)
-        self._result = _Result(outcome, products, self._point_at(products), time.time())
+        if turn == self._turn:  # not one that was given up while it waited for its products
+            self._result = _Result(outcome, products, self._point_at(products), time.time())
 
     async def _come(self, wanted: ProductPlace, acquisition_id: str) -> dict[str, Product]:
         """The products, by data key, once all of them are in the store."""
@@ -187,8 +190,8 @@ class Acquisition(
         return self._result
 
     async def describe(self) -> dict[str, DataKey]:
-        """Raises :class:`NoResult` before the first trigger: what shape a product has is known by then."""
-        result = self._the_result()
+        """Raises :class:`NoResult` before the first trigger where there are products of unknown shape."""
+        products = {} if self._wanted is None else self._the_result().products
         source = f"nextem://{self._session.instrument}/acquire"
         keys: dict[str, DataKey] = {
             self._key("acquisition_id"): DataKey(source=source, dtype="string", shape=[]),
@@ -196,7 +199,7 @@ class Acquisition(
             self._key("frames_lost"): DataKey(source=source, dtype="integer", shape=[]),
             self._key("dose_e"): DataKey(source=source, dtype="number", shape=[], units="e"),
         }
-        for key, product in result.products.items():
+        for key, product in products.items():
             keys[key] = DataKey(
                 source=f"nextem://{self._session.instrument}/{product.name}",
                 dtype="array",
