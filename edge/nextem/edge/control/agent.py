@@ -24,7 +24,7 @@ from nextem.edge.control.identity import Guard
 from nextem.edge.control.journal import Journal, JournalError
 from nextem.edge.control.lease import Leases
 from nextem.edge.control.limits import Limits, Refusal
-from nextem.edge.control.limits_file import limits_in_force
+from nextem.edge.control.limits_file import LimitsWatch
 from nextem.edge.control.link import Link, LinkCalls, LinkTimes
 from nextem.edge.control.modes import Modes, RoleOf
 from nextem.edge.control.outcomes import with_state
@@ -129,6 +129,7 @@ class ControlAgent:
         )
         self._modes = Modes(self._journal)
         self._guard = Guard(options.instrument, options.key_set, self._journal.is_first)
+        limits = LimitsWatch(options.limits, options.limits_key)
         parts = Parts(
             instrument=options.instrument,
             driver=driver,
@@ -136,7 +137,8 @@ class ControlAgent:
             guard=self._guard,
             journal=self._journal,
             leases=self._leases,
-            limits=limits_in_force(options.limits, options.limits_key),
+            limits=limits.at_start,
+            limits_gone=limits.gone,
             modes=self._modes,
             clock=clock,
             emit=self._emit,

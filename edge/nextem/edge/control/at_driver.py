@@ -50,6 +50,8 @@ class Parts:
     modes: Modes
     clock: Clock
     emit: Callable[[Outcome], None]
+    limits_gone: Callable[[], LimitsUnreadable | None]
+    """Why the limits read at the start hold no more."""
 
 
 class AtDriver:
@@ -63,7 +65,9 @@ class AtDriver:
             acquisitions,
             driver_lock=parts.driver_lock,
             command_epoch=lambda: parts.journal.command_epoch,
-            may_start=lambda job: parts.leases.may_start(job.lease_id, job.lease_epoch, SCAN),
+            may_start=lambda job: (
+                parts.leases.may_start(job.lease_id, job.lease_epoch, SCAN) or _limits_gone(parts)
+            ),
             ended=self._ended,
             margin_s=margin_s,
         )
@@ -152,6 +156,11 @@ class AtDriver:
             final.accounting.CopyFrom(ended.accounting)
             final.accounting.ClearField("summed_pattern")  # as large as a frame, and in the log already
         self._finish(final, release_dose=not ended.ran)
+
+
+def _limits_gone(parts: Parts) -> Refusal | None:
+    gone = parts.limits_gone()
+    return None if gone is None else Refusal("limits_unreadable", str(gone))
 
 
 def scope_of(command: Command) -> LeaseScope:

@@ -156,7 +156,7 @@ class CommandHandler:
             now_ns=now_ns,
             lease=parts.leases.newest(scope_of(received.command)),
             state=state,
-            limits=parts.limits,
+            limits=parts.limits_gone() or parts.limits,
             dose_used_e=parts.journal.dose_used_e,
             acquisitions=self.runner.pending,
             recent_commands=self._usage.recent(now_ns) + received.command.validate_only,

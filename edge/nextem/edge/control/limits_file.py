@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import threading
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -20,6 +21,7 @@ from nextem.edge.control.limits import (
     Limits,
     LimitsUnreadable,
 )
+from nextem.wire.files import FileStamp
 from nextem.wire.signing import SigningError, verify
 
 logger = logging.getLogger(__name__)
@@ -38,6 +40,47 @@ def limits_in_force(limits: Limits | Path, key: Path | None) -> Limits | LimitsU
     except LimitsUnreadable as error:
         logger.error("every command but stop will be refused: %s", error)
         return error
+
+
+class LimitsWatch:
+    """The limits as read at the start, in force for as long as the files say the same. Thread-safe.
+
+    Other limits, however good, take a start of the edge: whoever changes them is there to see it.
+    """
+
+    def __init__(self, limits: Limits | Path, key: Path | None) -> None:
+        """``key``: by which a limits file must be signed. What cannot be read is no error here."""
+        self._path, self._key = (limits if isinstance(limits, Path) else None), key
+        self._lock = threading.Lock()
+        self._stamps = self._look()
+        self._gone: LimitsUnreadable | None = None
+        self.at_start = limits_in_force(limits, key)
+
+    def gone(self) -> LimitsUnreadable | None:
+        """Why they hold no more. Looks at the files each time, and reads them when they were touched."""
+        if isinstance(self.at_start, LimitsUnreadable):
+            return self.at_start
+        with self._lock:
+            if self._path is not None and (stamps := self._look()) != self._stamps:
+                self._stamps = stamps
+                self._gone = self._compare(self._path, self.at_start)
+            return self._gone
+
+    def _compare(self, path: Path, before: Limits) -> LimitsUnreadable | None:
+        now = limits_in_force(path, self._key)
+        if isinstance(now, LimitsUnreadable):
+            return now
+        if now == before:
+            return None
+        gone = LimitsUnreadable(f"{path}: has changed since this edge started; a restart takes it up")
+        logger.error("every command but stop will be refused: %s", gone)
+        return gone
+
+    def _look(self) -> tuple[FileStamp, ...]:
+        if self._path is None:
+            return ()
+        files = (self._path, self._path.with_name(self._path.name + SIGNATURE_SUFFIX), self._key)
+        return tuple(FileStamp.of(file) for file in files if file is not None)
 
 
 def load_limits(path: Path, key: Path | None = None) -> Limits:
