@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from agent_kit import DOSE_E, PLAN, MakeRig, Rig
 
 from nextem.edge.control.driver import DriverRefused
@@ -75,6 +77,21 @@ def signed(folder: Path) -> tuple[Path, Path]:
     return path, key
 
 
+def _flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[content.index(b"600")] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGE = [
+    pytest.param(lambda path: path.write_bytes(path.read_bytes()[:-40]), id="truncated"),
+    pytest.param(_flip, id="bit-flipped"),
+    pytest.param(lambda path: path.with_name("limits.json.sig").unlink(), id="unsigned"),
+    pytest.param(lambda path: path.unlink(), id="removed"),
+    pytest.param(lambda path: path.write_bytes(b""), id="empty"),
+]
+
+
 def test_signed_limits_are_in_force(make_rig: MakeRig, tmp_path: Path) -> None:
     path, key = signed(tmp_path)
     rig = make_rig(limits=path, limits_key=key)
@@ -102,3 +119,37 @@ def test_unsigned_limits_mean_no_writes(make_rig: MakeRig, tmp_path: Path) -> No
 
 def test_limits_that_cannot_be_signed_mean_no_writes(make_rig: MakeRig, tmp_path: Path) -> None:
     refuses_everything_but_stop(make_rig(limits_key=signed(tmp_path)[1]))
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_limits_that_are_damaged_while_in_force_mean_no_writes(
+    make_rig: MakeRig, tmp_path: Path, damage: Callable[[Path], object]
+) -> None:
+    """What waits in the queue does not start either; what the file said is in force again once it says so."""
+    path, key = signed(tmp_path)
+    good, signature = path.read_bytes(), path.with_name("limits.json.sig").read_bytes()
+    rig = make_rig(limits=path, limits_key=key)
+    running, waiting = rig.command(acquire=PLAN), rig.command(acquire=PLAN)
+    rig.send(running)
+    rig.send(waiting)
+    first = rig.acquisitions.next()
+    damage(path)
+    refused = rig.until(rig.send(rig.command(move_stage=Stage())))
+    assert (refused.state, refused.rule) == (COMMAND_STATE_REJECTED, "limits_unreadable")
+    assert "limits.json" in refused.detail
+    first.end()  # it was checked, and is at the instrument
+    assert rig.until(running.command_id).state == COMMAND_STATE_DONE
+    assert rig.until(waiting.command_id).rule == "limits_unreadable"
+    assert rig.until(rig.send(rig.command(stop=Stop()))).state == COMMAND_STATE_DONE
+    path.write_bytes(good)
+    path.with_name("limits.json.sig").write_bytes(signature)
+    assert rig.until(rig.send(rig.command(move_stage=Stage()))).state == COMMAND_STATE_DONE
+
+
+def test_other_limits_take_a_start_of_the_edge(make_rig: MakeRig, tmp_path: Path) -> None:
+    path = tmp_path / "limits.json"
+    path.write_text(default_limits().to_json())
+    rig = make_rig(limits=path)
+    path.write_text(replace(default_limits(), commands_per_minute=1000).to_json())
+    refused = rig.until(rig.send(rig.command(move_stage=Stage())))
+    assert (refused.rule, "restart" in refused.detail) == ("limits_unreadable", True)
