@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import queue
 from collections import deque
 from pathlib import Path
 from random import Random
 from typing import Any
 
+from control_letters import SECOND_NS, Clock, Letters
+from control_operator import Operator
 from control_world import LIMITS, Column, Crash, Held, Ledger, Told, Violation
 
 from nextem.edge.control.agent import ControlAgent, ControlOptions
 from nextem.edge.control.driver import DriverError
-from nextem.edge.control.lease import ALL_SCOPES
 from nextem.edge.control.link import LinkCalls, LinkTimes
 from nextem.edge.control.states import FINAL
 from nextem.v1 import control_pb2 as pb
@@ -22,21 +22,12 @@ from nextem.v1.acquisition_pb2 import (
     FINISH_REASON_STOPPED,
     AcquisitionFinished,
 )
-from nextem.v1.plan_pb2 import Plan, Scan
+from nextem.v1.plan_pb2 import Plan
 from nextem.wire.ids import uuid7
 
 STEPS = 40
-SECOND_NS = 1_000_000_000
 ANSWERED = {*FINAL, pb.COMMAND_STATE_VALIDATED, pb.COMMAND_STATE_PROPOSED}
-JOURNAL_DOORS = ("start", "amend", "reject", "record_stop", "finish", "lookup")
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.time_ns, self.boot_id = 10 * SECOND_NS, ""
-
-    def now_ns(self) -> int:
-        return self.time_ns
+JOURNAL_DOORS = ("start", "amend", "reject", "record_stop", "finish", "lookup", "record_local_scopes")
 
 
 class Acquisition:
@@ -67,6 +58,8 @@ class World:
         self.network: list[pb.SteeringMessage] = []
         self.history: list[pb.SteeringMessage] = []
         self.given: list[pb.Lease] = []  # over all boots
+        self.letters = Letters(self.random, self.clock, self.column, self.ledger, self.given)
+        self.operator = Operator(self)
         self.boots = self.crashes = self.number = 0
         self.fuse, self.surprise = -1, ""
         self.boot()
@@ -90,6 +83,7 @@ class World:
         self.agent = ControlAgent(options, self.column, self, self.clock, None, make_link=self._link)  # type: ignore[arg-type]
         for name in JOURNAL_DOORS:
             setattr(self.agent._journal, name, self._door(name, getattr(self.agent._journal, name)))
+        self.operator.after_boot()
         for command_id in self.ledger.executed:
             entry = self.agent._journal.lookup(command_id)
             if entry is None or entry.state not in FINAL:
@@ -124,8 +118,8 @@ class World:
                 self.clock.time_ns += self.random.choice((SECOND_NS, 10 * SECOND_NS, 100 * SECOND_NS))
             case "stop" if where != "stop":
                 self.stop(safe_state=False)
-            case "preempt":
-                self.preempt()
+            case "preempt" if not (self.operator.busy or self.agent._lease_desk._lock.locked()):
+                self.operator.preempt()
             case "fail" if where in ("get_state", "move_stage", "set_optics", "define_scan", "start"):
                 raise DriverError("the column failed")
 
@@ -182,69 +176,18 @@ class World:
     # ---- what people and networks do ----------------------------------------------------------------
 
     def new_command(self) -> None:
-        r = self.random
-        command = pb.Command(
-            command_id=uuid7(),
-            instrument="tem" if r.random() < 0.99 else "other",
-            edge_boot_id=self.clock.boot_id if r.random() < 0.99 else "boot-0",
-            not_after_ns=self.clock.time_ns
-            + (r.choice((-1, 0, 10**8)) if r.random() < 0.1 else r.choice((5, 300, 300)) * SECOND_NS),
-            validate_only=r.random() < 0.05,
-        )
-        self._act_of(command)
-        scope = {"move_stage": 1, "set_optics": 2, "acquire": 3}[command.WhichOneof("action") or ""]
-        held: Any = self.ledger.leases.get(scope)
-        if held is None or r.random() < 0.1:
-            held = r.choice(self.given) if self.given else pb.Lease()
-        command.lease_id, command.lease_epoch = held.lease_id, held.epoch
-        self.network.append(pb.SteeringMessage(command=command))
-
-    def _act_of(self, command: pb.Command) -> None:
-        r, at = self.random, self.column.state
-        odd = r.random() < 0.15
-        match r.randrange(4):
-            case 0 | 1:
-                stage = command.move_stage
-                stage.CopyFrom(at.stage)
-                wild = r.choice((math.nan, 2000.0, -1500.0, 400.0))
-                stage.x_nm = wild if odd else at.stage.x_nm + r.uniform(-250, 250)
-                stage.z_nm = r.choice((at.stage.z_nm, r.uniform(-100, 100)))
-            case 2:
-                optics = command.set_optics
-                optics.CopyFrom(at.optics)
-                optics.beam_blanked = False
-                optics.defocus_nm = 900.0 if odd else at.optics.defocus_nm + r.uniform(-300, 300)
-            case _:
-                size = 400 if odd else 4
-                scan = Scan(size_y=size, size_x=5, origin_x_nm=r.choice((0, 30)), step_nm=1.0, dwell_s=1e-3)
-                dose_e = r.choice((100.0, 100.0, 200.0, 0.0))
-                command.acquire.CopyFrom(Plan(schema_version=1, scan=scan, dose_e_per_frame=dose_e))
+        self.network.append(pb.SteeringMessage(command=self.letters.command()))
 
     def new_lease_request(self) -> None:
-        r = self.random
-        scopes = r.sample(sorted(ALL_SCOPES), r.choice((0, 0, 0, 1, 2)))
-        ttl_ms = r.choice((0, 200, 5000, 60_000, 60_000))
-        request = pb.LeaseRequest(request_id=uuid7(), holder=r.choice(("a", "a", "b")), ttl_ms=ttl_ms)
-        request.scopes.extend(scopes)
-        self.network.append(pb.SteeringMessage(lease_request=request))
+        self.network.append(pb.SteeringMessage(lease_request=self.letters.lease_request()))
 
     def replay(self) -> None:
         if self.history:
             message = pb.SteeringMessage()
             message.CopyFrom(self.random.choice(self.history))
             if message.HasField("command") and self.random.random() < 0.4:
-                self._change(message.command)
+                self.letters.change(message.command)
             self.network.append(message)
-
-    def _change(self, command: pb.Command) -> None:
-        """The same id with another content, or sent again under a newer lease and deadline."""
-        if self.random.random() < 0.5:
-            self._act_of(command)
-        elif self.given:
-            lease = self.given[-1]
-            command.lease_id, command.lease_epoch = lease.lease_id, lease.epoch
-            command.edge_boot_id = self.clock.boot_id
-            command.not_after_ns = self.clock.time_ns + 5 * SECOND_NS
 
     def deliver(self) -> None:
         if not self.network:
@@ -293,31 +236,11 @@ class World:
         if self.column.stops == before:
             raise Violation("a stop that does not reach the driver")
 
-    def preempt(self) -> None:
-        scopes = self.random.sample(sorted(ALL_SCOPES), self.random.randrange(1, 5))
-        lease = self.agent._leases.preempt("operator", scopes)
-        for scope in scopes:
-            self.ledger.leases[scope] = Held(lease.lease_id, lease.epoch, "operator", lease.expires_ns)
-        self.given.append(pb.Lease(lease_id=lease.lease_id, epoch=lease.epoch))
-
-    def release(self) -> None:
-        self.agent._leases.release("operator")
-        for scope, held in self.ledger.leases.items():
-            if held.holder == "operator" and not held.returned:
-                held.returned = True
-                self.ledger.returned_epochs[scope].add(held.epoch)
-
     def wait(self) -> None:
         steps = (10**7, 10**8, SECOND_NS, SECOND_NS, SECOND_NS, 3 * SECOND_NS, 7 * SECOND_NS, 61 * SECOND_NS)
         self.clock.time_ns += self.random.choice(steps)
         if self.random.random() < 0.9:
             self.heard()
-
-    def mode(self) -> None:
-        try:
-            self.agent.set_mode(self.random.choice(MODES), "")
-        finally:  # it is durable before it is told, and the edge may die in telling it
-            self.ledger.mode = self.agent._modes.current
 
     # ---- the agent's threads, one step at a time ------------------------------------------------------
 
@@ -370,10 +293,18 @@ class World:
             + [self.deliver] * 6
         )
         acts += [self.step_commands] * 6 + [self.step_desk] * 4 + [self.step_runner] * 3
-        acts += [self.replay, self.wait, self.wait, self.look, self.light_fuse, self.light_fuse, self.release]
+        acts += [
+            self.replay,
+            self.wait,
+            self.wait,
+            self.look,
+            self.light_fuse,
+            self.light_fuse,
+            self.operator.release,
+        ]
         rare = [
-            self.mode,
-            self.preempt,
+            self.operator.mode,
+            self.operator.preempt,
             lambda: self.stop(safe_state=False),
             lambda: self.stop(safe_state=True),
         ]
@@ -406,9 +337,6 @@ class World:
         ):
             while worker._queue.qsize():  # type: ignore[attr-defined]
                 step()
-
-
-MODES = (pb.MODE_OBSERVE, pb.MODE_ADVISE, pb.MODE_APPROVE) + (pb.MODE_AUTOMATIC,) * 9
 
 
 def _next(worker: Any) -> Any:

@@ -224,11 +224,13 @@ def test_people_act_at_the_terminal(place: Place) -> None:
         assert watcher.stdout is not None
         seen = iter(watcher.stdout.readline, "")
         assert "mode automatic" in next(seen)
-        assert place.nextem("mode", *who) == (0, "automatic\n")
-        assert place.nextem("mode", "approve", *who, "--reason", "beam time") == (0, "automatic → approve\n")
+        assert place.nextem("mode", *who)[1].startswith("automatic: what passes the checks")
+        told = place.nextem("mode", "approve", *who, "--reason", "beam time")[1]
+        assert told.startswith("automatic → approve: each command waits")
         assert "mode automatic → approve, by ben (operator): beam time" in until(seen, "→")
         command = place.command(move_stage=pb.Stage(y_nm=1.0), cause=pb.Cause(reason="bright spot"))
         with place.client.submit(command, timeout_s=WAIT_S) as outcomes:
+            assert "anna leads: stage, optics, scan, detector (epoch 1)" in until(seen, "leads")
             hint = until(seen, "nextem approve")
             assert command.command_id in hint
             assert place.nextem("approve", command.command_id, *who)[0] == 0

@@ -53,6 +53,7 @@ class EdgeOptions:
     raw_ring_dir: Path | None = None  # folder of the ring
     raw_ring_age_s: float | None = None  # older raw frames are gone; None: only the bytes are a bound
     mode: control_pb2.Mode | None = None  # None: as the journal has it, automatic in a new one
+    lost_after_s: float = 6.0  # a steering service that is silent for so long is lost
     store_dir: Path | None = None  # where raw frames that are asked for are brought
     keys: KeyFolder | None = None  # certificates, and the key set by which tokens are checked
 
@@ -128,9 +129,11 @@ def _start_agent(
     stack: ExitStack, options: EdgeOptions, pipeline: EdgePipeline, clock: Clock, to: Log
 ) -> None:
     from nextem.edge.control.agent import ControlAgent, ControlOptions
+    from nextem.edge.control.console import ConsoleServer
     from nextem.edge.control.limits import default_limits
     from nextem.edge.control.link import Link
     from nextem.wire.record_signature import RecordSigner
+    from nextem.wire.console import FILE_NAME
     from nextem.wire.tls import Party
     from nextem.wire.tokens import KeySet
 
@@ -151,6 +154,7 @@ def _start_agent(
             limits_key=options.limits_key_path,
             margin_s=3 * options.idle_timeout_s,
             mode=options.mode,
+            lost_after_s=options.lost_after_s,
             signer=None if party is None else RecordSigner(party),
             key_set=KeySet(keys.key_set) if keys is not None and keys.key_set.exists() else None,
         ),
@@ -163,3 +167,5 @@ def _start_agent(
     )
     stack.callback(agent.close)
     agent.start()
+    console = ConsoleServer(options.journal_path.with_name(FILE_NAME), agent.console.answer)
+    stack.callback(console.close)

@@ -54,8 +54,8 @@ class Stories:
                 case "mode":
                     modes[chain] = event.mode.mode
                 case "lease":
-                    lease = event.lease.lease
-                    self._holders[lease.lease_id, lease.epoch] = event.lease
+                    lease = event.lease.lease  # the first word is how it was given out
+                    self._holders.setdefault((lease.lease_id, lease.epoch), event.lease)
 
     def _at(self, command_id: str) -> Recorded:
         return self.commands.setdefault(command_id, Recorded())

@@ -66,6 +66,13 @@ from nextem.cli.sizes import size
     "--store", type=click.Path(path_type=Path), help="Where asked-for raw frames go.  [default: HOME/store]"
 )
 @mode_option
+@click.option(
+    "--lost-after-s",
+    default=6.0,
+    show_default=True,
+    type=click.FloatRange(1.0, 600.0),
+    help="A steering service that is silent for so long is lost, and the instrument is made safe.",
+)
 @secured
 @common
 def edge(
@@ -84,6 +91,7 @@ def edge(
     raw_minutes: float | None,
     store: Path | None,
     mode: str | None,
+    lost_after_s: float,
     tls: Path | None,
     home: Path | None,
     verbose: bool,
@@ -102,6 +110,10 @@ def edge(
       nextem edge --instrument 127.0.0.1:50061 --steering 127.0.0.1:50051
     Listening only, to a camera that is started by hand:
       nextem edge --detector camera:6342 --passive-plan plan.json
+
+    \b
+    The person at the microscope is never locked out, steering service or not (on this machine, same --home):
+      nextem preempt | release | safe | stop --local | mode MODE --local
     """
     from google.protobuf import json_format
 
@@ -111,6 +123,7 @@ def edge(
     from nextem.edge.detectors.registry import BadAddress
     from nextem.edge.service import EdgeOptions, run_edge
     from nextem.v1 import plan_pb2
+    from nextem.wire.console import ConsoleError
     from nextem.wire.key_folder import BadName
     from nextem.wire.tls import TlsError
     from nextem.wire.tokens import TokenRefused
@@ -141,12 +154,13 @@ def edge(
         raw_ring_age_s=None if raw_minutes is None else 60 * raw_minutes,
         store_dir=(store or place.store).resolve(),
         mode=MODES[mode] if mode else None,
+        lost_after_s=lost_after_s,
         keys=keys,
     )
     try:
         run_edge(options, stop, lambda: tell_ready(ready_file, {"instrument": name}))
     except (
         *(BadAddress, DetectorError, TlsError, BadName, TokenRefused),
-        *(UnknownAddress, AdapterUnavailable),
+        *(UnknownAddress, AdapterUnavailable, ConsoleError),
     ) as error:
         raise click.ClickException(f"{type(error).__name__}: {error}") from error

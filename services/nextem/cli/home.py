@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from nextem.wire.console import FILE_NAME
 from nextem.wire.key_folder import AUTHORITY, KeyFolder
 
 DEFAULT_HOME = "nextem-home"
@@ -40,6 +41,11 @@ class Home:
     def keys(self) -> KeyFolder:
         """Certificates, signing keys and tokens, where ``nextem keys init`` has made any."""
         return KeyFolder(self.folder / "keys")
+
+    @property
+    def console(self) -> Path:
+        """Socket file of the edge that keeps its journal here, while it runs."""
+        return self.folder / FILE_NAME
 
     def secured(self, given: Path | None) -> KeyFolder | None:
         """The folder ``given``, else this home's own keys, else None: plain text on loopback."""

@@ -15,6 +15,13 @@ MODES: Mapping[str, control_pb2.Mode] = {
     "automatic": control_pb2.MODE_AUTOMATIC,
 }
 
+MEANING: Mapping[str, str] = {
+    "observe": "every command but stop is refused",
+    "advise": "commands are checked and shown, and none is run",
+    "approve": "each command waits for a person's yes",
+    "automatic": "what passes the checks is run",
+}
+
 mode_option = click.option(
     "--mode",
     type=click.Choice(list(MODES)),

@@ -13,11 +13,12 @@ from typing import Any
 
 import click
 
+from nextem.cli.at_edge import at_edge, stop_request, tell_stop
 from nextem.cli.connect import as_whom, connect
 from nextem.cli.home import Home
-from nextem.cli.modes import MODES, name_of
+from nextem.cli.modes import MEANING, MODES, name_of
+from nextem.cli.words import heartbeat_line, lines_of, outcome_line
 from nextem.client import DecisionRefused, SteeringClient, SteeringError, undo_command
-from nextem.client.client import FINAL_STATES
 from nextem.v1 import control_pb2
 from nextem.wire.key_folder import OPERATOR
 
@@ -71,6 +72,11 @@ def person(function: Callable[..., None]) -> Callable[..., None]:
     return with_options
 
 
+local = click.option(
+    "--local", "at_console", is_flag=True, help="At the edge's own machine (--home), without the service."
+)
+
+
 @contextmanager
 def steering_of(who: Person) -> Iterator[SteeringClient]:
     """A client; what goes wrong is told in a line."""
@@ -97,7 +103,7 @@ def watch(who: Person) -> None:
         for event in events:
             if event.WhichOneof("event") == "heartbeat":
                 if event.heartbeat.mode != shown.mode or not shown.HasField("state"):
-                    click.echo(f"{_clock()}  {_heartbeat(event.heartbeat)}")
+                    click.echo(f"{_clock()}  {heartbeat_line(event.heartbeat)}")
                 shown = event.heartbeat
                 continue
             for line in lines_of(event):
@@ -155,7 +161,7 @@ def undo(command_id: str, who: Person) -> None:
         try:
             last = control_pb2.Outcome()
             for last in client.submit(undo_command(command_id, who.name, who.instrument, lease)):
-                click.echo(_outcome(last))
+                click.echo(outcome_line(last))
         finally:
             client.release_lease(who.name, instrument=who.instrument)
     if last.state != control_pb2.COMMAND_STATE_DONE:
@@ -164,17 +170,22 @@ def undo(command_id: str, who: Person) -> None:
 
 @click.command()
 @click.option("--reason", default="", help="For the record.")
+@local
 @person
-def stop(reason: str, who: Person) -> None:
+def stop(reason: str, at_console: bool, who: Person) -> None:
     """Stop the instrument now. No lease, no mode and no rule is in its way; twice does no harm.
 
     \b
     nextem stop
     nextem stop --reason "the specimen is breaking"
+    nextem stop --local                             at the edge's own machine, without the steering service
     """
+    if at_console:
+        tell_stop(at_edge(who.home, stop_request(reason)))
+        return
     with steering_of(who) as client:
         outcome = client.stop(who.name, reason, instrument=who.instrument)
-    click.echo(_outcome(outcome))
+    click.echo(outcome_line(outcome))
     if outcome.state != control_pb2.COMMAND_STATE_DONE:
         raise SystemExit(1)
 
@@ -182,8 +193,9 @@ def stop(reason: str, who: Person) -> None:
 @click.command()
 @click.argument("wanted", metavar="[MODE]", required=False, type=click.Choice(list(MODES)))
 @click.option("--reason", default="", help="For the record.")
+@local
 @person
-def mode(wanted: str | None, reason: str, who: Person) -> None:
+def mode(wanted: str | None, reason: str, at_console: bool, who: Person) -> None:
     """Show or change how much others may command. Changing it takes the role of an operator.
 
     \b
@@ -192,55 +204,24 @@ def mode(wanted: str | None, reason: str, who: Person) -> None:
     approve     each command waits for a person's yes
     automatic   what passes the checks is run
     """
+    if at_console:
+        request = control_pb2.ConsoleRequest(reason=reason, status=control_pb2.ConsoleStatus())
+        if wanted is not None:
+            request.mode = MODES[wanted]
+        reply = at_edge(who.home, request)
+        _tell_mode(reply.heartbeat.mode, reply.mode if wanted else None)
+        return
     with steering_of(who) as client:
         if wanted is None:
-            click.echo(name_of(client.heartbeat(who.instrument).mode))
+            _tell_mode(client.heartbeat(who.instrument).mode)
             return
         change = client.set_mode(MODES[wanted], who.name, reason, instrument=who.instrument)
-    click.echo(f"{name_of(change.before)} → {name_of(change.mode)}")
+    _tell_mode(change.mode, change)
 
 
-# ---- in words -----------------------------------------------------------------------------------
-
-
-def state_of(outcome: control_pb2.Outcome) -> str:
-    """Such as "DONE"."""
-    return control_pb2.CommandState.Name(outcome.state).removeprefix("COMMAND_STATE_")
-
-
-def lines_of(event: control_pb2.SteeringEvent) -> Iterator[str]:
-    """An event in words, a command that waits with what to type."""
-    match event.WhichOneof("event"):
-        case "command":
-            command = event.command
-            asked = f"{command.issuer or 'somebody'} asks: {command.WhichOneof('action')}"
-            yield f"{command.command_id}  " + ": ".join(filter(None, (asked, command.cause.reason)))
-        case "outcome":
-            yield _outcome(event.outcome)
-            if event.outcome.state == control_pb2.COMMAND_STATE_PROPOSED:
-                yield f"    nextem approve {event.outcome.command_id}    or refuse"
-        case "mode":
-            change = event.mode
-            by = f"{change.issuer} ({change.issuer_role})"
-            words = f"mode {name_of(change.before)} → {name_of(change.mode)}, by {by}"
-            yield ": ".join(filter(None, (words, change.reason)))
-        case "verdict":
-            verdict = event.verdict
-            words = f"{verdict.issuer} ({verdict.issuer_role}) says {'yes' if verdict.approved else 'no'}"
-            yield f"{verdict.command_id}  " + ": ".join(filter(None, (words, verdict.reason)))
-
-
-def _outcome(outcome: control_pb2.Outcome) -> str:
-    why = ": ".join(filter(None, (outcome.rule, outcome.detail)))
-    took = f"{outcome.loop_latency_ms:.1f} ms after the last byte" if outcome.loop_latency_ms else ""
-    shown = why or (took if outcome.state in FINAL_STATES else "")
-    return f"{outcome.command_id}  {state_of(outcome)}  {shown}".rstrip()
-
-
-def _heartbeat(beat: control_pb2.Heartbeat) -> str:
-    stage, doing = beat.state.stage, f"scan {beat.state.scan_id}" if beat.state.scanning else "idle"
-    place = f"stage y {stage.y_nm:g}, x {stage.x_nm:g}, z {stage.z_nm:g} nm"
-    return f"{beat.state.instrument}: mode {name_of(beat.mode)}, {doing}, {place}"
+def _tell_mode(now: control_pb2.Mode, change: control_pb2.ModeChange | None = None) -> None:
+    before = f"{name_of(change.before)} → " if change is not None else ""
+    click.echo(f"{before}{name_of(now)}: {MEANING[name_of(now)]}")
 
 
 def _clock() -> str:

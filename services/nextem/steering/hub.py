@@ -111,6 +111,8 @@ class Hub:
                 if not message.verdict.refused:
                     event = control_pb2.SteeringEvent(verdict=message.verdict.verdict)
                     self._tell(session.instrument, event)
+            elif kind == "lease_change":
+                self._tell(session.instrument, control_pb2.SteeringEvent(lease=message.lease_change))
             elif kind == "heartbeat":
                 self._heartbeat(session, message.heartbeat)
             else:

@@ -196,8 +196,8 @@ def test_the_operator_at_the_instrument_takes_a_scope_at_once_and_keeps_it(desk:
     desk.clock.time_ns += 10_000_000 * MS
     assert [x.holder for x in desk.leases.lapse("silence")] == ["agent"]
     assert desk.ask("operator", 0, STAGE).refused  # who only says to be the operator
-    desk.leases.release("operator")
-    desk.leases.release("operator")
+    desk.leases.release()
+    desk.leases.release()
     assert desk.ask("agent", 1000, STAGE).epoch == 3
 
 
@@ -265,7 +265,7 @@ class OneHolderForEachScope(RuleBasedStateMachine):
 
     @rule()
     def release(self) -> None:
-        self.desk.leases.release("operator")
+        self.desk.leases.release()
 
     @rule(unheard=st.sampled_from(["", "silence"]))
     def lapse(self, unheard: str) -> None:

@@ -19,10 +19,12 @@ from nextem.edge.control.at_driver import Parts, Received
 from nextem.edge.control.audit import AuditTrail
 from nextem.edge.control.audit_file import audit_path
 from nextem.edge.control.commands import CommandHandler
+from nextem.edge.control.console import Console
 from nextem.edge.control.driver import Driver
 from nextem.edge.control.identity import Guard
-from nextem.edge.control.journal import Journal, JournalError
+from nextem.edge.control.journal import Journal
 from nextem.edge.control.lease import Leases
+from nextem.edge.control.lease_desk import LeaseDesk
 from nextem.edge.control.limits import Limits, Refusal
 from nextem.edge.control.limits_file import LimitsWatch
 from nextem.edge.control.link import Link, LinkCalls, LinkTimes
@@ -41,14 +43,12 @@ from nextem.v1.control_pb2 import (
     EdgeMessage,
     FetchRawReply,
     FetchRawRequest,
-    LeaseRequest,
     Mode,
     ModeChange,
     Outcome,
     SteeringMessage,
     Stop,
 )
-from nextem.v1.control_pb2 import Lease as LeaseMessage
 from nextem.wire.clock import Clock
 from nextem.wire.ids import uuid7
 from nextem.wire.log import Log
@@ -147,6 +147,9 @@ class ControlAgent:
         self._runner, proposals = self._handler.runner, self._handler.proposals
         self._commands = Worker("control-commands", self._handler.handle, at_most=_MOST_COMMANDS)
         self._desk: Worker[Callable[[], object]] = Worker("control-desk", lambda task: task())
+        self._lease_desk = LeaseDesk(
+            self._leases, self._journal, self._guard, self._audit, lambda message: self._link.send(message)
+        )
         self._stopper = Stopper(
             parts, self._runner, proposals, tell=self._audit.command, later=self._desk.put
         )
@@ -163,12 +166,16 @@ class ControlAgent:
         lost = LostHolders(
             clock,
             self._leases,
+            lapse=self._lease_desk.lapse,
             pending=lambda: self._runner.pending,
             lost_after_s=options.lost_after_s,
             make_safe=self.make_safe,
         )
         self._watch = Periodic("control-watch", lost.look, _LOOK_S)
-        self._reports = reports = Reports(parts, proposals)
+        self._reports = reports = Reports(parts, proposals, self._lease_desk.in_force)
+        self.console = Console(
+            options.instrument, self._stopper, self._lease_desk, self._people, self._reports
+        )
         calls = LinkCalls(
             reports.hello,
             reports.heartbeat,
@@ -245,7 +252,7 @@ class ControlAgent:
             else:
                 self._admit(command, token)
         elif message.HasField("lease_request"):
-            self._desk.put(partial(self._lease, message.lease_request))
+            self._desk.put(partial(self._lease_desk.request, message.lease_request))
         elif message.HasField("set_mode"):
             self._desk.put(partial(self._people.set_mode, message.set_mode))
         elif message.HasField("verdict"):
@@ -264,19 +271,6 @@ class ControlAgent:
         if refusal is not None:
             outcome = Outcome(command_id=command.command_id, received_ns=received.received_ns)
             self._emit(with_state(outcome, REJECTED, refusal))
-
-    def _lease(self, request: LeaseRequest) -> None:
-        try:
-            if refusal := self._guard.lease(request):
-                lease = LeaseMessage(
-                    request_id=request.request_id, refused=f"{refusal.rule}: {refusal.detail}"
-                )
-            else:
-                lease = self._leases.request(request)
-        except JournalError as error:
-            lease = LeaseMessage(request_id=request.request_id, refused=f"journal: {error}")
-        self._audit.lease(request, lease)
-        self._link.send(EdgeMessage(lease=lease))
 
     def _fetch(self, request: FetchRawRequest) -> None:
         if refused := self._guard.fetch_raw(request):

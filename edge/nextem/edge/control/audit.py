@@ -13,13 +13,10 @@ from collections import deque
 from pathlib import Path
 
 from nextem.edge.control.audit_file import AuditFile, AuditFileError
-from nextem.edge.control.lease import RETURN_TTL_MS
 from nextem.v1.control_pb2 import (
     ChainLink,
     Command,
-    Lease,
     LeaseChange,
-    LeaseRequest,
     ModeChange,
     Outcome,
     ProposalVerdict,
@@ -54,7 +51,6 @@ class AuditTrail:
         self._log, self._path, self._instrument, self._clock = log, path, instrument, clock
         self._events: deque[tuple[bytes, SteeringEvent]] = deque()
         self._wake = threading.Condition()
-        self._epochs: set[int] = set()  # of leases told
         self._closing = False
         self._away = False
         self._thread = threading.Thread(target=self._run, name="control-audit", daemon=True)
@@ -79,13 +75,7 @@ class AuditTrail:
     def mode(self, change: ModeChange) -> None:
         self._put("", SteeringEvent(mode=change))
 
-    def lease(self, request: LeaseRequest, lease: Lease) -> None:
-        """What a request came to: leases given out and given back are changes, renewals and refusals not."""
-        returned = request.ttl_ms <= RETURN_TTL_MS
-        if lease.refused or (lease.epoch in self._epochs and not returned):
-            return
-        self._epochs.add(lease.epoch)
-        change = LeaseChange(lease=lease, purpose=request.purpose, returned=returned)
+    def lease(self, change: LeaseChange) -> None:
         self._put("", SteeringEvent(lease=change))
 
     def close(self) -> None:

@@ -185,16 +185,20 @@ class Journal:
     @property
     def mode(self) -> int:
         """The mode recorded last; 0 when none was."""
-        rows = self._file.rows("SELECT value FROM counters WHERE name = 'mode'")
-        return rows[0][0] if rows else 0
+        return self._noted("mode")
 
     def record_mode(self, mode: int) -> None:
         """Durable on return."""
-        query = (
-            "INSERT INTO counters VALUES ('mode', ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
-        )
-        with self._file.transaction() as cursor:
-            cursor.execute(query, (mode,))
+        self._note("mode", mode)
+
+    @property
+    def local_scopes(self) -> int:
+        """Which scopes the operator at the instrument has taken: bit ``1 << scope``."""
+        return self._noted("local_scopes")
+
+    def record_local_scopes(self, mask: int) -> None:
+        """Durable on return."""
+        self._note("local_scopes", mask)
 
     def is_first(self, digest: bytes, signed_ms: int) -> bool:
         """Whether a signed request was not taken before; it is from now on. ``signed_ms``: Unix time, ms.
@@ -233,6 +237,15 @@ class Journal:
         self._file.close()
 
     # ---- inside -------------------------------------------------------------------------------
+
+    def _noted(self, name: str) -> int:
+        rows = self._file.rows("SELECT value FROM counters WHERE name = ?", (name,))
+        return rows[0][0] if rows else 0
+
+    def _note(self, name: str, value: int) -> None:
+        query = "INSERT INTO counters VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
+        with self._file.transaction() as cursor:
+            cursor.execute(query, (name, value))
 
     def _insert(
         self,

@@ -125,14 +125,7 @@ class Leases:
                 expires_ns = now_ns + request.ttl_ms * 1_000_000
                 lease = Lease(uuid7(), self._next_epoch(), request.holder, expires_ns)
                 self._newest.update(dict.fromkeys(scopes, lease))
-        return LeaseMessage(
-            request_id=request.request_id,
-            lease_id=lease.lease_id,
-            epoch=lease.epoch,
-            holder=lease.holder,
-            expires_edge_ns=lease.expires_ns,
-            scopes=sorted(scopes),
-        )
+        return message_of(lease, scopes, request.request_id)
 
     def preempt(self, holder: str, scopes: Iterable[LeaseScope] = ALL_SCOPES) -> Lease:
         """Gives ``scopes`` to the operator at the instrument, at once and until :meth:`release`.
@@ -145,11 +138,27 @@ class Leases:
             self._newest.update(dict.fromkeys(frozenset(scopes), lease))
         return lease
 
-    def release(self, holder: str) -> None:
-        """The operator at the instrument gives back all that :meth:`preempt` took. Harmless twice."""
+    def release(self, scopes: Iterable[LeaseScope] = ALL_SCOPES) -> tuple[Lease, frozenset[LeaseScope]]:
+        """The operator at the instrument gives back what :meth:`preempt` took of ``scopes``. Harmless twice.
+
+        Returns the newest lease that ends, and of which scopes any did.
+        """
         with self._lock:
-            mine = {s: x for s, x in self._newest.items() if x.local and x.holder == holder and not x.ended}
-            self._take_back(mine, self._clock.now_ns())
+            local = {s: self._newest[s] for s in scopes if s in self._newest}
+            local = {s: lease for s, lease in local.items() if lease.local and not lease.ended}
+            return self._take_back(local, self._clock.now_ns()), frozenset(local)
+
+    def in_force(self) -> list[tuple[Lease, frozenset[LeaseScope]]]:
+        """Who holds what now, oldest first."""
+        with self._lock:
+            now_ns = self._clock.now_ns()
+            held = {lease.epoch: lease for lease in self._newest.values() if lease.in_force(now_ns)}
+            return [(held[epoch], self._scopes_of(epoch)) for epoch in sorted(held)]
+
+    def scopes_of(self, epoch: int) -> frozenset[LeaseScope]:
+        """Of which scopes this is still the newest lease."""
+        with self._lock:
+            return self._scopes_of(epoch)
 
     def lapse(self, unheard: str = "") -> list[Lease]:
         """Ends every lease that has expired, once; with ``unheard``, why, every lease that came by the link.
@@ -201,7 +210,7 @@ def _refuse(
         return f"lease: ttl_ms {request.ttl_ms} > {MAX_TTL_MS}"
     for scope, lease in sorted(held.items()):
         if lease.holder != request.holder or lease.local:
-            return f"lease: {_name(scope)} is {_who(lease, now_ns)}"
+            return f"lease: {scope_name(scope)} is {_who(lease, now_ns)}"
     if not held and request.ttl_ms <= RETURN_TTL_MS:
         return f"lease: ttl_ms {request.ttl_ms} gives a lease back, and {request.holder!r} holds none"
     return ""
@@ -216,5 +225,18 @@ def _who(lease: Lease, now_ns: int) -> str:
     )
 
 
-def _name(scope: LeaseScope) -> str:
+def message_of(lease: Lease, scopes: Iterable[LeaseScope], request_id: str = "") -> LeaseMessage:
+    """As it is told."""
+    return LeaseMessage(
+        request_id=request_id,
+        lease_id=lease.lease_id,
+        epoch=lease.epoch,
+        holder=lease.holder,
+        expires_edge_ns=lease.expires_ns,
+        scopes=sorted(scopes),
+    )
+
+
+def scope_name(scope: LeaseScope) -> str:
+    """Such as "stage"."""
     return LeaseScope.Name(scope).removeprefix("LEASE_SCOPE_").lower()

@@ -7,6 +7,7 @@ every mode.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 
 from nextem.edge.control.journal import Journal, JournalError
@@ -48,11 +49,11 @@ def refuse_role(role: str, what: str) -> Refusal | None:
 
 
 class Modes:
-    """The mode in force. Thread-safe: :meth:`change` from one thread at a time, the rest from any."""
+    """The mode in force. Thread-safe."""
 
     def __init__(self, journal: Journal) -> None:
         """What the journal has; automatic in a new one. Raises :class:`JournalError`."""
-        self._journal = journal
+        self._journal, self._lock = journal, threading.Lock()
         kept = journal.mode
         self._mode = next((mode for mode in MEANING if mode == kept), AUTOMATIC)
 
@@ -65,6 +66,10 @@ class Modes:
 
         ``refusal``: what is known against it already.
         """
+        with self._lock:
+            return self._change(request, refusal)
+
+    def _change(self, request: pb.SetModeRequest, refusal: Refusal | None) -> pb.ModeChange:
         change = pb.ModeChange(
             request_id=request.request_id,
             before=self._mode,

@@ -20,7 +20,7 @@ CONSOLE = "console"
 
 
 class People:
-    """Each method on the desk's thread, and :meth:`console` before that has started or from there."""
+    """Each method on the desk's thread, and :meth:`console` on any."""
 
     def __init__(
         self,
@@ -41,9 +41,9 @@ class People:
         self._modes, self._handler, self._audit, self._clock = modes, handler, audit, clock
         self._role_of, self._replay, self._run, self._send = role_of, replay, run, send
 
-    def console(self, mode: pb.Mode, reason: str) -> pb.ModeChange:
+    def console(self, mode: pb.Mode, reason: str, who: str = CONSOLE) -> pb.ModeChange:
         """Somebody at this machine changes the mode; nobody asks for a role."""
-        request = pb.SetModeRequest(mode=mode, issuer=CONSOLE, issuer_role=CONSOLE, reason=reason)
+        request = pb.SetModeRequest(mode=mode, issuer=who, issuer_role=CONSOLE, reason=reason)
         return self._changed(self._modes.change(request))
 
     def set_mode(self, asked: pb.SetModeRequest) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 
 from nextem.edge.control.at_driver import Parts
@@ -10,7 +11,7 @@ from nextem.edge.control.driver import DriverError
 from nextem.edge.control.journal import JournalError
 from nextem.edge.control.limits import Limits
 from nextem.edge.control.proposals import Proposals
-from nextem.v1.control_pb2 import EdgeHello, Heartbeat, Outcome
+from nextem.v1.control_pb2 import EdgeHello, Heartbeat, Lease, Outcome
 
 logger = logging.getLogger(__name__)
 
@@ -18,8 +19,9 @@ logger = logging.getLogger(__name__)
 class Reports:
     """Each method on any thread."""
 
-    def __init__(self, parts: Parts, proposals: Proposals) -> None:
-        self._parts, self._proposals = parts, proposals
+    def __init__(self, parts: Parts, proposals: Proposals, leases: Callable[[], list[Lease]]) -> None:
+        """``leases`` says who leads what, as others may see it."""
+        self._parts, self._proposals, self._leases = parts, proposals, leases
         self._state_lost = False
 
     def hello(self) -> EdgeHello:
@@ -32,7 +34,11 @@ class Reports:
         )
 
     def heartbeat(self) -> Heartbeat:
-        heartbeat = Heartbeat(dose_used_e=self._parts.journal.dose_used_e, mode=self._parts.modes.current)
+        heartbeat = Heartbeat(
+            dose_used_e=self._parts.journal.dose_used_e,
+            mode=self._parts.modes.current,
+            leases=self._leases(),
+        )
         if isinstance(self._parts.limits, Limits):
             heartbeat.dose_budget_e = self._parts.limits.dose_budget_e
         try:

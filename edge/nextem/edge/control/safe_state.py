@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from nextem.edge.control.lease import Leases
+from nextem.edge.control.lease import Lease, Leases
 from nextem.wire.clock import Clock
 
 
@@ -19,16 +19,19 @@ class LostHolders:
         clock: Clock,
         leases: Leases,
         *,
+        lapse: Callable[[str], list[Lease]],
         pending: Callable[[], int],
         lost_after_s: float,
         make_safe: Callable[[str], object],
     ) -> None:
-        """``pending`` counts the acquisitions that wait or run. ``make_safe`` gets the reason, for people.
+        """``lapse`` ends the leases of the lost, as :meth:`~nextem.edge.control.lease.Leases.lapse` does.
+
+        ``pending`` counts the acquisitions that wait or run. ``make_safe`` gets the reason, for people.
 
         The service counts as lost when it was not heard for ``lost_after_s``. That matters as long as
         somebody beyond the link holds a lease, or something waits or runs; else the instrument is left alone.
         """
-        self._clock, self._leases, self._pending = clock, leases, pending
+        self._clock, self._leases, self._lapse, self._pending = clock, leases, lapse, pending
         self._lost_after_s, self._make_safe = lost_after_s, make_safe
         self._heard_ns = clock.now_ns()
         self._silence_told = False
@@ -39,7 +42,7 @@ class LostHolders:
     def look(self) -> None:
         """Makes the instrument safe, once for each loss."""
         silence = self._silence()
-        lapsed = self._leases.lapse(silence)
+        lapsed = self._lapse(silence)
         if lapsed or (silence and not self._silence_told):
             self._silence_told = bool(silence)
             leases = [f"the lease of {x.holder!r} (epoch {x.epoch}) {x.ended}" for x in lapsed]
