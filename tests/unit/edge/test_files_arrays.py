@@ -287,3 +287,17 @@ def test_tiff_pages_that_lead_in_circles(tmp_path: Path, bigtiff: bool) -> None:
     path.write_bytes(data)
     with pytest.raises(UnreadableFile, match="leads back"):
         kit.play(path)
+
+
+@pytest.mark.parametrize(("kind", "code", "offset"), [(11, "f", 1.5), (9, "i", -8)])
+def test_tiff_frames_start_at_a_byte_of_the_file(tmp_path: Path, kind: int, code: str, offset: float) -> None:
+    """The place of the frames as a number with a fraction, or below zero; found by the fuzzer."""
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, kit.sparse(4), photometric="minisblack")
+    with tifffile.TiffFile(path) as file:
+        order, tag = file.byteorder, file.pages[0].tags["StripOffsets"]
+    data = bytearray(path.read_bytes())
+    struct.pack_into(order + "HHI" + code, data, tag.offset, tag.code, kind, 1, offset)
+    path.write_bytes(data)
+    with pytest.raises(UnreadableFile, match=rf"no frame starts at byte {offset}"):
+        kit.play(path)

@@ -50,6 +50,8 @@ def read(path: Path, parameters: Parameters) -> Recording:
         scan = raster(leading) if series.kind == "shaped" else None
         text = f"TIFF {'x'.join(map(str, series.shape))} {dtype.str} {series.kind}"
         offset = series.dataoffset
+        if offset is not None and not (isinstance(offset, int) and offset >= 0):
+            raise UnreadableFile(f"{path}: no frame starts at byte {offset!r}")  # of another type of number
         stored = dtype.newbyteorder(file.byteorder)
     if offset is not None:
         return read_plain(path, Layout(offset, frames, shape, stored), text, scan, parameters)
