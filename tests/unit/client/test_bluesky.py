@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -389,3 +391,11 @@ def test_an_instrument_that_nobody_hears_does_not_connect(engine: RunEngine) -> 
     lonely = Microscope("127.0.0.1:1", "anna", name="lonely")
     with lonely, pytest.raises(NotConnectedError, match="lonely"):
         asyncio.run_coroutine_threadsafe(lonely.connect(timeout=5), engine.loop).result(WAIT_S)
+
+
+def test_without_the_extra_its_name_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("nextem.client.bluesky")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "bluesky", None)
+    with pytest.raises(ImportError, match=r"pip install 'nextem\[bluesky\]'"):
+        importlib.import_module("nextem.client.bluesky")
