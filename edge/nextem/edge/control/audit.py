@@ -39,8 +39,8 @@ _LARGEST = MAX_RECORD_BYTES - 8192  # key, headers with a certificate, and link 
 class AuditTrail:
     """Takes events from any thread, at once.
 
-    While the log is away they wait on disk, also over a restart. What cannot even be written there is counted
-    in ``missed`` and logged as an error; the journal still has every command.
+    While the log is away they wait on disk, also over a restart. While the disk is full they wait in memory.
+    What is too much for that, or waits when the edge ends, is counted in ``missed`` and logged as an error.
     """
 
     def __init__(
@@ -52,7 +52,8 @@ class AuditTrail:
         self._events: deque[tuple[bytes, SteeringEvent]] = deque()
         self._wake = threading.Condition()
         self._closing = False
-        self._away = False
+        self._away = self._full = False  # log or disk; disk
+        self._appended = 0  # sequence of the newest record that the log has and the disk does not know of
         self._thread = threading.Thread(target=self._run, name="control-audit", daemon=True)
         self.missed = 0
 
@@ -108,46 +109,59 @@ class AuditTrail:
         while more:
             with self._wake:
                 pause_s = _RETRY_S if self._away else None
-                self._wake.wait_for(lambda: self._events or self._closing, pause_s)
-                events = list(self._events)
-                self._events.clear()
+                self._wake.wait_for(lambda: (self._events and not self._full) or self._closing, pause_s)
                 more = not self._closing
             try:
-                self._seal(events)
+                self._seal()
                 self._ship()
             except AuditFileError as error:
                 self._tell_away(error)
             except Exception:  # the next event is taken, whatever it is
                 logger.exception("audit: records wait on disk")
                 self._away = True
+        if self._events:
+            self._miss(len(self._events), "the disk has not taken them")
 
-    def _seal(self, events: list[tuple[bytes, SteeringEvent]]) -> None:
+    def _seal(self) -> None:
+        """What the disk does not take stays where it is, for the next time. Raises AuditFileError."""
+        with self._wake:
+            events = list(self._events)
+        self._full = False
         try:
             if events:
                 self._file.seal(events)
-        except AuditFileError as error:
-            self._miss(len(events), error)
+        except AuditFileError:
+            self._full = True
+            raise
+        finally:
+            with self._wake:
+                for _ in events if not self._full else ():
+                    self._events.popleft()
 
     def _ship(self) -> None:
         """Appends what waits, each record when the one before is durable, so that the log has their order."""
+        self._confirm()  # what a full disk left unconfirmed is not appended again
         while waiting := self._file.waiting(_AT_ONCE):
-            done = 0
             try:
                 for record in waiting:
                     headers = {SHA256_HEADER: sha256(record.value)}
                     if self._signer is not None:
                         headers |= self._signer.headers(record.value)
                     self._log.append(AUDIT, record.value, key=record.key, headers=headers).result(_LAST_S)
-                    done = record.sequence
+                    self._appended = record.sequence
             except (LogError, TimeoutError) as error:
                 self._tell_away(error)
                 return
             finally:
-                if done:
-                    self._file.confirmed(done)
+                self._confirm()
         if self._away:
             logger.info("audit: the log has every record again")
         self._away = False
+
+    def _confirm(self) -> None:
+        if self._appended:
+            self._file.confirmed(self._appended)
+            self._appended = 0
 
     def _tell_away(self, error: Exception) -> None:
         if not self._away:  # said once for each time
@@ -156,4 +170,4 @@ class AuditTrail:
 
     def _miss(self, count: int, why: object) -> None:
         self.missed += count
-        logger.error("audit: %d events are only in the journal: %s", count, why)
+        logger.error("audit: %d events are lost: %s", count, why)

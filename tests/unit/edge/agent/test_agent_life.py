@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from agent_kit import (
     control_threads,
 )
 
-from nextem.edge.control.audit_file import Kept, read_kept
+from nextem.edge.control.audit_file import AuditFileError, Kept, read_kept
 from nextem.edge.control.journal import Journal
 from nextem.edge.control.limits import default_limits
 from nextem.v1.control_pb2 import (
@@ -136,3 +137,24 @@ def test_what_a_killed_edge_left_at_the_driver_is_audited_as_unknown(
     assert told[0] == ("c", COMMAND_STATE_UNKNOWN)
     assert [state for _, state in told[1:]] == [COMMAND_STATE_DONE]  # what it left is made safe
     assert rig.calls == ["stop", "set_optics"]
+
+
+def test_what_a_full_disk_did_not_take_is_taken_once_there_is_room(make_rig: MakeRig, tmp_path: Path) -> None:
+    """In the order in which it happened; the log meanwhile gets nothing twice."""
+    rig = make_rig()
+    seal, full = rig.agent._audit._file.seal, threading.Event()
+
+    def refuse(events: object) -> None:
+        full.set()
+        raise AuditFileError("database or disk is full")
+
+    rig.agent._audit._file.seal = refuse  # type: ignore[method-assign,assignment]
+    for _ in range(3):
+        rig.until(rig.send(rig.command(stop=Stop())))
+    assert full.wait(20)
+    rig.agent._audit._file.seal = seal  # type: ignore[method-assign]
+    rig.close()
+    events, (chain,) = verified(rig.log.records)
+    stops = [e.command.command_id for e in events if e.HasField("command")]
+    assert (len(stops), len(set(stops)), rig.agent._audit.missed) == (3, 3, 0)
+    assert chain.head.sequence == len(events) == len(rig.log.records)
