@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from nextem.cli.key_maker import init_keys, renew_keys, revoke, write_token
 from nextem.client import (
     NotAuthenticated,
     NotPermitted,
+    ServiceNotBelieved,
     SteeringClient,
     SteeringError,
     SteeringUnavailable,
@@ -26,12 +28,14 @@ from nextem.steering.access import CALLS
 from nextem.steering.hub import Hub
 from nextem.steering.server import SteeringServer
 from nextem.v1 import control_pb2 as pb
+from nextem.v1 import control_pb2_grpc as pb_grpc
 from nextem.v1 import plan_pb2
 from nextem.wire import signing, tokens
+from nextem.wire.dial import Peer, PeerRefused
 from nextem.wire.ids import uuid7
 from nextem.wire.key_folder import STEERING, KeyFolder, edge_files
 from nextem.wire.proof import Credential
-from nextem.wire.tls import CertificateUnusable, Party, PlaintextRefused
+from nextem.wire.tls import CertificateUnusable, Party, PlaintextRefused, open_channel
 from nextem.wire.tokens import KeySet
 
 WAIT_S = 30.0
@@ -162,6 +166,7 @@ def test_a_certificate_of_another_authority_does_not_get_in(service: Service, tm
     init_keys(stranger, ["tem-1"], [], operator="anna", days=1)
     # It trusts our service; its own certificate is of an authority that the service does not know.
     stranger.certificate("ca").write_bytes(service.keys.certificate("ca").read_bytes())
+    stranger.revoked.unlink()
     with pytest.raises(SteeringUnavailable):
         service.client(keys=stranger).heartbeat(timeout_s=WAIT_S)
     edge = service.edge(keys=stranger)
@@ -215,6 +220,74 @@ def test_a_revoked_client_is_cut_off_and_stays_out(service: Service) -> None:
     for call in (client.heartbeat, lambda: client.submit_and_wait(stop())):
         with pytest.raises(NotAuthenticated, match="is revoked"):
             call()
+
+
+def test_a_revoked_service_is_believed_by_nobody(service: Service) -> None:
+    edge = service.edge()
+    attached(service)
+    edge.dialled()
+    client = service.client()
+    events = client.watch("tem-1", timeout_s=WAIT_S)
+    next(events)
+    revoke(service.keys, service.keys.certificate(STEERING))
+    with pytest.raises(ServiceNotBelieved, match="is revoked"):
+        list(events)  # what was open ends with the next message
+    for one in (client, service.client()):
+        with pytest.raises(ServiceNotBelieved, match="is revoked"):
+            one.submit_and_wait(stop(), timeout_s=WAIT_S)
+    until(lambda: service.hub.edge("tem-1") is None)  # the edge hangs up, and stays away
+    assert edge.commands.empty()
+    renew_keys(service.keys, days=1)
+    attached(service)
+    assert client.heartbeat("tem-1", timeout_s=WAIT_S)  # the same client, as before
+
+
+def test_a_man_in_the_middle_with_a_revoked_certificate_gets_nothing(
+    service: Service, tmp_path: Path
+) -> None:
+    """He lets us see the real service's certificate, and shows his own to gRPC."""
+    stolen = KeyFolder(shutil.copytree(service.keys.folder, tmp_path / "stolen"))
+    revoke(service.keys, service.keys.certificate(STEERING))
+    renew_keys(service.keys, days=1)
+    stolen.revoked.unlink()
+    middle = Service(stolen)
+    try:
+        party = Party(service.keys, "client")
+        real = Peer(service.address, party, "").certificate()
+        with open_channel(middle.address, party, certificate=real) as channel:
+            call = pb_grpc.SteeringStub(channel).Watch(pb.WatchRequest(), timeout=WAIT_S)
+            with pytest.raises(grpc.RpcError, match="CERTIFICATE_VERIFY_FAILED"):
+                next(call)
+        with pytest.raises(PeerRefused, match="is revoked"):
+            Peer(middle.address, party, "").certificate()
+    finally:
+        middle.close()
+
+
+def test_a_client_outlives_the_service_s_certificate_and_its_own(service: Service, tmp_path: Path) -> None:
+    service.edge()
+    attached(service)
+    own = service.client()  # in the folder in which all is renewed
+    client = service.client(keys=KeyFolder(shutil.copytree(service.keys.folder, tmp_path / "elsewhere")))
+    assert client.heartbeat("tem-1", timeout_s=WAIT_S)
+    renew_keys(service.keys, days=1)
+    port = int(service.address.rpartition(":")[2])
+    service.server.close()
+    service.hub = Hub()
+    service.server = SteeringServer(service.hub, "127.0.0.1", port, keys=service.keys)
+    service.server.start()
+    until(lambda: service.hub.edge("tem-1") is not None)
+    assert own.submit_and_wait(command(), timeout_s=WAIT_S).state == pb.COMMAND_STATE_DONE
+    with pytest.raises(SteeringUnavailable):
+        client.submit_and_wait(command(), timeout_s=WAIT_S)  # believes the old certificate still
+    assert client.submit_and_wait(command(), timeout_s=WAIT_S).state == pb.COMMAND_STATE_DONE
+
+
+def until(holds: Callable[[], bool]) -> None:
+    ends_s = time.monotonic() + WAIT_S
+    while not holds():
+        assert time.monotonic() < ends_s
+        time.sleep(0.02)
 
 
 def test_certificates_are_replaced_while_connected(service: Service) -> None:

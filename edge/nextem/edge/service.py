@@ -112,15 +112,24 @@ def _fetch_raw(stack: ExitStack, options: EdgeOptions, ring: RawRing | None) -> 
     return fetcher.fetch
 
 
-def _open_driver(stack: ExitStack, address: str) -> Driver:
-    """Raises UnknownAddress and AdapterUnavailable; a gRPC service need not be there yet."""
+def _open_driver(stack: ExitStack, address: str, keys: KeyFolder | None, instrument: str) -> Driver:
+    """A gRPC service need not be there yet. "tls://HOST:PORT" is dialled with ``keys`` also on loopback.
+
+    Raises UnknownAddress, AdapterUnavailable and :class:`nextem.wire.tls.PlaintextRefused`.
+    """
     from nextem.edge.control.drivers.address import is_adapter, open_column
     from nextem.edge.control.drivers.column import ColumnDriver
     from nextem.edge.control.grpc_driver import GrpcDriver
+    from nextem.wire.tls import PlaintextRefused, is_loopback
 
     if is_adapter(address):
         return ColumnDriver(open_column(address))
-    driver = GrpcDriver(address)
+    host_port = address.removeprefix("tls://")
+    if keys is None and host_port != address:
+        raise PlaintextRefused(f"{address} needs the folder of the certificates")
+    if host_port == address and is_loopback(address):
+        keys = None
+    driver = GrpcDriver(host_port, keys=keys, instrument=instrument)
     stack.callback(driver.close)
     return driver
 
@@ -143,7 +152,7 @@ def _start_agent(
     party = None if keys is None else Party(keys, edge_files(options.instrument))
     if party is not None:
         party.read()  # what cannot be used is told now, and not at every dial
-    driver = _open_driver(stack, options.instrument_address)
+    driver = _open_driver(stack, options.instrument_address, keys, options.instrument)
     agent = ControlAgent(
         ControlOptions(
             instrument=options.instrument,

@@ -45,6 +45,11 @@ def edge_name(instrument: str) -> str:
     return f"urn:nextem:edge:{quote(instrument, safe='')}"
 
 
+def driver_name(instrument: str) -> str:
+    """The URI that stands in the certificate of whatever serves the driver of ``instrument``."""
+    return f"urn:nextem:driver:{quote(instrument, safe='')}"
+
+
 def new_authority(name: str, days: float) -> Pair:
     """A self-signed authority that may sign certificates but no further authority."""
     key = ec.generate_private_key(ec.SECP256R1())
@@ -106,6 +111,17 @@ def renewed(authority: Pair, certificate_pem: bytes, days: float) -> Pair:
 def serial_number(certificate_pem: bytes) -> int:
     """Raises :class:`ValueError` for what is no certificate."""
     return x509.load_pem_x509_certificate(certificate_pem).serial_number
+
+
+@lru_cache(maxsize=256)
+def uris_of(certificate_pem: bytes) -> tuple[str, ...]:
+    """The URIs among the alternative names. Raises :class:`ValueError` for what is no certificate."""
+    found = x509.load_pem_x509_certificate(certificate_pem)
+    try:
+        names = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return ()
+    return tuple(names.get_values_for_type(x509.UniformResourceIdentifier))
 
 
 def revocation_list(authority: Pair, serials: Iterable[int], days: float) -> bytes:

@@ -52,6 +52,15 @@ class KeyFolder:
 
 def edge_files(instrument: str) -> str:
     """Name of the files of the edge of ``instrument``. Raises :class:`BadName`."""
+    return _named("edge", instrument)
+
+
+def driver_files(instrument: str) -> str:
+    """Name of the files of what serves the driver of ``instrument``. Raises :class:`BadName`."""
+    return _named("driver", instrument)
+
+
+def _named(what: str, instrument: str) -> str:
     if not instrument or "/" in instrument or "\0" in instrument:
         raise BadName(f"{instrument!r} can be no part of a file name")
-    return f"edge-{instrument}"
+    return f"{what}-{instrument}"

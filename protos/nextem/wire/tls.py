@@ -65,6 +65,10 @@ class Party:
                 f"{certificate} with {key.name} and {authority.name}: {error}"
             ) from error
 
+    def shown(self) -> tuple[Path, Path]:
+        """The files of our certificate and its key."""
+        return self._paths()[1:]
+
     def _paths(self) -> tuple[Path, Path, Path]:
         keys = self.keys
         return keys.certificate(AUTHORITY), keys.certificate(self.name), keys.key(self.name)
@@ -107,9 +111,11 @@ def open_channel(
     party: Party | None,
     options: Sequence[tuple[str, Any]] = (),
     token: Callable[[], str] | None = None,
+    certificate: bytes = b"",
 ) -> grpc.Channel:
     """A channel with the files as they are now; without a ``party`` in plain text.
 
+    ``certificate`` (PEM) is the only one that is believed; empty: every one of our authority.
     ``token`` is asked for each call, and its answer is sent under TLS only.
     Raises :class:`PlaintextRefused` and :class:`CertificateUnusable`.
     """
@@ -119,7 +125,7 @@ def open_channel(
             raise PlaintextRefused(f"the token for {address} needs TLS: give the folder of the certificates")
         return grpc.insecure_channel(address, options=list(options))
     pem = party.read()
-    credentials = grpc.ssl_channel_credentials(pem.authority, pem.key, pem.certificate)
+    credentials = grpc.ssl_channel_credentials(certificate or pem.authority, pem.key, pem.certificate)
     if token is not None:
         bearer = grpc.metadata_call_credentials(_Bearer(token))
         credentials = grpc.composite_channel_credentials(credentials, bearer)
@@ -148,6 +154,12 @@ def server_credentials(party: Party) -> grpc.ServerCredentials:
         return configuration
 
     return grpc.dynamic_ssl_server_credentials(_configuration(party.read()), replaced, True)
+
+
+def shown_certificate(context: grpc.ServicerContext) -> bytes:
+    """What the caller shows, PEM; empty in plain text."""
+    shown: Any = context.auth_context().get("x509_pem_cert", ())  # a list, whatever the stubs say
+    return b"".join(shown)
 
 
 def _configuration(pem: Pem) -> grpc.ServerCertificateConfiguration:

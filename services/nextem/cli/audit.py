@@ -79,7 +79,7 @@ def verify(
     if ca is None and place.keys.certificate(AUTHORITY).exists():
         ca = place.keys.certificate(AUTHORITY)
     try:
-        verifier = Verifier(ca and ca.read_bytes())
+        verifier = Verifier(None if ca is None else ca.read_bytes())
         kept = read_kept(audit_path((edge or place.folder) / "journal.db"))  # first: the log only grows
         for _ in read_audit(log_address or str(place.log), verifier):
             pass

@@ -12,6 +12,7 @@ import jwt
 from nextem.wire import signing, tokens
 from nextem.wire.certificates import (
     Pair,
+    driver_name,
     edge_name,
     new_authority,
     new_certificate,
@@ -21,7 +22,16 @@ from nextem.wire.certificates import (
     serial_number,
 )
 from nextem.wire.files import replace_file
-from nextem.wire.key_folder import AUTHORITY, CLIENT, OPERATOR, POLICY, STEERING, KeyFolder, edge_files
+from nextem.wire.key_folder import (
+    AUTHORITY,
+    CLIENT,
+    OPERATOR,
+    POLICY,
+    STEERING,
+    KeyFolder,
+    driver_files,
+    edge_files,
+)
 from nextem.wire.proof import Credential
 from nextem.wire.roles import AGENT
 from nextem.wire.roles import OPERATOR as OPERATOR_ROLE
@@ -63,6 +73,7 @@ def init_keys(
     for files, instrument in names.items():
         pair = new_certificate(authority, files, uris=[edge_name(instrument)], days=days)
         _write_pair(keys, files, pair)
+        make_driver(keys, instrument, LOOPBACK, days)
     replace_file(keys.revoked, revocation_list(authority, (), AUTHORITY_DAYS))
     _write_signing_keys(keys)
     agent, person = dict.fromkeys(instruments, AGENT), dict.fromkeys(instruments, OPERATOR_ROLE)
@@ -72,6 +83,17 @@ def init_keys(
     return _uses(keys, names, operator)
 
 
+def make_driver(keys: KeyFolder, instrument: str, hosts: Sequence[str], days: float) -> Path:
+    """A new certificate for what serves the driver of ``instrument`` at ``hosts``; returns where it lies.
+
+    Raises :class:`KeysMissing`, :class:`nextem.wire.key_folder.BadName` and :class:`OSError`.
+    """
+    name = driver_files(instrument)
+    uris = [driver_name(instrument)]
+    _write_pair(keys, name, new_certificate(_authority(keys), name, hosts=hosts, uris=uris, days=days))
+    return keys.certificate(name)
+
+
 def _uses(keys: KeyFolder, edges: Mapping[str, str], operator: str) -> dict[Path, str]:
     def pair(name: str, use: str) -> dict[Path, str]:
         return {keys.certificate(name): use, keys.key(name): f"its key: only {use}"}
@@ -79,12 +101,15 @@ def _uses(keys: KeyFolder, edges: Mapping[str, str], operator: str) -> dict[Path
     uses = {
         keys.certificate(AUTHORITY): "every machine: whom to believe",
         keys.key(AUTHORITY): "a safe place: makes certificates",
-        keys.revoked: "the steering service: certificates it refuses",
+        keys.revoked: "every machine: certificates that it refuses",
     }
     uses |= pair(STEERING, "the steering service")
     uses |= pair(CLIENT, "people and programs that call the service")
     for files, instrument in edges.items():
         uses |= pair(files, f"the edge of {instrument}")
+        uses |= pair(
+            driver_files(instrument), f"the driver of {instrument}, where another computer serves it"
+        )
     return uses | {
         keys.key(LIMITS): "a safe place: signs limits",
         keys.limits: "every edge: checks the limits",

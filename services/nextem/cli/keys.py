@@ -7,7 +7,15 @@ from pathlib import Path
 import click
 
 from nextem.cli.home import Home
-from nextem.cli.key_maker import KeysExist, KeysMissing, init_keys, renew_keys, revoke, write_token
+from nextem.cli.key_maker import (
+    KeysExist,
+    KeysMissing,
+    init_keys,
+    make_driver,
+    renew_keys,
+    revoke,
+    write_token,
+)
 from nextem.wire.certificates import AuthorityUnusable
 from nextem.wire.files import replace_file
 from nextem.wire.key_folder import BadName, KeyFolder
@@ -35,6 +43,7 @@ def keys() -> None:
     nextem keys init                          everything, for one machine
     nextem keys sign limits.json              makes limits.json.sig
     nextem keys token --name anna --role operator --instrument simulator --hours 12
+    nextem keys driver --instrument tem-1 --host scope-pc    for a driver on another computer
     nextem keys renew                         new certificates and tokens of the same names
     nextem keys revoke HOME/keys/edge-old.crt
     """
@@ -132,12 +141,28 @@ def renew(days: float, folder: Path | None, home: Path | None) -> None:
         raise click.ClickException(str(error)) from error
 
 
+@keys.command()
+@click.option("--instrument", required=True)
+@click.option("--host", "hosts", multiple=True, required=True, help="Name or address at which it serves.")
+@_days
+@_keys
+@_home
+def driver(
+    instrument: str, hosts: tuple[str, ...], days: float, folder: Path | None, home: Path | None
+) -> None:
+    """Make the certificate of the computer that serves the driver of an instrument to its edge."""
+    try:
+        click.echo(str(make_driver(_at(folder, home), instrument, hosts, days)))
+    except _ERRORS as error:
+        raise click.ClickException(str(error)) from error
+
+
 @keys.command("revoke")
 @click.argument("certificate", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @_keys
 @_home
 def revoke_certificate(certificate: Path, folder: Path | None, home: Path | None) -> None:
-    """Put CERTIFICATE on the list of those that the steering service refuses from now on."""
+    """Put CERTIFICATE on the list of those that are refused; every machine needs the new list."""
     place = _at(folder, home)
     try:
         count = revoke(place, certificate)

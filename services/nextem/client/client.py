@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,13 +21,14 @@ from nextem.client.errors import (
 )
 from nextem.client.stream import Stream
 from nextem.v1 import control_pb2, control_pb2_grpc, frames_pb2
+from nextem.wire.dial import Line, Peer
 from nextem.wire.ids import uuid7
 from nextem.wire.key_folder import CLIENT, KeyFolder
 from nextem.wire.proof import Credential, S, copy_of
 from nextem.wire.raw_objects import RawMessages
 from nextem.wire.raw_objects import read as read_raw_object
 from nextem.wire.roles import OPERATOR
-from nextem.wire.tls import Party, open_channel
+from nextem.wire.tls import Party, PlaintextRefused
 
 RETURN_TTL_MS = 100
 
@@ -54,17 +56,35 @@ class SteeringClient:
         """``keys``: folder with our certificate; without it, only loopback is dialled, in plain text.
 
         ``token`` says who we are, and the key after it proves it (:mod:`nextem.wire.proof`); a file is read
-        again for each call. Certificates are read once: a client
-        that outlives its own must be made anew. Raises :class:`nextem.wire.tls.TlsError`.
+        again for each call. Raises :class:`nextem.wire.tls.TlsError`.
         """
         self.address = address
         self._token = token
         party = None if keys is None else Party(keys, CLIENT)
         bearer = None if token is None else (lambda: self._credential().token)
-        self._channel = open_channel(address, party, token=bearer)
-        self._stub: Any = control_pb2_grpc.SteeringStub(self._channel)
+        if party is None and token is not None:
+            raise PlaintextRefused(f"the token for {address} needs TLS: give the folder of the certificates")
+        if party is not None:
+            party.read()  # what cannot be used is told now
+        peer = Peer(address, party, "the connection to")
+        self._line = Line(peer, control_pb2_grpc.SteeringStub, token=bearer)
         self._streams: weakref.WeakSet[Stream[Any]] = weakref.WeakSet()
         self._lock = threading.Lock()
+
+    @property
+    def _stub(self) -> Any:
+        """Raises :class:`nextem.wire.tls.TlsError`."""
+        return self._line.stub()
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """What fails within becomes a :class:`SteeringError`."""
+        try:
+            with typed_errors(self.address):
+                yield
+        except SteeringUnavailable:
+            self._line.failed()
+            raise
 
     def _credential(self) -> Credential:
         if isinstance(self._token, Path):
@@ -93,10 +113,10 @@ class SteeringClient:
             streams = list(self._streams)
         for stream in streams:
             stream.close()
-        self._channel.close()
+        self._line.close()
 
     def _open(self, call: Any) -> Stream[Any]:
-        stream: Stream[Any] = Stream(self.address, call)
+        stream: Stream[Any] = Stream(call, self._errors, self._line.check)
         with self._lock:
             self._streams.add(stream)
         return stream
@@ -108,7 +128,7 @@ class SteeringClient:
 
         Closing the stream stops waiting; it takes nothing back.
         """
-        with typed_errors(self.address):
+        with self._errors():
             call = self._stub.Submit(self._shown(command), timeout=timeout_s)
         return self._open(call)
 
@@ -140,7 +160,7 @@ class SteeringClient:
             request_id=uuid7(), holder=holder, ttl_ms=ttl_ms, purpose=purpose, scopes=scopes
         )
         request.instrument = instrument
-        with typed_errors(self.address):
+        with self._errors():
             lease = self._stub.RequestLease(self._shown(request), timeout=timeout_s)
         assert isinstance(lease, control_pb2.Lease)
         return lease
@@ -157,7 +177,7 @@ class SteeringClient:
         Returns once the service listens: nothing that is submitted later is missed.
         """
         request = control_pb2.WatchRequest(instrument=instrument)
-        with typed_errors(self.address):
+        with self._errors():
             call = self._stub.Watch(request, timeout=timeout_s)
             call.initial_metadata()
         return self._open(call)
@@ -186,7 +206,7 @@ class SteeringClient:
             request_id=uuid7(), mode=mode, issuer=issuer, issuer_role=OPERATOR, reason=reason
         )
         request.instrument = instrument
-        with typed_errors(self.address):
+        with self._errors():
             change = self._stub.SetMode(self._shown(request), timeout=timeout_s)
         assert isinstance(change, control_pb2.ModeChange)
         if change.refused:
@@ -228,7 +248,7 @@ class SteeringClient:
         )
         # As claimed: where tokens are checked, the service puts the token's role in its place.
         verdict.issuer_role, verdict.instrument = OPERATOR, instrument
-        with typed_errors(self.address):
+        with self._errors():
             reply = self._stub.Decide(self._shown(verdict), timeout=timeout_s)
         if reply.refused:
             raise DecisionRefused(reply.refused)
@@ -251,7 +271,7 @@ class SteeringClient:
         request = control_pb2.FetchRawRequest(
             request_id=uuid7(), instrument=instrument, acquisition_id=acquisition_id, frames=frames
         )
-        with typed_errors(self.address):
+        with self._errors():
             reply = self._stub.FetchRaw(self._shown(request), timeout=timeout_s)
         assert isinstance(reply, control_pb2.FetchRawReply)
         if reply.gone:

@@ -7,6 +7,9 @@ from contextlib import contextmanager
 
 import grpc
 
+from nextem.wire.dial import PeerRefused
+from nextem.wire.tls import TlsError
+
 
 class SteeringError(grpc.RpcError):
     """A call to the steering service failed. The text holds the service's own; :meth:`code` is gRPC's.
@@ -80,11 +83,19 @@ ERRORS: dict[grpc.StatusCode, type[SteeringError]] = {
 }
 
 
+class ServiceNotBelieved(SteeringError):
+    """Whoever is at the address shows a certificate that is revoked, or another's. Nothing was sent."""
+
+
 @contextmanager
 def typed_errors(address: str) -> Iterator[None]:
     """Turns every gRPC error within into a :class:`SteeringError` that names ``address``."""
     try:
         yield
+    except PeerRefused as error:
+        raise ServiceNotBelieved(f"steering: {error}", grpc.StatusCode.UNAUTHENTICATED) from error
+    except TlsError as error:
+        raise SteeringUnavailable(f"steering: {error}", grpc.StatusCode.UNAVAILABLE) from error
     except grpc.RpcError as error:
         if isinstance(error, SteeringError):
             raise

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
-from nextem.client.errors import SteeringError, typed_errors
+from nextem.client.errors import SteeringError
 
 Message = TypeVar("Message")
 
@@ -16,8 +18,11 @@ class Stream(Generic[Message]):
     Raises :class:`nextem.client.errors.SteeringError` when the call fails; once closed by us, it just ends.
     """
 
-    def __init__(self, address: str, call: Any) -> None:
-        self._address, self._call = address, call
+    def __init__(
+        self, call: Any, errors: Callable[[], AbstractContextManager[None]], check: Callable[[], None]
+    ) -> None:
+        """``errors`` turns what fails within it into a SteeringError; ``check`` may fail for each message."""
+        self._call, self._errors, self._check = call, errors, check
         self._closed = False
 
     def __iter__(self) -> Stream[Message]:
@@ -25,11 +30,13 @@ class Stream(Generic[Message]):
 
     def __next__(self) -> Message:
         try:
-            with typed_errors(self._address):
+            with self._errors():
                 message: Message = next(self._call)
+                self._check()
         except SteeringError:
             if self._closed:
                 raise StopIteration from None
+            self._call.cancel()
             raise
         return message
 

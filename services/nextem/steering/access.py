@@ -16,10 +16,11 @@ import grpc
 from google.protobuf.message import Message
 
 from nextem.v1 import control_pb2
-from nextem.wire.certificates import Revocations, edge_name
+from nextem.wire.certificates import Revocations, edge_name, uris_of
 from nextem.wire.key_folder import AUTHORITY, KeyFolder
 from nextem.wire.proof import Signed, why_unproven, why_untimely
 from nextem.wire.roles import COMMANDERS, EVERYBODY, OPERATORS, is_same, why_not, why_not_command
+from nextem.wire.tls import shown_certificate
 from nextem.wire.tokens import Identity, KeySet, TokenRefused
 
 logger = logging.getLogger(__name__)
@@ -61,15 +62,12 @@ class Access:
 
     def check_certificate(self, context: grpc.ServicerContext) -> None:
         """Raises :class:`AccessDenied` for a revoked certificate."""
-        shown: Any = context.auth_context().get("x509_pem_cert", ())  # a list, whatever the stubs say
-        certificate = b"".join(shown)
-        if why := self._revocations.why_not(certificate):
+        if why := self._revocations.why_not(shown_certificate(context)):
             raise AccessDenied(grpc.StatusCode.UNAUTHENTICATED, f"certificate: {why}")
 
     def check_edge(self, hello: control_pb2.EdgeHello, context: grpc.ServicerContext) -> None:
         """Raises :class:`AccessDenied` unless the certificate is that of this instrument's edge."""
-        found: Any = context.auth_context().get("x509_subject_alternative_name", ())
-        names = [bytes(name).decode() for name in found]
+        names = list(uris_of(shown_certificate(context)))
         wanted = edge_name(hello.instrument)
         if wanted not in names:
             why = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +11,10 @@ from nextem.edge.control.driver import CapabilityMissing, DriverError, DriverRef
 from nextem.v1 import control_pb2 as pb
 from nextem.v1.control_pb2_grpc import InstrumentStub
 from nextem.v1.plan_pb2 import Scan
-from nextem.wire.tls import check_plaintext
+from nextem.wire.certificates import driver_name
+from nextem.wire.dial import Line, Peer
+from nextem.wire.key_folder import KeyFolder, edge_files
+from nextem.wire.tls import Party, TlsError
 
 _ERRORS: dict[grpc.StatusCode, type[DriverError]] = {
     grpc.StatusCode.FAILED_PRECONDITION: DriverRefused,
@@ -36,6 +38,7 @@ _CHANNEL_OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.use_local_subchannel_pool", 1),
 )
+_HANDSHAKE_S = 1.0  # a stop may have to wait for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,33 +53,42 @@ class CallDeadlines:
 
 
 class GrpcDriver:
-    """Implements :class:`~nextem.edge.control.driver.Driver` over one channel. Thread-safe."""
+    """Implements :class:`~nextem.edge.control.driver.Driver` over one connection. Thread-safe."""
 
-    def __init__(self, address: str, deadlines: CallDeadlines | None = None) -> None:
+    def __init__(
+        self,
+        address: str,
+        deadlines: CallDeadlines | None = None,
+        *,
+        keys: KeyFolder | None = None,
+        instrument: str = "",
+    ) -> None:
         """Dials ``address`` ("host:port") at the first call; raises nothing when nobody is there yet.
 
-        Raises :class:`nextem.wire.tls.PlaintextRefused` for any address but loopback.
+        With ``keys`` as the edge of ``instrument``, and only a driver whose certificate is for that
+        instrument and not revoked is believed. Without, in plain text: raises
+        :class:`nextem.wire.tls.PlaintextRefused` for any address but loopback. Raises also
+        :class:`nextem.wire.key_folder.BadName`.
         """
-        check_plaintext(address, "the instrument at")
-        self._address = address
+        party = None if keys is None else Party(keys, edge_files(instrument))
+        peer = Peer(address, party, "the instrument at", driver_name(instrument), _HANDSHAKE_S)
+        self.address, self._line = address, Line(peer, InstrumentStub, _CHANNEL_OPTIONS)
         self._deadlines = deadlines or CallDeadlines()
-        self._channel = grpc.insecure_channel(address, options=_CHANNEL_OPTIONS)
-        self._stub = InstrumentStub(self._channel)
 
     def close(self) -> None:
         """Cancels what is in progress and closes the channel."""
-        self._channel.close()
+        self._line.close()
 
     def get_state(self) -> pb.InstrumentState:
-        return self._call("GetState", self._stub.GetState, pb.GetStateRequest(), self._deadlines.read_s)
+        return self._call("GetState", pb.GetStateRequest(), self._deadlines.read_s)
 
     def move_stage(self, command_epoch: int, to: pb.Stage) -> pb.InstrumentState:
         request = pb.MoveStageRequest(command_epoch=command_epoch, to=to)
-        return self._call("MoveStage", self._stub.MoveStage, request, self._deadlines.stage_s)
+        return self._call("MoveStage", request, self._deadlines.stage_s)
 
     def set_optics(self, command_epoch: int, to: pb.Optics) -> pb.InstrumentState:
         request = pb.SetOpticsRequest(command_epoch=command_epoch, to=to)
-        return self._call("SetOptics", self._stub.SetOptics, request, self._deadlines.optics_s)
+        return self._call("SetOptics", request, self._deadlines.optics_s)
 
     def define_scan(
         self, command_epoch: int, scan_id: str, scan: Scan, dose_e_per_frame: float
@@ -84,11 +96,11 @@ class GrpcDriver:
         request = pb.DefineScanRequest(
             command_epoch=command_epoch, scan_id=scan_id, scan=scan, dose_e_per_frame=dose_e_per_frame
         )
-        return self._call("DefineScan", self._stub.DefineScan, request, self._deadlines.scan_s)
+        return self._call("DefineScan", request, self._deadlines.scan_s)
 
     def start(self, command_epoch: int, scan_id: str) -> pb.InstrumentState:
         request = pb.StartRequest(command_epoch=command_epoch, scan_id=scan_id)
-        return self._call("Start", self._stub.Start, request, self._deadlines.scan_s)
+        return self._call("Start", request, self._deadlines.scan_s)
 
     def set_dwell(self, scan_id: str, dwell_s: float) -> pb.InstrumentState:
         request = pb.SetDwellRequest(scan_id=scan_id, dwell_s=dwell_s)
@@ -96,17 +108,20 @@ class GrpcDriver:
 
     def stop(self, command_epoch: int, reason: str) -> pb.InstrumentState:
         request = pb.StopRequest(command_epoch=command_epoch, reason=reason)
-        return self._call("Stop", self._stub.Stop, request, self._deadlines.stop_s)
+        return self._call("Stop", request, self._deadlines.stop_s)
 
-    def _call(
-        self, name: str, method: Callable[..., Any], request: Any, deadline_s: float
-    ) -> pb.InstrumentState:
+    def _call(self, name: str, request: Any, deadline_s: float) -> pb.InstrumentState:
         try:
+            method = getattr(self._line.stub(), name)
             state: pb.InstrumentState = method(request, timeout=deadline_s)
+        except TlsError as error:
+            raise DriverUnreachable(f"{name} at {self.address}: {error}") from error
         except grpc.RpcError as error:
             code: grpc.StatusCode = error.code()
+            if code is grpc.StatusCode.UNAVAILABLE:
+                self._line.failed()
             kind = _ERRORS.get(code, DriverError)
-            raise kind(f"{name} at {self._address}: {code.name}: {error.details()}") from error
+            raise kind(f"{name} at {self.address}: {code.name}: {error.details()}") from error
         except ValueError as error:  # gRPC's way to say that the channel is closed
-            raise DriverUnreachable(f"{name} at {self._address}: {error}") from error
+            raise DriverUnreachable(f"{name} at {self.address}: {error}") from error
         return state

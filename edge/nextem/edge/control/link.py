@@ -23,8 +23,9 @@ import grpc
 from nextem.edge.control.states import FINAL
 from nextem.v1.control_pb2 import EdgeHello, EdgeMessage, Heartbeat, Outcome, SteeringMessage
 from nextem.v1.control_pb2_grpc import SteeringStub
+from nextem.wire.dial import Peer, PeerUnreachable
 from nextem.wire.files import FileStamp
-from nextem.wire.tls import Party, TlsError, check_plaintext, open_channel
+from nextem.wire.tls import Party, TlsError
 
 logger = logging.getLogger(__name__)
 
@@ -120,12 +121,12 @@ class Link:
         """``address`` is "host:port"; nothing is dialled before :meth:`start`.
 
         ``party`` shows its certificate, as it is at each dial, and again at once when it has been replaced.
+        A service whose certificate is revoked is hung up on at the next heartbeat, and not dialled.
         Without it the address must be loopback, else this raises :class:`nextem.wire.tls.PlaintextRefused`.
         """
-        if party is None:
-            check_plaintext(address, "the steering service at")
         self._address, self._calls, self._times = address, calls, times or LinkTimes()
-        self._party = party
+        self._peer = Peer(address, party, "the steering service at")
+        self._believed = b""
         self._shown: tuple[FileStamp, ...] = ()
         self._closing = threading.Event()
         self._beat = threading.Event()
@@ -169,6 +170,8 @@ class Link:
             heard = False
             try:
                 heard = self._connect()
+            except PeerUnreachable as error:
+                logger.info("no link to steering: %s", error)
             except TlsError as error:
                 logger.error("no link to steering at %s: %s", self._address, error)
             except Exception:
@@ -185,7 +188,8 @@ class Link:
         heard = False
         session = _Session()
         self._shown = self._certificate()
-        with open_channel(self._address, self._party, _CHANNEL_OPTIONS) as channel:
+        channel, self._believed = self._peer.dial(_CHANNEL_OPTIONS)
+        with channel:
             session.put(EdgeMessage(hello=self._calls.hello()))
             call = SteeringStub(channel).Attach(iter(session))
             with self._lock:
@@ -247,10 +251,13 @@ class Link:
             elif self._certificate() != self._shown:
                 logger.info("the certificate has been replaced: dialling steering again")
                 self._hang_up(session)
+            elif why := self._peer.why_not(self._believed):
+                logger.error("steering at %s: %s: hanging up", self._address, why)
+                self._hang_up(session)
 
     def _certificate(self) -> tuple[FileStamp, ...]:
         """What tells one certificate from its replacement."""
-        return () if self._party is None else self._party.stamps()
+        return () if self._peer.party is None else self._peer.party.stamps()
 
     def _hang_up(self, session: _Session) -> None:
         with self._lock:

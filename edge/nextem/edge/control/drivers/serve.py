@@ -1,6 +1,7 @@
 """Any driver as the gRPC service ``Instrument``: for a driver that must run on the vendor's own computer.
 
     python -m nextem.edge.control.drivers.serve jeol:// --port 50061
+    python -m nextem.edge.control.drivers.serve jeol:// --host 0.0.0.0 --keys keys --instrument tem-1
 
 The edge dials it by :class:`~nextem.edge.control.grpc_driver.GrpcDriver`.
 """
@@ -11,6 +12,8 @@ import argparse
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import grpc
 
@@ -24,7 +27,9 @@ from nextem.edge.control.driver import (
 from nextem.edge.control.drivers.column import ColumnDriver
 from nextem.v1 import control_pb2 as pb
 from nextem.v1.control_pb2_grpc import InstrumentServicer, add_InstrumentServicer_to_server
-from nextem.wire.tls import check_plaintext
+from nextem.wire.certificates import Revocations, edge_name, uris_of
+from nextem.wire.key_folder import AUTHORITY, KeyFolder, driver_files
+from nextem.wire.tls import Party, check_plaintext, server_credentials, shown_certificate
 
 _THREADS = 8  # a stop and reads must never queue behind what they overtake
 
@@ -62,18 +67,64 @@ class DriverServicer(InstrumentServicer):
         return _answer(context, lambda: self._driver.stop(request.command_epoch, request.reason))
 
 
-def serve_driver(driver: Driver, host: str = "127.0.0.1", port: int = 0) -> tuple[grpc.Server, int]:
+class EdgeOnly(grpc.ServerInterceptor):
+    """Lets in the edge of one instrument, by its certificate, for each call as long as it is not revoked."""
+
+    def __init__(self, keys: KeyFolder, instrument: str) -> None:
+        self._revocations = Revocations(keys.certificate(AUTHORITY), keys.revoked)
+        self._wanted = edge_name(instrument)
+
+    def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler[Any, Any] | None],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        handler: Any = continuation(handler_call_details)
+        if handler is None:
+            return None
+
+        def call(request: Any, context: grpc.ServicerContext) -> Any:
+            shown = shown_certificate(context)
+            if why := self._revocations.why_not(shown):
+                context.abort(grpc.StatusCode.UNAUTHENTICATED, f"certificate: {why}")
+            if self._wanted not in (names := uris_of(shown)):
+                why = f"certificate: it is for {list(names) or 'no edge'}, this takes {self._wanted}"
+                context.abort(grpc.StatusCode.PERMISSION_DENIED, why)
+            return handler.unary_unary(request, context)
+
+        codecs = (handler.request_deserializer, handler.response_serializer)
+        return grpc.unary_unary_rpc_method_handler(call, *codecs)
+
+
+def serve_driver(
+    driver: Driver,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    *,
+    keys: KeyFolder | None = None,
+    instrument: str = "",
+) -> tuple[grpc.Server, int]:
     """Starts a server for ``driver`` and returns it with its port (``port`` 0: any free one).
 
-    Raises :class:`nextem.wire.tls.PlaintextRefused` for any address but loopback, for nobody proves here who
-    asks, and RuntimeError (from grpc) when the port is taken.
+    With ``keys`` it shows the certificate of the driver of ``instrument`` and serves the edge of that
+    instrument alone. Without, anybody on this machine: raises :class:`nextem.wire.tls.PlaintextRefused` for
+    any address but loopback. Raises also :class:`nextem.wire.tls.CertificateUnusable`,
+    :class:`nextem.wire.key_folder.BadName`, and RuntimeError (from grpc) when the port is taken.
     """
-    check_plaintext(f"{host}:{port}", "a driver at")
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    if keys is None:
+        check_plaintext(address, "a driver at")
+    credentials = None if keys is None else server_credentials(Party(keys, driver_files(instrument)))
     server = grpc.server(
-        ThreadPoolExecutor(_THREADS, thread_name_prefix="driver"), options=(("grpc.so_reuseport", 0),)
+        ThreadPoolExecutor(_THREADS, thread_name_prefix="driver"),
+        interceptors=[] if keys is None else [EdgeOnly(keys, instrument)],
+        options=(("grpc.so_reuseport", 0),),
     )
     add_InstrumentServicer_to_server(DriverServicer(driver), server)
-    bound = server.add_insecure_port(f"{host}:{port}")
+    if credentials is None:
+        bound = server.add_insecure_port(address)
+    else:
+        bound = server.add_secure_port(address, credentials)
     server.start()
     return server, bound
 
@@ -110,9 +161,15 @@ def main() -> None:
     parser.add_argument("address", help="autoscript://HOST, jeol://, nion:// or ceos://HOST; several with +")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=50061)
+    parser.add_argument(
+        "--keys", type=Path, help="folder of `nextem keys`: then only the instrument's edge may"
+    )
+    parser.add_argument("--instrument", default="", help="whose driver it is; needed with --keys")
     options = parser.parse_args()
+    keys = KeyFolder(options.keys) if options.keys else None
     logging.basicConfig(level=logging.INFO)
-    server, port = serve_driver(ColumnDriver(open_column(options.address)), options.host, options.port)
+    driver = ColumnDriver(open_column(options.address))
+    server, port = serve_driver(driver, options.host, options.port, keys=keys, instrument=options.instrument)
     logging.getLogger(__name__).info("%s at %s:%d", options.address, options.host, port)
     server.wait_for_termination()
 
