@@ -29,6 +29,7 @@ from nextem.simulator.settings import (
     check_scan,
     check_stage,
 )
+from nextem.simulator.stage import StageMechanics
 from nextem.simulator.world import World
 
 log = logging.getLogger(__name__)
@@ -333,7 +334,9 @@ class Instrument:
         return self._view()
 
     def _view(self) -> InstrumentView:
-        state = self._state
+        state, mechanics = self._state, StageMechanics()
+        if self._world is not None:
+            mechanics = self._world.stage.mechanics
         return InstrumentView(
             name=self._name,
             stage=state.stage,
@@ -345,4 +348,6 @@ class Instrument:
             state_version=state.version,
             defined_scans=tuple(state.scans),
             column=None if self._world is None else self._world.column_state,
+            stage_speed_nm_s=mechanics.speed_nm_s,
+            stage_latency_s=mechanics.latency_s,
         )

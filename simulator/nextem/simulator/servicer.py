@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -158,4 +159,6 @@ def _state(view: InstrumentView) -> pb.InstrumentState:
         defined_scans=view.defined_scans,
         capabilities=_CAPABILITIES,
         column=_COLUMN[view.column],
+        stage_speed_nm_s=view.stage_speed_nm_s if math.isfinite(view.stage_speed_nm_s) else 0.0,
+        stage_latency_s=view.stage_latency_s,
     )

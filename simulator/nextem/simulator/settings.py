@@ -87,6 +87,8 @@ class InstrumentView:
     state_version: int
     defined_scans: tuple[str, ...]
     column: ColumnState | None = None  # None: there is no column to go wrong
+    stage_speed_nm_s: float = math.inf
+    stage_latency_s: float = 0.0
 
 
 def check(field_name: str, value: float, low: float, high: float) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from nextem.edge.control.bound import Bound
 from nextem.edge.control.driver import Driver, DriverError
 from nextem.edge.control.identity import Guard
 from nextem.edge.control.journal import Journal, JournalError
@@ -74,7 +75,7 @@ class AtDriver:
 
     def act(self, received: Received, outcome: Outcome) -> None:
         parts, command = self._parts, received.command
-        began_ns = 0
+        began_ns, bound = 0, Bound(parts.driver, command, outcome.command_epoch + 1)
         try:
             with parts.driver_lock:
                 # The disk, or a start before us, may have taken its time: late is late, stopped is stopped,
@@ -86,11 +87,16 @@ class AtDriver:
                 )
                 if refusal is None:
                     began_ns = parts.clock.now_ns()
-                    self._call(command, outcome)
+                    with bound:
+                        self._call(command, outcome)
                     outcome.at_driver_ns = parts.clock.now_ns()
         except DriverError as error:
             # A stop may have fenced it off. Its dose comes back in any case: a scan defined has not run.
-            refusal = self.runner.stopped(received.generation) or Refusal(error.rule, str(error))
+            refusal = (
+                self.runner.stopped(received.generation)
+                or bound.refusal(str(error))
+                or Refusal(error.rule, str(error))
+            )
         except Exception as error:
             logger.exception("command %s failed", command.command_id)
             refusal = edge_error(error)

@@ -77,7 +77,7 @@ class CommandHandler:
         outcome.action = command.WhichOneof("action") or ""
         context = self._context(received)
         refusal, dose_e = check(command, context)
-        outcome.predicted_dose_e, outcome.predicted_s = planned_dose_e(command), planned_s(command)
+        outcome.predicted_dose_e, outcome.predicted_s = planned_dose_e(command), planned_s(command, context.state)
         if command.validate_only:  # touches nothing, the journal neither: the same id may be meant later
             refusal = self.runner.stopped(received.generation) or refusal
             parts.emit(with_state(outcome, REJECTED if refusal else VALIDATED, refusal))

@@ -5,6 +5,7 @@ The first rule that says no decides. Stop passes through none of this.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -69,8 +70,17 @@ def planned_dose_e(command: Command) -> float:
     return plan.scan.size_y * plan.scan.size_x * plan.dose_e_per_frame
 
 
-def planned_s(command: Command) -> float:
-    """Seconds that a command would take, where the edge can tell: those of every frame, at the slowest."""
+def planned_s(command: Command, state: InstrumentState | Refusal) -> float:
+    """Seconds that a command would take, where the edge can tell; else 0.
+
+    Of an acquire those of every frame, at the slowest; of a move what the instrument says of its stage.
+    """
+    if command.HasField("move_stage"):
+        if isinstance(state, Refusal) or state.stage_speed_nm_s <= 0:
+            return 0.0
+        to, at = command.move_stage, state.stage
+        distance_nm = math.hypot(to.y_nm - at.y_nm, to.x_nm - at.x_nm, to.z_nm - at.z_nm)
+        return state.stage_latency_s + distance_nm / state.stage_speed_nm_s
     scan = slowest(command.acquire).scan
     return scan.size_y * scan.size_x * scan.dwell_s
 
@@ -211,7 +221,7 @@ def _forbidden(command: Command, context: Context) -> Refusal | None:
 
 
 def _duration(command: Command, context: Context) -> Refusal | None:
-    planned_ms = planned_s(command) * 1e3
+    planned_ms = planned_s(command, context.state) * 1e3
     if command.max_duration_ms and planned_ms > command.max_duration_ms:
         return Refusal("max_duration", f"{planned_ms:.6g} ms planned > {command.max_duration_ms} ms")
     return None

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 
-from agent_kit import DOSE_E, PLAN, MakeRig, Rig
+from agent_kit import DOSE_E, PLAN, WAIT_S, MakeRig, Rig
 
 from nextem.edge.control.limits import default_limits
 from nextem.v1.acquisition_pb2 import FINISH_REASON_STOPPED
@@ -78,11 +79,33 @@ def test_an_acquisition_that_takes_too_long_is_stopped(rig: Rig) -> None:
     assert rig.calls[-1] == "stop"
 
 
-def test_a_move_that_took_too_long_is_told(rig: Rig) -> None:
-    def slow() -> None:
-        rig.clock.time_ns += 30_000_000
+def test_a_move_that_is_predicted_to_take_too_long_is_refused(rig: Rig) -> None:
+    rig.driver.state.stage_speed_nm_s, rig.driver.state.stage_latency_s = 1000.0, 0.05
+    command = rig.command(move_stage=Stage(y_nm=30.0, x_nm=40.0), max_duration_ms=99)
+    outcome = rig.until(rig.send(command))
+    assert (outcome.rule, outcome.detail) == ("max_duration", "100 ms planned > 99 ms")
+    assert rig.calls == []
+    command = rig.command(move_stage=Stage(y_nm=30.0, x_nm=40.0), max_duration_ms=100)
+    outcome = rig.until(rig.send(command))
+    assert (outcome.state, outcome.predicted_s) == (COMMAND_STATE_DONE, 0.1)
 
-    rig.driver.hooks["move_stage"] = slow
+
+def test_a_move_that_takes_too_long_is_stopped_where_the_driver_can(rig: Rig) -> None:
+    stopped = threading.Event()
+    rig.driver.hooks = {"move_stage": lambda: stopped.wait(WAIT_S), "stop": stopped.set}
     outcome = rig.until(rig.send(rig.command(move_stage=Stage(), max_duration_ms=20)))
     assert (outcome.state, outcome.rule) == (COMMAND_STATE_FAILED, "max_duration")
-    assert outcome.detail == "it took 30 ms > 20 ms"
+    assert outcome.detail.startswith("stopped after 20 ms: move_stage: command_epoch 1 is older than 2")
+    assert rig.calls == ["stop", "move_stage"]
+    rig.driver.hooks = {}
+    assert rig.until(rig.send(rig.command(move_stage=Stage()))).state == COMMAND_STATE_DONE
+
+
+def test_a_move_that_took_too_long_is_told(rig: Rig) -> None:
+    def slow() -> None:
+        rig.clock.time_ns += 5_500_000_000
+
+    rig.driver.hooks["move_stage"] = slow
+    outcome = rig.until(rig.send(rig.command(move_stage=Stage(), max_duration_ms=5000)))
+    assert (outcome.state, outcome.rule) == (COMMAND_STATE_FAILED, "max_duration")
+    assert outcome.detail == "it took 5500 ms > 5000 ms"
