@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -57,33 +58,25 @@ class CsrStream(Receiving):
     """A :class:`~nextem.edge.detectors.base.Detector`."""
 
     def __init__(self, options: DetectorOptions, sink: Sink, clock: Clock) -> None:
-        super().__init__(self._run, sink, "csr", warm_up)
-        self.options, self.sink = options, sink
         self.ring = Ring(options.ring_bytes)
+        super().__init__(self._run, sink, "csr", warm_up, self.ring.enter)
+        self.options, self.sink = options, sink
         self.frames_corrupt = 0
         self._clock = clock
-        self._heard = False
 
     def counters(self) -> Mapping[str, int]:
         return {**super().counters(), "frames_corrupt": self.frames_corrupt}
 
     def _run(self) -> None:
         address = (self.options.host, self.options.port or DATA_PORT)
-        self.keep_dialling(address, "CSR stream", self._clock, self._converse, lambda: self._heard)
-
-    def _converse(self, source: StreamSocket) -> None:
-        session = _Session(self, source)
-        try:
-            session.run()
-        finally:
-            self._heard = session.messages > 0
+        self.keep_dialling(address, "CSR stream", self._clock, partial(_Session, self))
 
 
 class _Session:
     """One connection, message by message."""
 
     def __init__(self, owner: CsrStream, source: StreamSocket) -> None:
-        self.messages = 0
+        self.heard = False
         self._owner, self._source = owner, source
         self._acquisition: AcquisitionHeader | None = None
         self._scan: CsrScan | None = None
@@ -114,7 +107,7 @@ class _Session:
 
     def _message(self) -> None:
         header = parse_header(self._read(HEADER_BYTES).tobytes(), self._acquisition)
-        self.messages += 1
+        self.heard = True
         if isinstance(header, ChunkHeader):
             self._chunk(header)
             return

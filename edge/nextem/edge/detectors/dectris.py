@@ -65,12 +65,12 @@ class DectrisStream(Receiving):
     """A :class:`~nextem.edge.detectors.base.Detector`."""
 
     def __init__(self, options: DetectorOptions, sink: Sink, clock: Clock) -> None:
-        super().__init__(self._run, sink, "dectris", warm_up)
+        self._ring = Ring(options.ring_bytes)
+        super().__init__(self._run, sink, "dectris", warm_up, self._ring.enter)
         self._options, self._sink, self._clock = options, sink, clock
         self._address = f"tcp://{options.host}:{options.port or V1_PORT}"
         self._waiting = _waiting(options.parameters.get("waiting", str(MOST_WAITING)))
         self._rest = _rest(options)
-        self._ring = Ring(options.ring_bytes)
         self._parse = partial(parse, channel=options.parameters.get("channel", "").encode())
         self._series: Series | None = None
         self._pending: Start | None = None  # its configuration is on the way

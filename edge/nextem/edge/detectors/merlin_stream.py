@@ -66,21 +66,16 @@ class MerlinStream(Receiving):
     """A :class:`~nextem.edge.detectors.base.Detector`."""
 
     def __init__(self, options: MerlinOptions, sink: Sink, clock: Clock) -> None:
-        super().__init__(self._run, sink, "merlin", _warm_up)
-        self._options, self._sink, self._clock = options, sink, clock
         self._ring = Ring(options.ring_bytes)
-        self._heard = False
+        super().__init__(self._run, sink, "merlin", _warm_up, self._ring.enter)
+        self._options, self._sink, self._clock = options, sink, clock
 
     def _run(self) -> None:
         address = (self._options.host, self._options.data_port)
-        self.keep_dialling(address, "Merlin", self._clock, self._converse, lambda: self._heard)
+        self.keep_dialling(address, "Merlin", self._clock, self._session)
 
-    def _converse(self, source: StreamSocket) -> None:
-        session = _Session(source, self._options, self._sink, self._ring, self.numbers, self.closing)
-        try:
-            session.run()
-        finally:
-            self._heard = session.messages > 0
+    def _session(self, source: StreamSocket) -> _Session:
+        return _Session(source, self._options, self._sink, self._ring, self.numbers, self.closing)
 
 
 def _warm_up() -> None:
@@ -100,7 +95,7 @@ class _Session:
         counters: Counters,
         closing: Event,
     ) -> None:
-        self.messages = 0
+        self.heard = False
         self._source, self._options, self._sink, self._ring = source, options, sink, ring
         self._counters, self._closing = counters, closing
         self._carry = bytearray()
@@ -188,7 +183,7 @@ class _Session:
             return
         payload = bytes(self._carry[PREFIX_BYTES : PREFIX_BYTES + length])
         del self._carry[: PREFIX_BYTES + length]
-        self.messages += 1
+        self.heard = True
         if self._scan is not None:
             self._scan.superseded()
             self._scan = None
@@ -212,7 +207,7 @@ class _Session:
         wanted = int(offset) if offset.isdigit() else _HEAD_BYTES
         if not self._have(PREFIX_BYTES + min(wanted, length)):
             return
-        self.messages += 1
+        self.heard = True
         try:
             seen = Expectation.of(bytes(self._carry[PREFIX_BYTES : PREFIX_BYTES + wanted]), length)
             if scan.expected is None:

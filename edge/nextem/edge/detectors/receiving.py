@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from threading import Event
+from typing import Protocol
 
 from nextem.edge.detectors.base import DetectorAway, DetectorError, Sink, receiving_thread
 from nextem.edge.detectors.counters import Counters
@@ -20,23 +21,33 @@ def tell(error: DetectorError, acquisition_id: str = "none") -> None:
     log.error("%s: %s (acquisition %s)", type(error).__name__, error, acquisition_id)
 
 
+class Session(Protocol):
+    """One connection. ``heard``: whether it brought anything, so that the next is dialled soon."""
+
+    @property
+    def heard(self) -> bool: ...
+
+    def run(self) -> None:
+        """Reads until closing, or raises :class:`ConnectionEnded`."""
+        ...
+
+
 class Receiving:
     """Start, close and counters of a :class:`~nextem.edge.detectors.base.Detector`.
 
-    ``run`` is the thread's; it returns soon once :attr:`closing` is set. ``warm_up`` compiles what the first
-    frames would else wait for.
+    ``run`` is the thread's; it returns soon once :attr:`closing` is set. ``prepare`` is called
+    before it starts and does what the first frames would else wait for: compiling, and entering memory.
     """
 
-    def __init__(
-        self, run: Callable[[], None], sink: Sink, name: str, warm_up: Callable[[], None] = lambda: None
-    ) -> None:
+    def __init__(self, run: Callable[[], None], sink: Sink, name: str, *prepare: Callable[[], None]) -> None:
         self.numbers = Counters()
         self.closing = Event()
-        self._warm_up = warm_up
+        self._prepare = prepare
         self._thread = receiving_thread(run, sink, name)
 
     def start(self) -> None:
-        self._warm_up()
+        for step in self._prepare:
+            step()
         self._thread.start()
 
     def close(self) -> None:
@@ -53,14 +64,10 @@ class Receiving:
         address: tuple[str, int],
         name: str,
         clock: Clock,
-        session: Callable[[StreamSocket], None],
-        was_heard: Callable[[], bool],
+        session_on: Callable[[StreamSocket], Session],
     ) -> None:
-        """Connects to the TCP server ``name`` at (host, port), again and again, until closing.
-
-        ``session`` reads one connection; it returns soon once :attr:`closing` is set, or raises
-        :class:`ConnectionEnded`. ``was_heard``: whether the last one brought anything, so that the next is
-        dialled soon. A server that is away is told once.
+        """Connects to the TCP server ``name`` at (host, port), again and again, until closing. A server that
+        is away is told once.
         """
         backoff, away = Backoff(), False
         where = f"{name} at {address[0]}:{address[1]}"
@@ -76,12 +83,13 @@ class Receiving:
             log.info("connected to %s", where)
             away = False
             self.numbers.connections += 1
+            session = session_on(source)
             try:
-                session(source)
+                session.run()
             except ConnectionEnded as error:
                 log.info("connection to %s ended: %s", where, error)
             finally:
                 source.close()
-            if was_heard():
+            if session.heard:
                 backoff.reset()
             backoff.wait(self.closing)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -57,28 +58,17 @@ class Timepix3(Receiving):
     """A :class:`~nextem.edge.detectors.base.Detector`."""
 
     def __init__(self, options: DetectorOptions, tpx3: Timepix3Options, sink: Sink, clock: Clock) -> None:
-        super().__init__(self._run, sink, "timepix3", lambda: warm_up(tpx3))
-        self._options, self._tpx3, self._sink, self._clock = options, tpx3, sink, clock
         self._ring = Ring(options.ring_bytes)
+        super().__init__(self._run, sink, "timepix3", lambda: warm_up(tpx3), self._ring.enter)
+        self._options, self._tpx3, self._sink, self._clock = options, tpx3, sink, clock
         self._totals = Decoder(tpx3).counters()
-        self._heard = False
 
     def counters(self) -> Mapping[str, int]:
         return {**super().counters(), **self._totals}
 
     def _run(self) -> None:
         address = (self._options.host, self._options.port or DATA_PORT)
-        self.keep_dialling(address, "Timepix3", self._clock, self._converse, lambda: self._heard)
-
-    def _converse(self, source: StreamSocket) -> None:
-        before = dict(self._totals)
-        session = _Session(self, source)
-        try:
-            session.run()
-        finally:
-            found = session.decoder.counters()
-            self._totals = {name: before[name] + n for name, n in found.items()}
-            self._heard = found["hits"] > 0
+        self.keep_dialling(address, "Timepix3", self._clock, partial(_Session, self))
 
     # ---- for the session ------------------------------------------------------------------------
 
@@ -97,6 +87,10 @@ class Timepix3(Receiving):
         self.numbers.garbage_bytes += garbage_bytes
         source.bytes_received = source.calls = 0
         self.numbers.busy_ns = time.thread_time_ns()
+
+    def count(self, found: Mapping[str, int]) -> None:
+        """Adds what the decoder of one connection counted."""
+        self._totals = {name: self._totals[name] + n for name, n in found.items()}
 
     def open_scan(self, decoder: Decoder, received_ns: int) -> Scan:
         """The acquisition that begins; nobody may want it."""
@@ -133,6 +127,10 @@ class _Session:
         self._garbage = self._garbage_run = 0
         self._told = self.decoder.counters()  # what the scans that have ended told of
 
+    @property
+    def heard(self) -> bool:
+        return self.decoder.counters()["hits"] > 0
+
     def run(self) -> None:
         """Reads until closing. Raises ``ConnectionEnded``."""
         try:
@@ -145,6 +143,7 @@ class _Session:
         finally:
             self._end(EndKind.STOPPED, None)
             self._owner.account(self._source, 0)
+            self._owner.count(self.decoder.counters())
 
     def _step(self) -> None:
         now_ns = self._source.now_ns()
