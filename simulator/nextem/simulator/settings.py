@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from nextem.simulator.column import ColumnState
 
 MAX_FRAMES = 1 << 22
+_DWELL_S = (1e-6, 10.0)
 
 
 class InstrumentError(Exception):
@@ -107,13 +108,13 @@ def check_scan(scan: ScanDefinition) -> None:
     check("scan.origin_y_nm", scan.origin_nm[0], -1e6, 1e6)
     check("scan.origin_x_nm", scan.origin_nm[1], -1e6, 1e6)
     check("scan.step_nm", scan.step_nm, 1e-3, 1e5)
-    check_dwell(scan.dwell_s)
+    check("scan.dwell_s", scan.dwell_s, *_DWELL_S)
     check("dose_e_per_frame", scan.dose_e_per_frame, 0.0, 1e6)
 
 
 def check_dwell(dwell_s: float) -> None:
     """Raises :class:`OutOfRange`."""
-    check("dwell_s", dwell_s, 1e-6, 10.0)
+    check("dwell_s", dwell_s, *_DWELL_S)
 
 
 def check_stage(to: StagePosition) -> None:

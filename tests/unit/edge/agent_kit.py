@@ -14,6 +14,7 @@ from nextem.edge.control.driver import DriverError, DriverRefused
 from nextem.edge.control.limits import Limits, default_limits
 from nextem.edge.control.link import LinkCalls, LinkTimes
 from nextem.edge.control.modes import RoleOf
+from nextem.edge.control.rule_actions import KeepRaw, keeps_nothing
 from nextem.v1.acquisition_pb2 import (
     FINISH_REASON_COMPLETE,
     FINISH_REASON_STOPPED,
@@ -250,6 +251,7 @@ class Rig:
     clock: HandClock = field(default_factory=HandClock)
     mode: Mode | None = None
     role_of: RoleOf | None = None
+    keep_raw: KeepRaw = keeps_nothing
     key_set: KeySet | None = None
     closed: bool = False
 
@@ -278,6 +280,7 @@ class Rig:
             self.log,
             make_link=self._make_link,
             role_of=self.role_of,
+            keep_raw=self.keep_raw,
         )
         self.agent.start()
         self.lease = Lease()

@@ -73,6 +73,16 @@ def test_a_rule_waits_for_its_columns_and_no_number_is_neither_over_nor_clear() 
     assert [(f.first_frame, f.last_frame) for f in fired] == [(1, 1)]
 
 
+def test_after_a_move_that_was_done_it_looks_again_at_the_frames_after_it() -> None:
+    seen, fired = watch(FOLLOW)
+    for frame in range(8):  # far off all the time
+        columns = {"drift_y_px": np.zeros(1), "drift_x_px": np.array([30.0])}
+        seen.look(frame, columns, np.array([frame], np.int64))
+        if len(fired) == 1 and frame == 2:
+            fired[0].again(3)  # frame 4 may have begun before the move
+    assert [f.last_frame for f in fired] == [0, 5]
+
+
 def test_after_the_scene_came_back_it_may_fire_again() -> None:
     seen, fired = watch(FOLLOW)
     for frame, x_px in enumerate([0.0, 11.0, 12.0, 8.0, 4.0, 11.0]):  # 5 nm are 10 px, 2.5 nm are 5 px

@@ -32,6 +32,7 @@ from nextem.edge.control.modes import Modes, RoleOf
 from nextem.edge.control.outcomes import with_state
 from nextem.edge.control.people import People
 from nextem.edge.control.reports import Reports
+from nextem.edge.control.rule_actions import KeepRaw, RuleActions, keeps_nothing
 from nextem.edge.control.runner import Acquisitions
 from nextem.edge.control.safe_state import LostHolders
 from nextem.edge.control.states import FAILED, REJECTED
@@ -115,6 +116,7 @@ class ControlAgent:
         make_link: MakeLink = Link,
         fetch_raw: FetchRaw = without_ring,
         role_of: RoleOf | None = None,
+        keep_raw: KeepRaw = keeps_nothing,
     ) -> None:
         """Opens the journal and reads the limits; :meth:`close` must follow.
 
@@ -152,6 +154,14 @@ class ControlAgent:
         )
         self._stopper = Stopper(
             parts, self._runner, proposals, tell=self._audit.command, later=self._desk.put
+        )
+        self.rules = RuleActions(
+            parts,
+            admit=self._commands.put,
+            generation=lambda: self._runner.generation,
+            tell=self._audit.command,
+            later=self._desk.put,
+            keep_raw=keep_raw,
         )
         self._people = People(
             self._modes,
@@ -201,6 +211,7 @@ class ControlAgent:
         for part in (self._audit, self._desk, self._runner, self._commands, self._watch, self._link):
             part.start()
         self._handler.proposals.start()
+        self.rules.start()
         if self._options.mode is not None and self._options.mode != self._modes.current:
             self.set_mode(self._options.mode, "set at the start")
         logger.info("control of %s, boot %s", self._options.instrument, self._clock.boot_id)
@@ -227,6 +238,7 @@ class ControlAgent:
         self._closing.set()
         self._watch.close()
         self._stopper.halt("the edge is closing", driver_too=self._runner.pending > 0)
+        self.rules.close()
         self._commands.close()
         self._handler.proposals.close()
         self._runner.close()
@@ -286,6 +298,7 @@ class ControlAgent:
     def _emit(self, outcome: Outcome) -> None:
         self._link.send(EdgeMessage(outcome=outcome))
         self._audit.outcome(outcome)
+        self.rules.told(outcome)
         if outcome.state in (REJECTED, FAILED):
             verdict = "rejected" if outcome.state == REJECTED else "failed"
             logger.warning("command %s %s: %s: %s", outcome.command_id, verdict, outcome.rule, outcome.detail)

@@ -6,9 +6,10 @@ import logging
 import math
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from nextem.edge.control.beam_guard import BeamGuard
 from nextem.edge.control.bound import Bound
 from nextem.edge.control.driver import Driver, DriverError
 from nextem.edge.control.identity import Guard
@@ -35,6 +36,8 @@ class Received(NamedTuple):
     generation: int
     approved: bool = False  # by a person: it was a proposal before
     token: str = ""
+    own: bool = False  # of a rule of this edge, which shows no token
+    undone_id: str = ""  # of the command that it undoes
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,7 @@ class Parts:
     emit: Callable[[Outcome], None]
     limits_gone: Callable[[], LimitsUnreadable | None]
     """Why the limits read at the start hold no more."""
+    beam: BeamGuard = field(default_factory=BeamGuard)
 
 
 class AtDriver:
@@ -67,7 +71,9 @@ class AtDriver:
             driver_lock=parts.driver_lock,
             command_epoch=lambda: parts.journal.command_epoch,
             may_start=lambda job: (
-                parts.leases.may_start(job.lease_id, job.lease_epoch, SCAN) or _limits_gone(parts)
+                parts.leases.may_start(job.lease_id, job.lease_epoch, SCAN)
+                or _limits_gone(parts)
+                or parts.beam.refuse_start(job.plan)
             ),
             ended=self._ended,
             margin_s=margin_s,
@@ -84,6 +90,7 @@ class AtDriver:
                     self.runner.stopped(received.generation)
                     or check_deadline(command.not_after_ns, parts.clock.now_ns())
                     or parts.leases.may_start(command.lease_id, command.lease_epoch, scope_of(command))
+                    or parts.beam.refuse(command, received.received_ns, received.undone_id)
                 )
                 if refusal is None:
                     began_ns = parts.clock.now_ns()
@@ -119,6 +126,8 @@ class AtDriver:
                 after = driver.move_stage(epoch, command.move_stage)
             case "set_optics":
                 after = driver.set_optics(epoch, command.set_optics)
+                if not command.set_optics.beam_blanked:
+                    self._parts.beam.turned_on()
             case "acquire":
                 plan = command.acquire
                 after = driver.define_scan(epoch, outcome.acquisition_id, plan.scan, plan.dose_e_per_frame)

@@ -39,7 +39,7 @@ class CommandHandler:
         command = received.command
         outcome = Outcome(command_id=command.command_id, received_ns=received.received_ns)
         try:
-            if not received.approved and (
+            if not (received.approved or received.own) and (
                 refusal := self._parts.guard.command(command, received.token, self._parts.leases.holder)
             ):
                 # Not in the journal: nobody whom we do not know may use up an id.
@@ -73,11 +73,15 @@ class CommandHandler:
             else:
                 self._reject(outcome, content, concrete)
             return
-        received, command = received._replace(command=concrete), concrete
+        received = received._replace(command=concrete, undone_id=command.undo.command_id)
+        command = concrete
         outcome.action = command.WhichOneof("action") or ""
         context = self._context(received)
         refusal, dose_e = check(command, context)
-        outcome.predicted_dose_e, outcome.predicted_s = planned_dose_e(command), planned_s(command, context.state)
+        outcome.predicted_dose_e, outcome.predicted_s = (
+            planned_dose_e(command),
+            planned_s(command, context.state),
+        )
         if command.validate_only:  # touches nothing, the journal neither: the same id may be meant later
             refusal = self.runner.stopped(received.generation) or refusal
             parts.emit(with_state(outcome, REJECTED if refusal else VALIDATED, refusal))
@@ -163,4 +167,6 @@ class CommandHandler:
             mode=parts.modes.current,
             spent=self._usage.spent,
             dose_map=self._usage.dose_map,
+            own=received.own,
+            guarded=parts.beam.refuse(received.command, received.received_ns, received.undone_id),
         )

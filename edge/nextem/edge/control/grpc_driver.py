@@ -104,7 +104,7 @@ class GrpcDriver:
 
     def set_dwell(self, scan_id: str, dwell_s: float) -> pb.InstrumentState:
         request = pb.SetDwellRequest(scan_id=scan_id, dwell_s=dwell_s)
-        return self._call("SetDwell", self._stub.SetDwell, request, self._deadlines.scan_s)
+        return self._call("SetDwell", request, self._deadlines.scan_s)
 
     def stop(self, command_epoch: int, reason: str) -> pb.InstrumentState:
         request = pb.StopRequest(command_epoch=command_epoch, reason=reason)

@@ -62,7 +62,7 @@ class RuleActions:
         self._parts, self._admit, self._generation = parts, admit, generation
         self._tell, self._later, self._keep_raw = tell, later, keep_raw
         self._off: dict[str, str] = {}  # by rule: why
-        self._held: dict[str, Lease] = {}  # by command
+        self._moves: dict[str, tuple[Lease, Firing]] = {}  # by command
         self._began: tuple[str, Stage] = ("", Stage())  # of the newest acquisition that drifted
         self._worker = Worker("control-rules", self._act, at_most=_AT_MOST)
 
@@ -90,9 +90,16 @@ class RuleActions:
         return self._ended(command, with_detail(self._outcome(command, SWITCH), DONE, command.cause.reason))
 
     def told(self, outcome: Outcome) -> None:
-        """An outcome of any command: the stage is given back when a rule's move has ended."""
-        if outcome.state in FINAL and (lease := self._held.pop(outcome.command_id, None)):
+        """An outcome of any command: the stage is given back when a rule's move has ended.
+
+        A rule whose move was done looks again, at frames after it; one that was refused waits until the scene
+        is back by itself, so that it does not ask again and again.
+        """
+        if outcome.state in FINAL and (move := self._moves.pop(outcome.command_id, None)):
+            lease, firing = move
             self._parts.leases.give_back(lease, [STAGE])
+            if outcome.state == DONE:
+                firing.again(outcome.at_driver_ns)
 
     # ---- on the rules' thread ---------------------------------------------------------------------
 
@@ -215,7 +222,7 @@ class RuleActions:
             return Refusal("journal", str(error))
         if isinstance(lease, str):
             return Refusal("lease", lease)
-        self._held[command.command_id] = lease
+        self._moves[command.command_id] = lease, firing
         command.lease_id, command.lease_epoch = lease.lease_id, lease.epoch
         return None
 

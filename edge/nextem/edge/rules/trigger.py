@@ -7,8 +7,9 @@ armed    ``frames`` frames in a row are over               it fires, and is spen
 spent    ``rearm_frames`` frames in a row are clear        it is armed
 =======  ================================================  =========================================
 
-A frame may be neither over nor clear, between two thresholds: it ends both rows. Frames that were lost count
-for nothing and end nothing. What fires does not depend on how the frames came in blocks.
+Whoever has dealt with what it fired for may arm it as well (:meth:`Trigger.arm`). A frame may be neither over
+nor clear, between two thresholds: it ends both rows. Frames that were lost count for nothing and end nothing.
+What fires does not depend on how the frames came in blocks.
 """
 
 from __future__ import annotations
@@ -30,6 +31,10 @@ class Trigger:
     armed: bool = True
     _row: int = 0  # frames in a row so far
     _since: int = field(default=-1)  # the first of them
+
+    def arm(self) -> None:
+        """What it fired for has been dealt with: the next row that is over fires again."""
+        self.armed, self._row = True, 0
 
     def look(self, first_frame: int, over: Flags, clear: Flags) -> list[tuple[int, int]]:
         """Consecutive frames from ``first_frame`` on; ``over`` and ``clear`` (n,), never both of a frame.

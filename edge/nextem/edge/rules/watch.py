@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,8 @@ class Firing:
     """A rule saw what it waits for: in frames ``first_frame .. last_frame``, the last of which decided.
 
     ``values`` has the columns of that frame that the rule looks at; its last byte came at ``last_byte_ns`` of
-    the edge's clock, or that of the last frame of its average.
+    the edge's clock, or that of the last frame of its average. ``again`` arms the rule for frames after a
+    time of that clock: those that show what was done about it.
     """
 
     rule: Rule
@@ -34,6 +35,7 @@ class Firing:
     last_frame: int
     values: tuple[float, ...]
     last_byte_ns: int
+    again: Callable[[int], None] = field(default=lambda after_ns: None, compare=False, repr=False)
 
 
 Fire = Callable[[Firing], None]
@@ -52,6 +54,31 @@ def warm_up(dtype: np.dtype[np.unsignedinteger]) -> None:
     Pixels(streams=pixels.streams).at_least(1)
 
 
+@dataclass(slots=True, eq=False)
+class _Watched:
+    """One rule. ``again_ns`` is set from any thread."""
+
+    rule: Rule
+    trigger: Trigger
+    again_ns: int | None = None
+    _straddled: bool = False
+
+    def again(self, after_ns: int) -> None:
+        self.again_ns = after_ns
+
+    def arm(self, last_byte_ns: int) -> None:
+        """Before frames are looked at, the last of which came then.
+
+        The first that end after the time may have begun before it, so those that follow count.
+        """
+        if self.again_ns is None or last_byte_ns <= self.again_ns:
+            return
+        if self._straddled:
+            self.trigger.arm()
+            self.again_ns = None
+        self._straddled = not self._straddled
+
+
 class RuleWatch:
     """The rules of one acquisition. One thread at a time, frames in order."""
 
@@ -60,7 +87,7 @@ class RuleWatch:
     ) -> None:
         """``dtype`` of a pixel. Raises :class:`InvalidRule` where no pixel can be as a rule wants it."""
         self._acquisition_id, self._fire = acquisition_id, fire
-        self._triggers = [(rule, Trigger(rule.frames, rule.rearm_frames)) for rule in rules]
+        self._watched = [_Watched(rule, Trigger(rule.frames, rule.rearm_frames)) for rule in rules]
         self._bright = [rule.what.pixel_value for rule in rules if isinstance(rule.what, Saturation)]
         for rule in rules:
             if isinstance(rule.what, Saturation) and rule.what.pixel_value > np.iinfo(dtype).max:
@@ -73,11 +100,13 @@ class RuleWatch:
 
     def look(self, first_frame: int, columns: Columns, last_byte_ns: npt.NDArray[np.int64]) -> None:
         """Consecutive frames: ``columns`` and ``last_byte_ns`` (n,) each. Rules on other columns wait."""
-        for rule, trigger in self._triggers:
+        for watched in self._watched:
+            rule = watched.rule
             if any(name not in columns for name in rule.columns):
                 continue
             values = [columns[name] for name in rule.columns]
-            for since, frame in trigger.look(first_frame, *levels(rule.what, values)):
+            watched.arm(int(last_byte_ns[-1]))
+            for since, frame in watched.trigger.look(first_frame, *levels(rule.what, values)):
                 place = frame - first_frame
                 self._fire(
                     Firing(
@@ -87,6 +116,7 @@ class RuleWatch:
                         frame,
                         tuple(float(column[place]) for column in values),
                         int(last_byte_ns[place]),
+                        watched.again,
                     )
                 )
 
