@@ -15,6 +15,7 @@ from nextem.edge.control.driver import Driver
 from nextem.edge.pipeline import EdgePipeline, PipelineConfig
 from nextem.edge.retention.fetch import FetchRaw, RawFetcher, without_ring
 from nextem.edge.retention.raw_ring import RawRing
+from nextem.edge.rules.plan import InvalidRule, read_rules
 from nextem.v1 import control_pb2, plan_pb2
 from nextem.wire.clock import Clock, MonotonicClock
 from nextem.wire.key_folder import KeyFolder, edge_files
@@ -31,8 +32,9 @@ class EdgeOptions:
     """Where everything is. ``log`` is an address for :func:`nextem.wire.log.open_log`.
 
     ``detector`` is an address of :mod:`nextem.edge.detectors.registry`, other addresses are "host:port".
-    Without ``steering_address`` or ``instrument_address`` the edge only listens to the detector; without
-    ``limits_path`` the built-in limits of the simulator hold.
+    Without ``instrument_address`` the edge only listens to the detector; without ``steering_address`` it acts
+    by the rules of its plans and by its console; without ``limits_path`` the built-in limits of the simulator
+    hold.
     """
 
     instrument: str
@@ -64,9 +66,12 @@ def run_edge(options: EdgeOptions, stop: Event, ready: Callable[[], None] | None
     The agent goes first, so that nothing can be commanded while the data path drains. Raises
     ``DetectorFailed``, after the same closing, when the detector's thread has died: whoever supervises the
     process starts it anew. Raises :class:`nextem.wire.tls.TlsError`,
-    :class:`nextem.wire.key_folder.BadName` and :class:`nextem.wire.tokens.KeySetUnreadable` before anything
-    can be commanded.
+    :class:`nextem.wire.key_folder.BadName`, :class:`~nextem.edge.rules.plan.InvalidRule` and
+    :class:`nextem.wire.tokens.KeySetUnreadable` before anything can be commanded.
     """
+    if options.passive_plan is not None and not options.instrument_address:
+        for rule in read_rules(options.passive_plan):
+            raise InvalidRule(rule.name, "this edge commands no instrument, so no rule can act")
     clock = MonotonicClock()
     with ExitStack() as stack:
         stack.enter_context(short_turns())
@@ -92,7 +97,7 @@ def run_edge(options: EdgeOptions, stop: Event, ready: Callable[[], None] | None
         )
         stack.callback(pipeline.close)
         pipeline.start()
-        if options.steering_address and options.instrument_address:
+        if options.instrument_address:
             _start_agent(stack, options, pipeline, clock, to)
         logger.info("the edge of %s runs, boot %s", options.instrument, clock.boot_id)
         if ready is not None:
@@ -140,13 +145,13 @@ def _start_agent(
     from nextem.edge.control.agent import ControlAgent, ControlOptions
     from nextem.edge.control.console import ConsoleServer
     from nextem.edge.control.limits import default_limits
-    from nextem.edge.control.link import Link
+    from nextem.edge.control.link import Link, NoLink
+    from nextem.edge.control.rule_actions import keeps_nothing
     from nextem.wire.record_signature import RecordSigner
     from nextem.wire.console import FILE_NAME
     from nextem.wire.tls import Party
     from nextem.wire.tokens import KeySet
 
-    assert options.steering_address is not None
     assert options.instrument_address is not None
     keys = options.keys
     party = None if keys is None else Party(keys, edge_files(options.instrument))
@@ -156,7 +161,7 @@ def _start_agent(
     agent = ControlAgent(
         ControlOptions(
             instrument=options.instrument,
-            steering=options.steering_address,
+            steering=options.steering_address or "",
             instrument_address=options.instrument_address,
             journal_path=options.journal_path,
             limits=options.limits_path or default_limits(),
@@ -171,9 +176,11 @@ def _start_agent(
         pipeline,
         clock,
         to,
-        make_link=partial(Link, party=party),
+        make_link=partial(Link, party=party) if options.steering_address else NoLink,
         fetch_raw=_fetch_raw(stack, options, pipeline.raw_ring),
+        keep_raw=keeps_nothing if pipeline.raw_ring is None else pipeline.raw_ring.pin,
     )
+    pipeline.on_firing(agent.rules.fire)
     stack.callback(agent.close)
     agent.start()
     console = ConsoleServer(options.journal_path.with_name(FILE_NAME), agent.console.answer)

@@ -112,6 +112,23 @@ class _Session:
             yield message
 
 
+class NoLink:
+    """For an edge without a steering service: it acts by the rules of its plans and by its console."""
+
+    def __init__(self, address: str, calls: LinkCalls, times: LinkTimes) -> None:
+        pass
+
+    def start(self) -> None:
+        pass
+
+    def send(self, message: EdgeMessage) -> bool:
+        """Nobody takes it: outcomes are in the journal and on the audit topic."""
+        return False
+
+    def close(self) -> None:
+        pass
+
+
 class Link:
     """Keeps one stream to the service. :meth:`send` may be called from any thread."""
 
