@@ -25,7 +25,8 @@ from table import Row, parser, report
 
 from nextem.cli.launcher import Child, Launcher
 from nextem.cli.plans import virtual_detectors
-from nextem.simulator.merlin import FrameFormat, FrameHeaders, Stamp, acquisition_header
+from nextem.simulator.merlin import FrameFormat, FrameHeaders, Stamp
+from nextem.simulator.merlin_acquisition import acquisition_header
 from nextem.simulator.sampler import PixelFormat, build_tables, fill_frames
 from nextem.simulator.specimen import open_specimen, scan_positions_nm
 from nextem.v1 import acquisition_pb2 as pb

@@ -21,7 +21,8 @@ from peer import peer_bin
 
 from nextem.simulator.dectris import DectrisOptions, detector_config
 from nextem.simulator.dectris_stream import Series, StreamV1, record
-from nextem.simulator.merlin import FrameFormat, FrameHeaders, Stamp, acquisition_header
+from nextem.simulator.merlin import FrameFormat, FrameHeaders, Stamp
+from nextem.simulator.merlin_acquisition import acquisition_header
 from nextem.simulator.merlin_raw import encode_raw
 from nextem.simulator.sampler import PixelFormat, build_tables, fill_frames
 from nextem.simulator.specimen import open_specimen, scan_positions_nm

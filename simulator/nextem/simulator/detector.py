@@ -17,7 +17,8 @@ from typing import Protocol
 import numpy as np
 
 from nextem.simulator.data_server import DataServer, Pacer, batch_frames
-from nextem.simulator.merlin import Bytes, FrameFormat, FrameHeaders, Stamp, acquisition_header, message
+from nextem.simulator.merlin import Bytes, FrameFormat, FrameHeaders, Stamp, message
+from nextem.simulator.merlin_acquisition import acquisition_header
 from nextem.simulator.merlin_raw import encode_raw
 
 log = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""Merlin's data protocol, written: the acquisition header, and frame headers patched into whole batches.
+"""Merlin's data protocol, written: messages, and frame headers patched into whole batches.
 
 Source: the MQ1 and HDR headers of Quantum Detectors' Merlin as its MIB files and TCP stream carry them.
 A message is ``MPX,`` + ten digits + ``,`` and then its payload; the digits count the payload and the comma.
@@ -22,7 +22,6 @@ PREFIX_BYTES = 15
 HEADER_BYTES = 384  # of a single chip's frame; a quad's header has twice as many
 CHIP_PX = 256
 GAP_PX = 2
-ACQUISITION_HEADER_BYTES = 2048
 EPOCH_DIGITS = 10
 MONOTONIC_DIGITS = 18
 DAY_NS = 86_400_000_000_000
@@ -30,41 +29,11 @@ DAY_NS = 86_400_000_000_000
 _PIXELS = {1: ("U08", 1), 6: ("U08", 1), 12: ("U16", 2), 24: ("U32", 4)}
 _RAW_BITS = {1: 1, 6: 8, 12: 16, 24: 32}
 _CHIPS = {"1x1": 1, "2x2": 4, "2x2G": 4}
-_THRESHOLDS = "4.000000E+1,5.110000E+2" + ",0.000000E+0" * 6
-_DACS = (
+THRESHOLDS = "4.000000E+1,5.110000E+2" + ",0.000000E+0" * 6
+DACS = (
     "068,511,000,000,000,000,000,000,100,255,100,125,100,"
     "100,080,100,090,030,128,004,255,126,128,174,172,511,511"
 )
-
-_ACQUISITION = f"""HDR,\t
-Time and Date Stamp (day, mnth, yr, hr, min, s):\t{{taken}}
-Chip ID:\tSIM_0001, - , - , -\x20
-Chip Type (Medipix 3.0, Medipix 3.1, Medipix 3RX):\tMedipix 3RX
-Assembly Size (NX1, 2X2):\t{{layout}}
-Chip Mode  (SPM, CSM, CM, CSCM):\tSPM
-Counter Depth (number):\t{{depth}}
-Gain:\tSLGM
-Active Counters:\tCounter 0
-Thresholds (keV):\t{_THRESHOLDS}
-DACs:\t{_DACS}; ; ;\x20
-bpc File:\tNone,,,
-DAC File:\tNone,,,
-Gap Fill Mode:\tNone
-Flat Field File:\tNone
-Dead Time File:\tNone
-Acquisition Type (Normal, Th_scan, Config):\tNormal
-Frames in Acquisition (Number):\t{{frames}}
-Frames per Trigger (Number):\t{{frames}}
-Trigger Start (Positive, Negative, Internal):\t{{trigger}}
-Trigger Stop (Positive, Negative, Internal):\tInternal
-Sensor Bias (V):\t120 V
-Sensor Polarity (Positive, Negative):\tPositive
-Temperature (C):\tBoard Temp 0.000000 Deg C
-Humidity (%):\tBoard Humidity 0.000000\x20
-Medipix Clock (MHz):\t120MHz
-Readout System:\tNexTEM simulator
-Software Version:\t1.5.0.197
-{{scan}}End\t"""
 
 
 class MerlinError(ValueError):
@@ -187,27 +156,6 @@ def message(payload: bytes) -> bytes:
     return prefix(len(payload)) + payload
 
 
-def acquisition_header(
-    *,
-    frames: int,
-    depth_bits: int,
-    taken: str,
-    layout: str = "1x1",
-    scan_yx: tuple[int, int] | None = None,
-    trigger: str = "Internal",
-) -> bytes:
-    """The payload that announces ``frames`` frames: ``HDR,`` and ``Key:\\tValue`` lines, padded with spaces.
-
-    ``scan_yx`` adds the ``ScanX`` and ``ScanY`` of newer software. ``taken``, when the acquisition began, and
-    ``trigger`` are for people.
-    """
-    scan = "" if scan_yx is None else f"ScanX:\t{scan_yx[1]}\nScanY:\t{scan_yx[0]}\n"
-    text = _ACQUISITION.format(
-        frames=frames, depth=depth_bits, taken=taken, layout=f"{layout:>6}", trigger=trigger, scan=scan
-    )
-    return text.replace("\n", "\r\n").encode("latin-1").ljust(ACQUISITION_HEADER_BYTES)
-
-
 @njit(cache=True, nogil=True)  # type: ignore[untyped-decorator, unused-ignore]
 def put_digits(row: Bytes, column: int, width: int, value: int) -> None:
     """Writes ``value`` as ``width`` decimal digits with leading zeros at ``row[column:]``."""
@@ -316,8 +264,8 @@ def _make_template(mode: FrameFormat, exposure_s: float, digits: int) -> _Templa
     shape = f"{mode.chips:02d},{width:04d},{height:04d},{mode.pixel_code},{mode.layout:>6},{select:02X},"
     text = f"{head}MQ1,{0:0{digits}d},{mode.header_bytes:05d},{shape}"
     local_date = len(text)
-    text += f"0000-00-00 00:00:00.000000,{exposure_s:.6f},0,0,0,{_THRESHOLDS},"
-    text += f"3RX,{_DACS}," * mode.chips
+    text += f"0000-00-00 00:00:00.000000,{exposure_s:.6f},0,0,0,{THRESHOLDS},"
+    text += f"3RX,{DACS}," * mode.chips
     epoch = len(text) + len("NXTM,")
     monotonic = epoch + EPOCH_DIGITS + 1
     text += f"NXTM,{0:0{EPOCH_DIGITS}d},{0:0{MONOTONIC_DIGITS}d},"

@@ -23,11 +23,11 @@ from nextem.simulator.merlin import (
     PREFIX_BYTES,
     Bytes,
     HeaderTooLong,
-    acquisition_header,
     message,
     prefix,
     put_digits,
 )
+from nextem.simulator.merlin_acquisition import acquisition_header
 from nextem.simulator.mib import MibFile, announce
 
 log = logging.getLogger(__name__)

@@ -19,10 +19,10 @@ from nextem.simulator.merlin import (
     HeaderTooLong,
     Stamp,
     UnknownCounterDepth,
-    acquisition_header,
     message,
     prefix,
 )
+from nextem.simulator.merlin_acquisition import acquisition_header
 
 NOON_NS = 1_589_821_200 * 10**9  # 2020-05-18 17:00:00 UTC
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nextem.simulator.merlin import FrameFormat, FrameHeaders, Stamp, acquisition_header
+from nextem.simulator.merlin import FrameFormat, FrameHeaders, Stamp
+from nextem.simulator.merlin_acquisition import acquisition_header
 from nextem.simulator.mib import MibFile, NotAMib, TruncatedMib, announce, open_mib, parse_frame_header
 from nextem.simulator.replay import plan_replay
 
