@@ -119,9 +119,10 @@ class ScanSource:
             y_off, x_off = self._world.scan_offset(times_s).T
             y_nm, x_nm = y_nm + y_off, x_nm + x_off
         self._first, self._y_nm, self._x_nm = first, y_nm, x_nm
-        self._mixture = self._specimen.mixture(y_nm, x_nm)
-        if self._world is not None:
-            self._mixture = self._world.damaged(self._mixture, y_nm, x_nm)
+        if self._world is None:
+            self._mixture = self._specimen.mixture(y_nm, x_nm)
+        else:
+            self._mixture = self._world.seen(self._specimen, y_nm, x_nm)
 
 
 def run_simulator(

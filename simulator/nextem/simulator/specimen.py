@@ -129,18 +129,21 @@ def grid_index(
 
 
 def open_specimen(name: str, seed: int) -> Specimen:
-    """The specimen called ``name``: "polycrystal" (planted by ``seed``), or the folder of an alloy's model.
+    """The specimen called ``name``: "polycrystal" or "particles" (planted by ``seed``), or an alloy's folder.
 
     Errors: SpecimenError (AlloyDataError for a folder that lacks what it needs).
     """
     from nextem.simulator.alloy import Alloy  # here, because both build on this module
+    from nextem.simulator.particles import Particles
     from nextem.simulator.polycrystal import Polycrystal
 
     if name == "polycrystal":
         return Polycrystal.plant(seed)
+    if name == "particles":
+        return Particles.plant(seed)
     if Path(name).is_dir():
         return Alloy.load(Path(name))
-    raise SpecimenError(f'a specimen is "polycrystal" or an existing folder, got {name!r}')
+    raise SpecimenError(f'a specimen is "polycrystal", "particles" or an existing folder, got {name!r}')
 
 
 def _runs(values: npt.NDArray[np.int16]) -> list[list[int]]:

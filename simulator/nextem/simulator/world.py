@@ -14,12 +14,14 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
+from nextem.simulator.blur import blurred, probe_points
 from nextem.simulator.column import Column, ColumnState
 from nextem.simulator.damage import BeamDamage, DoseMap
 from nextem.simulator.optics import Aberrations, LensErrors, LensTruth
 from nextem.simulator.physics import Physics
 from nextem.simulator.sampler import Mixture
 from nextem.simulator.settings import OpticsSetting, StagePosition
+from nextem.simulator.specimen import Specimen
 from nextem.simulator.stage import Drift, DriftPath, StageMechanics, StageTruth
 
 Values = npt.NDArray[np.float64]
@@ -43,6 +45,8 @@ class World:
         self.lenses = LensTruth(physics.lenses or LensErrors())
         self.column = physics.column or Column()
         self.dose = DoseMap(physics.damage or BeamDamage(critical_e_nm2=math.inf), field_nm)
+        self._optics = OpticsSetting()
+        self._points = self._probe_points()
         self._encoder = StagePosition()
         self._lock = (
             threading.Lock()
@@ -80,6 +84,17 @@ class World:
                 complex(to.coma_a_nm, to.coma_b_nm),
             )
         )
+        self._optics = to
+        self._points = self._probe_points()
+
+    def _probe_points(self) -> Values:
+        return probe_points(self.lenses.aberrations, self._optics.energy_kv, self._optics.convergence_mrad)
+
+    def seen(self, specimen: Specimen, y_nm: Values, x_nm: Values) -> Mixture:
+        """What the probe sees at positions (n,), damage counted in; a perfect probe is a point."""
+        if self.physics.lenses is None:
+            return self.damaged(specimen.mixture(y_nm, x_nm), y_nm, x_nm)
+        return self.damaged(blurred(specimen.mixture, y_nm, x_nm, self._points), y_nm, x_nm)
 
     def scan_offset(self, times_s: Values) -> Values:
         """How far off the encoders the sample is (n, 2), (y, x) in nm, at each time (n,)."""

@@ -139,6 +139,6 @@ def test_what_cannot_be_planted_or_opened_is_refused(tmp_path: Path) -> None:
         Polycrystal.plant(0, Film(positions=64, inclusions=20))
     with pytest.raises(SpecimenError, match="16 to 1024"):
         Polycrystal.plant(0, SMALL).components(8)
-    with pytest.raises(SpecimenError, match='"polycrystal" or an existing folder'):
+    with pytest.raises(SpecimenError, match='"polycrystal", "particles" or an existing folder'):
         open_specimen(str(tmp_path / "nothing"), 0)
     assert open_specimen("polycrystal", 3).name == "polycrystal"
