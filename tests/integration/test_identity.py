@@ -222,12 +222,15 @@ def test_a_revoked_client_is_cut_off_and_stays_out(service: Service) -> None:
             call()
 
 
-def test_a_revoked_service_is_believed_by_nobody(service: Service) -> None:
+def test_a_revoked_service_is_believed_by_nobody(service: Service, tmp_path: Path) -> None:
     edge = service.edge()
     attached(service)
     edge.dialled()
+    old = KeyFolder(shutil.copytree(service.keys.folder, tmp_path / "old"))
+    service.edge("tem-2", keys=old)  # which does not hear of it, and goes on with its heartbeats
+    attached(service, "tem-2")
     client = service.client()
-    events = client.watch("tem-1", timeout_s=WAIT_S)
+    events = client.watch("tem-2", timeout_s=WAIT_S)
     next(events)
     revoke(service.keys, service.keys.certificate(STEERING))
     with pytest.raises(ServiceNotBelieved, match="is revoked"):

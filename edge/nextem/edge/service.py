@@ -147,10 +147,10 @@ def _start_agent(
     from nextem.edge.control.limits import default_limits
     from nextem.edge.control.link import Link, NoLink
     from nextem.edge.control.rule_actions import keeps_nothing
-    from nextem.wire.record_signature import RecordSigner
     from nextem.wire.console import FILE_NAME
+    from nextem.wire.oidc import open_key_set
+    from nextem.wire.record_signature import RecordSigner
     from nextem.wire.tls import Party
-    from nextem.wire.tokens import KeySet
 
     assert options.instrument_address is not None
     keys = options.keys
@@ -170,7 +170,7 @@ def _start_agent(
             mode=options.mode,
             lost_after_s=options.lost_after_s,
             signer=None if party is None else RecordSigner(party),
-            key_set=KeySet(keys.key_set) if keys is not None and keys.key_set.exists() else None,
+            key_set=None if keys is None else open_key_set(keys),
         ),
         driver,
         pipeline,

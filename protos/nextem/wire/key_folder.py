@@ -46,6 +46,11 @@ class KeyFolder:
         """Public keys by which tokens are checked (JWKS)."""
         return self.folder / "jwks.json"
 
+    @property
+    def provider(self) -> Path:
+        """The OpenID Connect provider whose tokens are taken (:mod:`nextem.wire.oidc`)."""
+        return self.folder / "oidc.json"
+
     def token(self, name: str) -> Path:
         return self.folder / f"{name}.token"
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Protocol
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -117,58 +117,82 @@ def _public(pem: bytes) -> Any:
     return load_pem_public_key(pem)
 
 
+class Identifies(Protocol):
+    """Whoever can say who a token speaks for."""
+
+    def identify(self, token: str) -> Identity:
+        """Raises :class:`TokenRefused`."""
+        ...
+
+
+class Keys:
+    """Public keys by id, and whom they have proven, so that a token is verified once. Thread-safe."""
+
+    def __init__(self, by_id: Mapping[str, jwt.PyJWK]) -> None:
+        self.by_id = by_id
+        self._known: dict[str, Identity] = {}
+
+    def identify(self, token: str, issuer: str = "") -> Identity:
+        """``issuer`` must have issued it, unless empty. Raises :class:`TokenRefused`."""
+        known = self._known.get(token)
+        if known is None or known.expired:
+            known = _verified(token, self.by_id, issuer)
+            if len(self._known) >= _MOST_KNOWN:
+                self._known.clear()
+            self._known[token] = known
+        return known
+
+
 class KeySet:
     """Checks tokens by the key set in a file, which is read again when it changes. Thread-safe.
 
     Taking a key out of the file revokes every token that it signed. A file that cannot be read refuses
-    everybody.
+    everybody. Tokens by other keys go to ``provider``, where there is one.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | None, provider: Identifies | None = None) -> None:
         """Raises :class:`KeySetUnreadable`."""
-        self._path = path
-        self._state = _Keys(FileStamp.of(path), _read_keys(path), {})
+        self._path, self._provider = path, provider
+        stamp = None if path is None else FileStamp.of(path)
+        self._state = stamp, Keys({} if path is None else _read_keys(path))
 
     def identify(self, token: str) -> Identity:
         """Who ``token`` speaks for. Raises :class:`TokenRefused`."""
         if not token:
             raise TokenRefused("there is no token")
         keys = self._current()
-        known = keys.known.get(token)
-        if known is None or known.expired:
-            known = _verified(token, keys.by_id)
-            if len(keys.known) >= _MOST_KNOWN:
-                keys.known.clear()
-            keys.known[token] = known
-        return known
+        if self._provider is not None and key_id_of(token) not in keys.by_id:
+            return self._provider.identify(token)
+        return keys.identify(token)
 
-    def _current(self) -> _Keys:
-        stamp = FileStamp.of(self._path)
-        if stamp != self._state.stamp:
-            self._state = _Keys(stamp, _read_keys(self._path), {})
-            logger.info("the key set %s has been read again: %d keys", self._path, len(self._state.by_id))
-        return self._state
+    def _current(self) -> Keys:
+        stamp, keys = self._state
+        if self._path is not None and (now := FileStamp.of(self._path)) != stamp:
+            keys = Keys(_read_keys(self._path))
+            self._state = now, keys
+            logger.info("the key set %s has been read again: %d keys", self._path, len(keys.by_id))
+        return keys
 
 
-class _Keys(NamedTuple):
-    """One reading of the file, and whom its keys have proven; swapped as one."""
-
-    stamp: FileStamp
-    by_id: dict[str, jwt.PyJWK]
-    known: dict[str, Identity]
-
-
-def _verified(token: str, keys: Mapping[str, jwt.PyJWK]) -> Identity:
+def key_id_of(token: str) -> str:
+    """By which key a token says that it is signed. Raises :class:`TokenRefused` for what is no token."""
     try:
-        key_id = jwt.get_unverified_header(token).get("kid", "")
-        key = keys.get(key_id)
-        if key is None:
-            raise TokenRefused(f"no key {key_id!r} is in the key set")
+        return str(jwt.get_unverified_header(token).get("kid", ""))
+    except jwt.PyJWTError as error:
+        raise TokenRefused(f"{error}") from error
+
+
+def _verified(token: str, keys: Mapping[str, jwt.PyJWK], issuer: str) -> Identity:
+    key_id = key_id_of(token)
+    if (key := keys.get(key_id)) is None:
+        raise TokenRefused(f"no key {key_id!r} is in the key set")
+    try:
         claims = jwt.decode(
             token,
             key=key,
             algorithms=[key.algorithm_name],
             audience=AUDIENCE,
+            issuer=issuer or None,
             leeway=LEEWAY_S,
             options={"require": ["sub", "aud", "exp"]},
         )

@@ -18,10 +18,11 @@ from google.protobuf.message import Message
 from nextem.v1 import control_pb2
 from nextem.wire.certificates import Revocations, edge_name, uris_of
 from nextem.wire.key_folder import AUTHORITY, KeyFolder
+from nextem.wire.oidc import open_key_set
 from nextem.wire.proof import Signed, why_unproven, why_untimely
 from nextem.wire.roles import COMMANDERS, EVERYBODY, OPERATORS, is_same, why_not, why_not_command
 from nextem.wire.tls import shown_certificate
-from nextem.wire.tokens import Identity, KeySet, TokenRefused
+from nextem.wire.tokens import Identity, TokenRefused
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ class Access:
     def __init__(self, keys: KeyFolder) -> None:
         """Raises :class:`nextem.wire.tokens.KeySetUnreadable`."""
         self._revocations = Revocations(keys.certificate(AUTHORITY), keys.revoked)
-        self._key_set = KeySet(keys.key_set) if keys.key_set.exists() else None
+        self._key_set = open_key_set(keys)
 
     def check_certificate(self, context: grpc.ServicerContext) -> None:
         """Raises :class:`AccessDenied` for a revoked certificate."""
