@@ -14,6 +14,9 @@ from nextem.wire.ids import uuid7
 
 BLOCK_BYTES = 256 << 10
 BLOCK_AGE_MS = 5
+RULES_AGE_MS = 2
+"""Of the blocks of a plan with rules, which see frames when their block is closed."""
+
 MAX_SIDE = 2**32 - 1  # what a plan's scan can count
 
 
@@ -86,7 +89,7 @@ def new_acquisition(
     reduction = plan.reduction
     limits = BlockLimits(
         block_bytes=reduction.block_bytes or BLOCK_BYTES,
-        age_ns=(reduction.block_age_ms or BLOCK_AGE_MS) * 1_000_000,
+        age_ns=(reduction.block_age_ms or (RULES_AGE_MS if plan.rules else BLOCK_AGE_MS)) * 1_000_000,
         encoded_frame_bytes=lambda: acquisition.encoded_frame_bytes,
         max_frames=MAX_FRAMES,
     )

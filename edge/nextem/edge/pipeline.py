@@ -104,7 +104,7 @@ class EdgePipeline:
         module raises.
         """
         if config.passive_plan is not None:
-            check_edge(config.passive_plan, raw_ring=config.raw_ring_dir is not None)
+            check_edge(config.passive_plan, raw_ring=config.raw_ring_dir is not None, commanded=False)
         control: DetectorControl | None = None
         if make_detector is None:
             address = parse_address(

@@ -106,6 +106,11 @@ def test_raw_frames_are_kept_only_where_there_is_a_ring() -> None:
         check_edge(plan(event()), raw_ring=False)
 
 
+def test_a_scan_that_nobody_commanded_is_not_slowed_down() -> None:
+    with pytest.raises(InvalidRule, match="has no budget"):
+        check_edge(plan(event(slow_dwell_s=1.0)), raw_ring=True, commanded=False)
+
+
 def test_the_slowest_plan_takes_longer_and_more_electrons() -> None:
     slow = slowest(plan(event(slow_dwell_s=4e-3)))
     assert slow.scan.dwell_s == 4e-3

@@ -125,14 +125,16 @@ def read_rules(plan: plan_pb2.Plan) -> tuple[Rule, ...]:
     return tuple(rules)
 
 
-def check_edge(plan: plan_pb2.Plan, *, raw_ring: bool) -> None:
+def check_edge(plan: plan_pb2.Plan, *, raw_ring: bool, commanded: bool = True) -> None:
     """Whether an edge, with a ring of raw frames or without, can keep the rules of ``plan``.
 
-    Raises :class:`InvalidRule`.
+    ``commanded``: whether the edge starts the scan itself. Raises :class:`InvalidRule`.
     """
     for rule in read_rules(plan):
         if isinstance(rule.what, Event) and rule.what.keeps_raw and not raw_ring:
             raise InvalidRule(rule.name, "event: this edge has no ring of raw frames to keep any in")
+        if isinstance(rule.what, Event) and rule.what.slow_dwell_s and not commanded:
+            raise InvalidRule(rule.name, "event.slow_dwell_s: a scan that nobody commanded has no budget")
 
 
 def slowest(plan: plan_pb2.Plan) -> plan_pb2.Plan:
