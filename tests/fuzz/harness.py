@@ -132,7 +132,7 @@ class Handed:
     announced: int
     frames: FrameSet = field(default_factory=FrameSet)
     next_frame: int = 0
-    ending: Ending | None = None
+    ended: bool = False  # not how: an error keeps its traceback, and that the file it was read from
 
 
 class Watch:
@@ -152,7 +152,7 @@ class Watch:
 
     def frames(self, claim: Claim, batch: FrameBatch) -> None:
         handed = self.handed[claim.acquisition_id]
-        self._demand(handed.ending is None, "frames after the end")
+        self._demand(not handed.ended, "frames after the end")
         for run in batch.runs:
             stop = run.first_frame + run.count
             known = f"frames {run.first_frame}..{stop - 1}"
@@ -166,8 +166,8 @@ class Watch:
 
     def close_claim(self, claim: Claim, ending: Ending) -> None:
         handed = self.handed[claim.acquisition_id]
-        self._demand(handed.ending is None, "ended twice")
-        handed.ending = ending
+        self._demand(not handed.ended, "ended twice")
+        handed.ended = True
         self._to.close_claim(claim, ending)
 
     def broken(self, error: Exception) -> None:
