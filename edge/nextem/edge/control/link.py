@@ -60,7 +60,7 @@ class LinkCalls:
     receive: Callable[[SteeringMessage], None]
     undelivered: Callable[[], Iterable[Outcome]]
     delivered: Callable[[list[str]], None]
-    heard: Callable[[], None] = lambda: None  # for every message, heartbeats too
+    heard: Callable[[], None] = lambda: None  # the service has just answered one of our heartbeats
 
 
 class _Session:
@@ -86,13 +86,16 @@ class _Session:
             self._outgoing.put(message)
             return True
 
-    def confirmed(self, edge_now_ns: int) -> list[str]:
-        """The service has our heartbeat of ``edge_now_ns``: which final outcomes does it have?"""
+    def confirmed(self, edge_now_ns: int) -> list[str] | None:
+        """The service has our heartbeat of ``edge_now_ns``: which final outcomes does it have?
+
+        None for a heartbeat that is not ours, or was answered before: a record of an old stream.
+        """
         command_ids: list[str] = []
         with self._lock:
-            self.last_answer_s = time.monotonic()
             if not any(sent_ns == edge_now_ns for sent_ns, _ in self._unconfirmed):
-                return command_ids
+                return None
+            self.last_answer_s = time.monotonic()
             while self._unconfirmed:
                 sent_ns, command_id = self._unconfirmed.popleft()
                 if sent_ns == edge_now_ns:
@@ -241,9 +244,11 @@ class Link:
 
     def _take(self, session: _Session, message: SteeringMessage) -> None:
         try:
-            self._calls.heard()
             if message.HasField("heartbeat"):
-                if command_ids := session.confirmed(message.heartbeat.edge_now_ns):
+                command_ids = session.confirmed(message.heartbeat.edge_now_ns)
+                if command_ids is not None:
+                    self._calls.heard()
+                if command_ids:
                     self._calls.delivered(command_ids)
             else:
                 self._calls.receive(message)
