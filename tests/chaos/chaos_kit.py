@@ -6,14 +6,16 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
+from click.testing import CliRunner
 from wire_kit import Wire
 
 from nextem.cli.audit_log import chains_of
 from nextem.cli.connect import connect
 from nextem.cli.launcher import Launcher
+from nextem.cli.main import main
 from nextem.client.client import FINAL_STATES
 from nextem.client.stream import Stream
 from nextem.v1 import control_pb2 as pb
@@ -43,6 +45,13 @@ def until(condition: Callable[[], object], what: str) -> None:
     while not condition():
         assert time.monotonic() < end_s, f"not in {WAIT_S:g} s: {what}"
         time.sleep(0.02)
+
+
+def nextem(*arguments: str) -> str:
+    """What a command of ours that succeeds has to say."""
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 0, done.output
+    return done.output
 
 
 class Program:
@@ -114,20 +123,35 @@ class Microscope:
         self._program.close()
 
 
+class Between(Protocol):
+    """What stands between the edge and the service."""
+
+    address: str
+
+    def close(self) -> None: ...
+
+
 class Lab:
     """An edge and a steering service round a microscope, with a wire between the two that can be held up."""
 
     def __init__(
-        self, folder: Path, microscope: Microscope, *, log: str = "", policies: bool = False, **edge: str
+        self,
+        folder: Path,
+        microscope: Microscope,
+        *,
+        log: str = "",
+        policies: bool = False,
+        wire: Callable[[str], Between] = Wire,
+        **edge: str,
     ) -> None:
-        """``edge``: further options of it, without their dashes."""
+        """``wire`` makes what the edge dials instead of the service. ``edge``: its further options."""
         folder.mkdir(exist_ok=True)
         self.home, self.microscope, self.log = folder, microscope, log or str(folder / "log")
         home = ("--home", str(folder), "--log", self.log)
         self.service = Program(folder, "steer", *home, "--policies" if policies else "--no-policies")
         self.port = str(self.service.start("--port", "0")["port"])
         self.address = f"127.0.0.1:{self.port}"
-        self.wire = Wire(self.address)
+        self.wire = wire(self.address)
         parts = ("--detector", microscope.detector, "--instrument", microscope.instrument)
         more = (word for name, value in edge.items() for word in (f"--{name.replace('_', '-')}", value))
         self.edge = Program(folder, "edge", *home, *parts, "--steering", self.wire.address, *more)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from chaos_kit import Lab, Microscope, final, until
-from wire_kit import BOTH, FROM_EDGE, TO_EDGE
+from wire_kit import BOTH, FROM_EDGE, TO_EDGE, Wire
 
 from nextem.v1 import control_pb2 as pb
 
@@ -35,12 +35,13 @@ def test_a_partition_leaves_a_safe_instrument_and_nothing_old_runs(
 ) -> None:
     """Half-open too: one direction is lost, and no end of a connection is told to anybody."""
     lab.microscope.reset()
-    lease = lab.lease()
+    lease, wire = lab.lease(), lab.wire
+    assert isinstance(wire, Wire)
     running = getattr(lab, doing)(lease)
-    lab.wire.hold(*ways)
+    wire.hold(*ways)
     late = lab.submit(lease, move_stage=pb.Stage(z_nm=50.0))  # on the way for as long as the network is away
     safe = lab.until_safe()
-    lab.wire.release()
+    wire.release()
 
     ended, refused = final(running), final(late)
     assert (ended.state, ended.rule) == (pb.COMMAND_STATE_FAILED, "stopped")
@@ -67,12 +68,13 @@ def told_safe_state(lab: Lab) -> None:
 def test_a_short_silence_changes_nothing(lab: Lab) -> None:
     """What the network held up for less than the bound arrives late, and steering goes on."""
     lab.microscope.reset()
-    lease = lab.lease()
+    lease, wire = lab.lease(), lab.wire
+    assert isinstance(wire, Wire)
     with lab.scanning(lease):
-        lab.wire.hold(*BOTH)
+        wire.hold(*BOTH)
         sent = lab.microscope.state().frames_sent
         until(lambda: lab.microscope.state().frames_sent > sent + 100, "a second of frames")
-        lab.wire.release()
+        wire.release()
         assert lab.client.stop("anna", "enough").state == pb.COMMAND_STATE_DONE
     assert not lab.microscope.state().optics.beam_blanked
     lab.client.release_lease("anna")
