@@ -45,7 +45,8 @@ def _merge_read_only(started: acquisition_pb2.AcquisitionStarted, block: Block) 
 def _started(dtype: str) -> acquisition_pb2.AcquisitionStarted:
     names = [plan_pb2.Analysis(name=name, parameters=struct_pb2.Struct()) for name in BUILT_IN]
     scan = plan_pb2.Scan(size_y=SCAN[0], size_x=SCAN[1], step_nm=1)
-    plan = plan_pb2.Plan(scan=scan, analyses=names, reduction=plan_pb2.Reduction(center_of_mass=True))
+    reduction = plan_pb2.Reduction(center_of_mass=True, masks=[plan_pb2.Mask(name="bright", outer_px=4)])
+    plan = plan_pb2.Plan(scan=scan, analyses=names, reduction=reduction)
     return acquisition_pb2.AcquisitionStarted(
         acquisition_id="warm-up", plan=plan, shape_y=SHAPE[0], shape_x=SHAPE[1], dtype=dtype
     )
@@ -53,4 +54,5 @@ def _started(dtype: str) -> acquisition_pb2.AcquisitionStarted:
 
 def _scalars(frames: np.ndarray[tuple[int, ...], np.dtype[np.unsignedinteger]]) -> dict[str, np.ndarray]:
     nothing = np.full(len(frames), np.nan)
-    return {"sum": frames.sum(axis=(1, 2), dtype=np.uint64), "com_y": nothing, "com_x": nothing}
+    total = frames.sum(axis=(1, 2), dtype=np.uint64)
+    return {"sum": total, "mask/bright": total, "com_y": nothing, "com_x": nothing}
