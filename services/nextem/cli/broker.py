@@ -65,7 +65,22 @@ class _Identity:
         return f"kafka://127.0.0.1:{self.port}"
 
 
-def start(data_dir: Path, port: int | None = None, *, heap_mib: int = 512, timeout_s: float = 60.0) -> str:
+@dataclass(frozen=True, slots=True)
+class Proxied:
+    """A second listener at ``port``; its clients are told to come back to ``advertised``, a proxy's port."""
+
+    port: int
+    advertised: int
+
+
+def start(
+    data_dir: Path,
+    port: int | None = None,
+    *,
+    heap_mib: int = 512,
+    timeout_s: float = 60.0,
+    proxied: Proxied | None = None,
+) -> str:
     """Starts the broker of ``data_dir`` and waits until it answers; returns ``kafka://127.0.0.1:port``.
 
     ``port``: None takes the port of the last start in this folder, or a free one. A broker that already
@@ -80,7 +95,7 @@ def start(data_dir: Path, port: int | None = None, *, heap_mib: int = 512, timeo
             _wait_ready(data_dir, known, timeout_s)
             return known.address
         wanted = port if port is not None else known.port if known is not None else None
-        return _launch(data_dir, java, lib, wanted, heap_mib, timeout_s).address
+        return _launch(data_dir, java, lib, wanted, heap_mib, timeout_s, proxied).address
 
 
 def stop(data_dir: Path, timeout_s: float = 20.0) -> bool:
@@ -114,11 +129,17 @@ def running(data_dir: Path, port: int | None = None) -> Iterator[str]:
 
 
 def _launch(
-    data_dir: Path, java: str, lib: Path, port: int | None, heap_mib: int, timeout_s: float
+    data_dir: Path,
+    java: str,
+    lib: Path,
+    port: int | None,
+    heap_mib: int,
+    timeout_s: float,
+    proxied: Proxied | None,
 ) -> _Identity:
     for attempt in range(ATTEMPTS):
         chosen, controller = _free_ports(port)
-        _configure(data_dir, java, lib, chosen, controller)
+        _configure(data_dir, java, lib, chosen, controller, proxied)
         heap = [f"-Xms{heap_mib // 2}m", f"-Xmx{heap_mib}m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
         pid = _spawn(
             data_dir, [java, *heap, *_java_options(data_dir, lib), "kafka.Kafka", _properties(data_dir)]
@@ -149,16 +170,20 @@ def _java_options(data_dir: Path, lib: Path) -> list[str]:
     ]
 
 
-def _configure(data_dir: Path, java: str, lib: Path, port: int, controller: int) -> None:
+def _configure(
+    data_dir: Path, java: str, lib: Path, port: int, controller: int, proxied: Proxied | None
+) -> None:
+    listened = f",PROXIED://127.0.0.1:{proxied.port}" if proxied else ""
+    advertised = f",PROXIED://127.0.0.1:{proxied.advertised}" if proxied else ""
     settings = {
         "process.roles": "broker,controller",
         "node.id": 1,
         "controller.quorum.voters": f"1@127.0.0.1:{controller}",
-        "listeners": f"PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}",
-        "advertised.listeners": f"PLAINTEXT://127.0.0.1:{port}",
+        "listeners": f"PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}{listened}",
+        "advertised.listeners": f"PLAINTEXT://127.0.0.1:{port}{advertised}",
         "controller.listener.names": "CONTROLLER",
         "inter.broker.listener.name": "PLAINTEXT",
-        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,PROXIED:PLAINTEXT",
         "offsets.topic.replication.factor": 1,
         "offsets.topic.num.partitions": 5,
         "transaction.state.log.replication.factor": 1,

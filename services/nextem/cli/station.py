@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,8 +71,13 @@ class Station:
     detector: str
 
 
-def start_station(launcher: Launcher, options: StationOptions) -> Station:
-    """Starts simulator, steering, analysis and edge; waits until all are ready. Raises ``ChildFailed``."""
+def start_station(
+    launcher: Launcher, options: StationOptions, reached: Callable[[str], str] = lambda address: address
+) -> Station:
+    """Starts simulator, steering, analysis and edge; waits until all are ready. Raises ``ChildFailed``.
+
+    ``reached``: by which address the edge reaches that of the log and that of steering; it may lie apart.
+    """
     home = ("--home", str(options.folder))
     log = ("--log", options.log)
     analysis = launcher.start(
@@ -89,12 +94,12 @@ def start_station(launcher: Launcher, options: StationOptions) -> Station:
         detector=f"{HOST}:{sim_facts['data_port']}",
     )
     arguments = ["--detector", station.detector, "--instrument", station.instrument]
-    arguments += ["--steering", station.steering, "--name", PLANNED]
+    arguments += ["--steering", reached(station.steering), "--name", PLANNED]
     if options.limits is not None:
         arguments += ["--limits", str(options.limits)]
     if options.mode is not None:
         arguments += ["--mode", options.mode]
-    edge = launcher.start("edge", *home, *log, *arguments)
+    edge = launcher.start("edge", *home, "--log", reached(options.log), *arguments)
     launcher.wait_ready(edge)
     launcher.wait_ready(analysis)
     return station
