@@ -6,6 +6,7 @@ import gc
 import logging
 import socket
 import stat
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -15,15 +16,26 @@ import pytest
 
 from nextem.cli import broker
 from nextem.cli.kafka_jars import BrokerUnavailable
-from nextem.wire import kafka_consumer
+from nextem.wire import confluent_consumer, kafka_consumer
+from nextem.wire.confluent import ConfluentLog
 from nextem.wire.ids import uuid7
 from nextem.wire.kafka import KafkaLog, answers
 from nextem.wire.kafka_client import KafkaAdminClient, TopicPartition
-from nextem.wire.log import Consumer, FatalLogError, LogUnavailable, OffsetOutOfRange
+from nextem.wire.log import (
+    CONFLUENT,
+    Consumer,
+    FatalLogError,
+    LogUnavailable,
+    OffsetOutOfRange,
+    Position,
+    open_log,
+)
 
 # kafka-python leaves the sockets of refused connections to the garbage collector.
 pytestmark = [pytest.mark.kafka, pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")]
 PATIENCE_S = 30.0
+clients = pytest.mark.parametrize("client", [KafkaLog, ConfluentLog])
+Client = type[KafkaLog] | type[ConfluentLog]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +60,8 @@ def collect() -> Iterator[None]:
 @pytest.fixture
 def bootstrap(data_dir: Path) -> str:
     # The client reports every lost connection; that is what these tests are about.
-    logging.getLogger("kafka").setLevel(logging.CRITICAL)
+    for name in ("kafka", "confluent_kafka"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     return broker.start(data_dir).removeprefix("kafka://")
 
 
@@ -105,9 +118,12 @@ def test_a_taken_port_is_told(tmp_path: Path, bootstrap: str) -> None:
     assert broker.status(tmp_path) is None
 
 
-def test_records_appended_while_the_broker_restarts_arrive_in_order(data_dir: Path, bootstrap: str) -> None:
+@clients
+def test_records_appended_while_the_broker_restarts_arrive_in_order(
+    data_dir: Path, bootstrap: str, client: Client
+) -> None:
     topic = f"test.{uuid7()}"
-    with closing(KafkaLog(bootstrap)) as log, closing(log.consumer([topic], uuid7())) as consumer:
+    with closing(client(bootstrap)) as log, closing(log.consumer([topic], uuid7())) as consumer:
         promises = [log.append(topic, b"%d" % number) for number in range(100)]
         found = read(consumer, 50)
         broker.stop(data_dir)
@@ -123,12 +139,14 @@ def test_records_appended_while_the_broker_restarts_arrive_in_order(data_dir: Pa
         assert found == [b"%d" % number for number in range(300)]
 
 
+@clients
 def test_a_lost_broker_is_told_by_append_and_poll(
-    data_dir: Path, bootstrap: str, monkeypatch: pytest.MonkeyPatch
+    data_dir: Path, bootstrap: str, monkeypatch: pytest.MonkeyPatch, client: Client
 ) -> None:
-    monkeypatch.setattr(kafka_consumer, "IDLE_CHECK_S", 0.5)
+    for module in (kafka_consumer, confluent_consumer):
+        monkeypatch.setattr(module, "IDLE_CHECK_S", 0.5)
     topic = f"test.{uuid7()}"
-    log = KafkaLog(bootstrap, max_in_flight_bytes=100_000, max_block_s=0.5, delivery_timeout_s=3.0)
+    log = client(bootstrap, max_in_flight_bytes=100_000, max_block_s=0.5, delivery_timeout_s=3.0)
     with closing(log), closing(log.consumer([topic], None)) as consumer:
         log.append(topic, b"before").result(PATIENCE_S)
         assert read(consumer, 1) == [b"before"]
@@ -151,14 +169,16 @@ def test_a_lost_broker_is_told_by_append_and_poll(
         assert read(consumer, 1)[-1:] == [b"after"]
 
 
-def test_records_gone_by_retention_are_told_once(bootstrap: str) -> None:
+@clients
+def test_records_gone_by_retention_are_told_once(bootstrap: str, client: Client) -> None:
     topic = f"test.{uuid7()}"
-    with closing(KafkaLog(bootstrap)) as log:
+    with closing(client(bootstrap)) as log:
         for number in range(10):
             log.append(topic, b"%d" % number).result(PATIENCE_S)
         with closing(log.consumer([topic], None)) as consumer:
             with KafkaAdminClient(bootstrap_servers=bootstrap) as admin:
                 admin.delete_records({TopicPartition(topic, 0): 4})
+            consumer.seek(Position(topic, 0, 0))  # what was fetched ahead is still there
             with pytest.raises(OffsetOutOfRange) as caught:
                 read(consumer, 10)
             told = caught.value
@@ -166,12 +186,21 @@ def test_records_gone_by_retention_are_told_once(bootstrap: str) -> None:
             assert read(consumer, 6) == [b"%d" % number for number in range(4, 10)]
 
 
-def test_nothing_listening_is_told_with_the_address() -> None:
+@clients
+def test_nothing_listening_is_told_with_the_address(client: Client) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{unused.getsockname()[1]}"
         with pytest.raises(LogUnavailable, match=address):
-            KafkaLog(address)
+            client(address)
+
+
+def test_a_client_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("nextem.wire.confluent", "nextem.wire.confluent_client", "nextem.wire.confluent_consumer"):
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "confluent_kafka", None)
+    with pytest.raises(FatalLogError, match=r"pip install 'nextem\[confluent\]'"):
+        open_log(f"{CONFLUENT}127.0.0.1:1")
 
 
 def test_slow_checksums_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
