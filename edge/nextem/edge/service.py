@@ -57,6 +57,7 @@ class EdgeOptions:
     mode: control_pb2.Mode | None = None  # None: as the journal has it, automatic in a new one
     lost_after_s: float = 6.0  # a steering service that is silent for so long is lost
     store_dir: Path | None = None  # where raw frames that are asked for are brought
+    rules_off: tuple[str, ...] = ()  # names of rules of plans that do not act
     keys: KeyFolder | None = None  # certificates, and the key set by which tokens are checked
 
 
@@ -146,6 +147,7 @@ def _start_agent(
     from nextem.edge.control.console import ConsoleServer
     from nextem.edge.control.limits import default_limits
     from nextem.edge.control.link import Link, NoLink
+    from nextem.edge.control.people import CONSOLE
     from nextem.edge.control.rule_actions import keeps_nothing
     from nextem.wire.console import FILE_NAME
     from nextem.wire.oidc import open_key_set
@@ -183,5 +185,7 @@ def _start_agent(
     pipeline.on_firing(agent.rules.fire)
     stack.callback(agent.close)
     agent.start()
+    for name in options.rules_off:
+        agent.rules.switch(name, on=False, who=CONSOLE, reason="set at the start")
     console = ConsoleServer(options.journal_path.with_name(FILE_NAME), agent.console.answer)
     stack.callback(console.close)

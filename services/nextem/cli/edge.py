@@ -65,6 +65,13 @@ from nextem.cli.sizes import size
 @click.option(
     "--store", type=click.Path(path_type=Path), help="Where asked-for raw frames go.  [default: HOME/store]"
 )
+@click.option(
+    "--rule-off",
+    "rules_off",
+    multiple=True,
+    metavar="NAME",
+    help="Rules of plans by this name do not act; what they would have done is told.  [repeatable]",
+)
 @mode_option
 @click.option(
     "--lost-after-s",
@@ -90,6 +97,7 @@ def edge(
     raw_ring: int,
     raw_minutes: float | None,
     store: Path | None,
+    rules_off: tuple[str, ...],
     mode: str | None,
     lost_after_s: float,
     tls: Path | None,
@@ -110,6 +118,8 @@ def edge(
       nextem edge --instrument 127.0.0.1:50061 --steering 127.0.0.1:50051
     Listening only, to a camera that is started by hand:
       nextem edge --detector camera:6342 --passive-plan plan.json
+    Without any service, acting by the rules of that plan:
+      nextem edge --instrument 127.0.0.1:50061 --passive-plan plan.json
 
     \b
     The person at the microscope is never locked out, steering service or not (on this machine, same --home):
@@ -121,6 +131,7 @@ def edge(
     from nextem.edge.control.drivers.column import AdapterUnavailable
     from nextem.edge.detectors.base import DetectorError
     from nextem.edge.detectors.registry import BadAddress
+    from nextem.edge.rules.plan import InvalidRule
     from nextem.edge.service import EdgeOptions, run_edge
     from nextem.v1 import plan_pb2
     from nextem.wire.console import ConsoleError
@@ -153,6 +164,7 @@ def edge(
         raw_ring_dir=place.folder / "raw-ring",
         raw_ring_age_s=None if raw_minutes is None else 60 * raw_minutes,
         store_dir=(store or place.store).resolve(),
+        rules_off=rules_off,
         mode=MODES[mode] if mode else None,
         lost_after_s=lost_after_s,
         keys=keys,
@@ -161,6 +173,6 @@ def edge(
         run_edge(options, stop, lambda: tell_ready(ready_file, {"instrument": name}))
     except (
         *(BadAddress, DetectorError, TlsError, BadName, TokenRefused),
-        *(UnknownAddress, AdapterUnavailable, ConsoleError),
+        *(UnknownAddress, AdapterUnavailable, ConsoleError, InvalidRule),
     ) as error:
         raise click.ClickException(f"{type(error).__name__}: {error}") from error

@@ -1,0 +1,77 @@
+"""What edge rules look for and do, in the simulated microscope."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nextem.simulator.column import Column, Flare
+from nextem.simulator.data_server import Pacer
+from nextem.simulator.film import FilmOptions, film_microscope
+from nextem.simulator.movie import MovieOptions, MovieScene
+from nextem.simulator.physics import Physics, load_physics
+from nextem.simulator.settings import OutOfRange, Refused, ScanDefinition, StagePosition
+
+
+def test_a_flare_multiplies_the_current_while_it_lasts() -> None:
+    column = Column(flares=(Flare(1.0, 0.5, 20.0), Flare(1.2, 0.1, 2.0, every_s=1.0)))
+    at = {0.0: 1.0, 1.0: 20.0, 1.25: 40.0, 1.49: 20.0, 1.6: 1.0, 2.25: 2.0, 3.35: 1.0}
+    assert {time_s: column.current_part(time_s) for time_s in at} == at
+
+
+def test_flares_are_read_from_a_description(tmp_path: Path) -> None:
+    flare = {"at_s": 1, "lasts_s": 0.01, "factor": 50, "every_s": 2}
+    path = tmp_path / "physics.json"
+    path.write_text(json.dumps({"column": {"flares": [flare]}}))
+    assert load_physics(str(path)) == Physics(column=Column(flares=(Flare(1.0, 0.01, 50.0, 2.0),)))
+
+
+def test_a_slower_schedule_begins_where_it_was_changed() -> None:
+    now, waits = [0], []
+
+    class Stop(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            assert timeout is not None
+            waits.append(timeout)
+            now[0] += int(timeout * 1e9)
+            return False
+
+    pacer = Pacer(1000.0, lambda: now[0])
+    pacer.wait(2, Stop())
+    pacer.slow_down(4.0, 2)
+    for frames in (3, 5):
+        pacer.wait(frames, Stop())
+    assert waits == pytest.approx([0.002, 0.004, 0.008])
+    assert pacer.elapsed_s() == pytest.approx(0.014)
+
+
+def test_a_scene_that_was_moved_is_what_drift_makes_of_it() -> None:
+    options = MovieOptions((32, 32), drift_px_per_frame=(0.5, -0.25))
+    scene = MovieScene(options, 10)
+    np.testing.assert_array_equal(scene.moved(*scene.drift_px[7]), scene.expected(7))
+    with pytest.raises(ValueError, match="64 px are there"):
+        scene.moved(64.0, 0.0)
+
+
+def test_the_dwell_of_the_running_scan_changes_and_of_no_other() -> None:
+    options = FilmOptions(Physics(), detector_px=64, rate_fps=500.0)
+    with film_microscope(options) as scope:
+        scan = ScanDefinition("a", (1, 60_000), (0.0, 0.0), 1.0, 2e-3, 100.0)
+        scope.instrument.define_scan(1, scan)
+        with pytest.raises(Refused, match="scan 'a' does not run"):
+            scope.instrument.set_dwell("a", 4e-3)
+        scope.instrument.start(1, "a")
+        with pytest.raises(Refused, match="scan 'b' does not run"):
+            scope.instrument.set_dwell("b", 4e-3)
+        with pytest.raises(OutOfRange, match="dwell_s=11"):
+            scope.instrument.set_dwell("a", 11.0)
+        version = scope.instrument.view().state_version
+        assert scope.instrument.set_dwell("a", 4e-3).state_version > version
+        moved = scope.instrument.move_stage(2, StagePosition(10.0, 0.0, 0.0))
+        assert moved.scanning
+        np.testing.assert_allclose(scope.look().place_nm, (10.0, 0.0))
+        scope.instrument.stop(3, "enough")
