@@ -171,6 +171,8 @@ def in_words(command: control_pb2.Command) -> str:
             return "stop" + (f": {command.stop.reason}" if command.stop.reason else "")
         case "undo":
             return f"undo command {command.undo.command_id}"
+        case None:
+            return "an act of the edge itself, which its outcome tells"
         case action:
             return str(action)
 
