@@ -30,10 +30,11 @@ from nextem.edge.detectors.base import (
     UnsupportedFormat,
 )
 from nextem.edge.detectors.control import ControlError
+from nextem.edge.detectors.dectris_fill import QUIET_NS, Parts
 from nextem.edge.detectors.dectris_messages import Config, End, Image, Message, Start
 from nextem.edge.detectors.dectris_receive import Receiver
 from nextem.edge.detectors.dectris_rest import REST_PORT, Rest
-from nextem.edge.detectors.dectris_series import QUIET_NS, Parts, Series
+from nextem.edge.detectors.dectris_series import Series
 from nextem.edge.detectors.dectris_warm import warm_up
 from nextem.edge.detectors.receiving import Receiving, tell
 from nextem.edge.detectors.registry import BadAddress, DetectorOptions, control_address

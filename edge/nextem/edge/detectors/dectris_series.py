@@ -30,22 +30,20 @@ from nextem.edge.detectors.base import (
     UnsupportedFormat,
 )
 from nextem.edge.detectors.counters import Counters
+from nextem.edge.detectors.dectris_fill import QUIET_NS, Filling, Parts
 from nextem.edge.detectors.dectris_messages import Checked, Image, Message, Start
-from nextem.edge.detectors.dectris_receive import MAX_PARTS, Receiver
+from nextem.edge.detectors.dectris_receive import Receiver
 from nextem.edge.detectors.placement import Place, Placement
 from nextem.edge.detectors.ring import Ring
 from nextem.wire.clock import Clock
 
 log = logging.getLogger(__name__)
 
-QUIET_NS = 50_000_000  # how long to wait at most before stop and idle time are looked at
 _STOP_QUIET_NS = 200_000_000  # after a stop: this long without a message ends the series
 _STOP_LIMIT_NS = 2_000_000_000  # and this long in any case
-_HUNGRY_NS = 1_000_000  # how often to ask again whether the reduction waits for work
 _FIRST_FRAMES = 16  # in a batch while nobody knows how well they compress
 _EXTRA_BYTES = 64 << 10  # of a message beside its pixels
 
-Parts = list[bytes]
 Parse = Callable[[Sequence[bytes]], Message]
 
 
@@ -74,7 +72,7 @@ class Series:
         self._first: Image | None = None
         self._format: FrameFormat | None = None
         self._placement: Placement | None = None
-        self._largest = 0
+        self._filling: Filling | None = None
         self._next = 0  # the frame that comes next where nothing is lost
         self._first_byte_ns = self._last_byte_ns = 0
         self._quiet_since_ns = clock.now_ns()
@@ -91,11 +89,12 @@ class Series:
         """The first image that can be read. Raises :class:`UnsupportedFormat` if the ring is small."""
         assert image.layout is not None
         channels = 1 + image.others
-        self._largest = max(channels * image.layout.largest_blob, message_bytes) + _EXTRA_BYTES
-        if not self._ring.fit(self._largest):
+        largest = max(channels * image.layout.largest_blob, message_bytes) + _EXTRA_BYTES
+        if not self._ring.fit(largest):
             raise UnsupportedFormat(f"images of {image.layout.pixel_bytes} bytes do not fit the ring twice")
         self._first, self._format = image, image.layout.format()
-        self._placement = Placement(self._ring, self._largest)
+        self._placement = Placement(self._ring, largest)
+        self._filling = Filling(self.claim, self._counters, self._clock, largest)
 
     def read(self, receiver: Receiver, queue: deque[Parts]) -> None:
         """Reads images, first those in ``queue``, until the series ends or something else comes.
@@ -103,11 +102,13 @@ class Series:
         Messages that were read and not used are in ``queue`` afterwards, in their order.
         """
         assert self._placement is not None
-        placement, self._queue = self._placement, queue
+        assert self._filling is not None
+        placement, filling, self._queue = self._placement, self._filling, queue
         place = placement.take()
         going_on = True
         while going_on and not self.ended:
-            arrivals, large = self._fill(receiver, place)
+            arrivals, large = filling.fill(receiver, place, queue, self._target())
+            self._quiet_since_ns = max(self._quiet_since_ns, filling.newest_ns)
             going_on = self._deliver(receiver, place, arrivals)
             if large is not None:
                 if self.ended or not going_on:
@@ -119,8 +120,6 @@ class Series:
             place = placement.after(place, place.filled)
         placement.leave(place)
 
-    # ---- from the socket to the slab --------------------------------------------------------------
-
     def _target(self) -> int:
         """Messages at which a batch is handed over by size."""
         limits = self.claim.limits
@@ -130,61 +129,6 @@ class Series:
         if self._announced:
             messages = min(messages, self._announced - self._next)
         return max(messages, 1)
-
-    def _fill(self, receiver: Receiver, place: Place) -> tuple[list[tuple[int, int]], Parts | None]:
-        """Reads until a batch is due by size or age.
-
-        Returns (messages, time) after each read, and a message that has no room.
-        """
-        table, target = receiver.table, self._target()
-        messages, large = self._from_queue(receiver, place, target)
-        if large is not None:
-            return [(messages, self._clock.now_ns())], large
-        first_ns = self._clock.now_ns()
-        arrivals = [(messages, first_ns)]
-        while not self._queue and messages < target and self._has_room(place):
-            had = messages
-            end = place.base + place.filled
-            messages, stop, large = receiver.fill(place.slab, end, messages, target, self._largest)
-            place.filled = stop - place.base
-            self._counters.bytes_received += stop - end
-            self._counters.reads += 1
-            now_ns = self._clock.now_ns()
-            if messages > had:
-                first_ns = first_ns if had else now_ns
-                arrivals.append((messages, now_ns))
-                self._quiet_since_ns = now_ns
-            if large is not None or messages == target or table.is_full(messages):
-                break
-            wait_ns = QUIET_NS
-            if messages:
-                wait_ns = first_ns + self.claim.limits.age_ns - now_ns
-                if wait_ns <= 0:
-                    if self.claim.hungry() or not place.owned:
-                        break
-                    wait_ns = _HUNGRY_NS
-            if not receiver.wait(wait_ns) and not messages:
-                break
-        return arrivals, large
-
-    def _from_queue(self, receiver: Receiver, place: Place, target: int) -> tuple[int, Parts | None]:
-        """The messages that were read before: as many as go into this batch, and one that does not."""
-        messages = 0
-        while self._queue and messages < target:
-            parts = self._queue[0]
-            size = sum(len(part) for part in parts)
-            if size > self._largest or len(parts) > MAX_PARTS:
-                return messages, None if messages else self._queue.popleft()
-            at = place.base + place.filled
-            if not self._has_room(place):
-                break
-            receiver.table.add(place.slab, at, messages, self._queue.popleft())
-            place.filled += size
-            messages += 1
-        return messages, None
-
-    def _has_room(self, place: Place) -> bool:
-        return len(place.view) - place.filled >= self._largest
 
     # ---- from the slab to the sink ----------------------------------------------------------------
 
@@ -231,7 +175,9 @@ class Series:
             return True
         if not isinstance(message, Image):
             return False
-        text = f"a message of {sum(len(part) for part in parts)} bytes, at most {self._largest} fit"
+        assert self._filling is not None
+        most = self._filling.largest
+        text = f"a message of {sum(len(part) for part in parts)} bytes, at most {most} fit"
         self._lose(message, text)
         return True
 
