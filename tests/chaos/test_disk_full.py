@@ -38,10 +38,12 @@ def lab(tmp_path: Path, microscope: Microscope, disk: Path) -> Iterator[Lab]:
 def fill(disk: Path) -> Path:
     """Returns the file that takes all that was left."""
     filler = disk / "filler"
-    with filler.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
+    with filler.open("wb", buffering=0) as file:
         while True:
-            file.write(bytes(4096))
-    return filler
+            try:
+                file.write(bytes(4096))
+            except OSError:
+                return filler
 
 
 def test_no_write_reaches_the_instrument_and_stop_does(lab: Lab, disk: Path) -> None:

@@ -1,0 +1,147 @@
+"""The Kafka broker is killed while a policy steers, and comes back."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+from chaos_kit import NAME, WAIT_S, Lab, Microscope, final, until
+
+from nextem.cli import broker
+from nextem.cli.plans import survey_plan
+from nextem.v1 import acquisition_pb2, frames_pb2, product_pb2
+from nextem.v1 import control_pb2 as pb
+from nextem.wire.log import ACQUISITIONS, PRODUCTS, open_log
+
+pytestmark = [
+    pytest.mark.kafka,
+    pytest.mark.timeout(240),
+    # kafka-python leaves the sockets of refused connections to the garbage collector
+    pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
+]
+SIDE = 8
+FINE = 16
+
+
+@pytest.fixture(autouse=True)
+def collect(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Leaves no such socket to another module's tests; log records would hold some by their tracebacks."""
+    caplog.set_level(logging.CRITICAL, logger="kafka")
+    yield
+    gc.collect()
+
+
+@pytest.fixture
+def kafka(tmp_path: Path, kafka_address: str) -> Iterator[Path]:
+    """The folder of a broker of our own; ``kafka_address`` skips where none can run."""
+    data = tmp_path / "kafka"
+    broker.start(data)
+    yield data
+    broker.stop(data)
+
+
+@pytest.fixture
+def lab(tmp_path: Path, microscope: Microscope, kafka: Path) -> Iterator[Lab]:
+    microscope.reset()
+    status = broker.status(kafka)
+    assert status is not None
+    lab = Lab(tmp_path / "lab", microscope, log=status.address, policies=True)
+    yield lab
+    lab.close()
+
+
+def kill(data: Path) -> None:
+    status = broker.status(data)
+    assert status is not None
+    os.kill(status.pid, signal.SIGKILL)
+    until(lambda: not _runs(data), "the broker is dead")
+
+
+def _runs(data: Path) -> bool:
+    status = broker.status(data)
+    return status is not None and status.running
+
+
+def events(lab: Lab) -> list[acquisition_pb2.AcquisitionEvent]:
+    with closing(open_log(lab.log)) as log, closing(log.consumer([ACQUISITIONS], None)) as reader:
+        until(reader.assigned, "the topic is read")
+        found = []
+        while records := reader.poll(timeout_s=0.5):
+            found += [acquisition_pb2.AcquisitionEvent.FromString(bytes(r.value)) for r in records]
+        return found
+
+
+def analysed(lab: Lab, acquisition_id: str) -> None:
+    """What analysis finds in the survey: two places that are unlike the rest."""
+    values = np.zeros(SIDE * SIDE, "<f4")
+    values[[9, 54]] = 50.0
+    (boot_id,) = {e.started.edge_boot_id for e in events(lab) if e.started.acquisition_id == acquisition_id}
+    update = product_pb2.LiveUpdate(
+        acquisition_id=acquisition_id,
+        analysis="novelty",
+        revision=1,
+        frames=[frames_pb2.FrameRange(first=0, count=values.size)],
+        values=values.tobytes(),
+        frames_covered=values.size,
+        edge_boot_id=boot_id,
+        last_byte_ns=lab.client.heartbeat(NAME).edge_now_ns,
+    )
+    with closing(open_log(lab.log)) as log:
+        log.append(PRODUCTS, product_pb2.ProductEvent(update=update).SerializeToString())
+        log.flush()
+
+
+def test_a_broker_that_dies_under_a_policy_costs_no_frame_and_no_record(lab: Lab, kafka: Path) -> None:
+    """Data wait on the edge's disk, people lead without the broker, and the chain is whole afterwards."""
+    plan = survey_plan(
+        title="survey", field_nm=(8.0 * SIDE, 8.0 * SIDE), survey_step_nm=8.0, fine_step_nm=0.5,
+        fine_size=FINE, fine_scans=2, survey_dose_e=100.0, fine_dose_e=100.0, shape=(128, 128), disk_px=4.0,
+        dwell_s=0.001, steering={"final_on": "one_model"},
+    )  # fmt: skip
+    lease = lab.lease()
+    surveyed = final(lab.submit(lease, acquire=plan))
+    assert surveyed.state == pb.COMMAND_STATE_DONE, surveyed
+    lab.client.release_lease("anna")
+    with lab.client.watch(NAME, timeout_s=WAIT_S) as watched:
+        analysed(lab, surveyed.acquisition_id)
+        until(lab.microscope.scans, "the policy's first scan runs")
+        kill(kafka)
+        steered = next(e.outcome for e in watched if e.outcome.state == pb.COMMAND_STATE_DONE)
+    assert steered.accounting.frames_stored == FINE * FINE  # the edge keeps what it cannot send
+
+    stopped = lab.client.stop("anna", "without a broker")
+    assert stopped.state == pb.COMMAND_STATE_DONE
+    until(lambda: not lab.microscope.state().scanning, "what ran has ended")
+    lease = lab.client.request_lease("anna", 60_000, scopes=[pb.LEASE_SCOPE_STAGE])
+    moved = final(lab.submit(lease, move_stage=pb.Stage(z_nm=3.0)))
+    assert moved.state == pb.COMMAND_STATE_DONE, moved
+
+    broker.start(kafka)
+    until(lambda: {stopped.command_id, moved.command_id} <= audited(lab), "the audit has caught up")
+    until(lambda: ended(lab) >= {surveyed.acquisition_id, steered.acquisition_id}, "the data have too")
+    for event in events(lab):
+        if event.HasField("finished"):
+            done = event.finished
+            assert done.frames_stored + done.frames_lost == done.frames_announced
+    assert "LogUnavailable" in lab.edge.log()
+
+
+def audited(lab: Lab) -> set[str]:
+    """Every command whose outcome is on record; the chain is whole, or this raises."""
+    return {event.outcome.command_id for event in lab.audit()[0]}
+
+
+def ended(lab: Lab) -> set[str]:
+    """The acquisitions of which every frame was stored, by the log."""
+    return {
+        e.finished.acquisition_id
+        for e in events(lab)
+        if e.HasField("finished") and e.finished.frames_stored == e.finished.frames_announced
+    }
