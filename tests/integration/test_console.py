@@ -71,7 +71,7 @@ def test_only_the_owner_may_connect(rig: Rig, tmp_path: Path) -> None:
 
 def test_a_home_without_an_edge_says_what_to_do(tmp_path: Path) -> None:
     code, told = nextem(tmp_path, "preempt")
-    assert (code, "no edge answers" in told, "--home FOLDER" in told) == (1, True, True), told
+    assert (code, "no edge runs in this folder" in told, "--home FOLDER" in told) == (1, True, True), told
     of_demo = tmp_path / "runs" / "demo-1" / FILE_NAME
     of_demo.parent.mkdir(parents=True)
     of_demo.touch()

@@ -250,5 +250,34 @@ def test_people_act_at_the_terminal(place: Place) -> None:
     assert place.nextem("mode", "--steering", "127.0.0.1:1", "--home", str(place.home))[0] == 1
 
 
+def test_a_person_lists_what_waits_and_answers_by_a_beginning_or_all_at_once(place: Place) -> None:
+    who = ("--steering", place.steering, "--name", "ben", "--home", str(place.home))
+    place.client.set_mode(pb.MODE_APPROVE, "anna")
+    assert place.nextem("approve", *who) == (0, "nothing waits for a yes or no\n")
+    commands = [place.command(move_stage=pb.Stage(x_nm=float(k))) for k in (1, 2, 3)]
+    streams = [place.client.submit(command, timeout_s=WAIT_S) for command in commands]
+    for stream in streams:
+        wait_for(stream, pb.COMMAND_STATE_PROPOSED)
+    first, *others = (command.command_id for command in commands)
+    code, told = place.nextem("approve", *who)
+    assert (code, told.count("PROPOSED")) == (0, 3), told
+    code, told = place.nextem("approve", "0", *who)
+    assert (code, "3 of them begin with '0'" in told) == (1, True), told
+    assert place.nextem("approve", first[:-1], *who)[0] == 0
+    assert wait_for(streams[0], *FINAL_STATES).state == pb.COMMAND_STATE_DONE
+    code, told = place.nextem("refuse", "--all", *who)
+    assert (code, sorted(line.split(":")[0] for line in told.splitlines())) == (0, sorted(others)), told
+    assert {wait_for(stream, *FINAL_STATES).rule for stream in streams[1:]} == {"refused"}
+
+
+def test_an_undo_leaves_a_lease_that_a_program_of_the_same_name_holds(place: Place) -> None:
+    who = ("--steering", place.steering, "--name", "anna", "--home", str(place.home))
+    move = place.command(move_stage=pb.Stage(x_nm=7.0))
+    assert place.client.submit_and_wait(move, timeout_s=WAIT_S).state == pb.COMMAND_STATE_DONE
+    code, told = place.nextem("undo", move.command_id, *who)
+    assert (code, "DONE" in told) == (0, True), told
+    assert [lease.holder for lease in place.client.heartbeat().leases] == ["anna"]
+
+
 def until(lines: Iterator[str], words: str) -> str:
     return next(line for line in lines if words in line)

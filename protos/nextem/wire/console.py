@@ -43,6 +43,8 @@ def ask(path: Path, request: ConsoleRequest, timeout_s: float = 30.0) -> Console
             return receive(connection, ConsoleReply)
     except PermissionError as error:
         raise ConsoleError(f"{path}: only who runs the edge may use its console: {error}") from error
+    except FileNotFoundError as error:
+        raise ConsoleError(f"{path}: no edge runs in this folder: there is no such file") from error
     except OSError as error:
         raise ConsoleError(f"{path}: no edge answers: {error}") from error
 

@@ -14,12 +14,13 @@ from nextem.cli.console import screen
 from nextem.cli.experiment import Experiment, ExperimentFailed, Record
 from nextem.cli.home import Home
 from nextem.cli.launcher import ChildFailed, Launcher
+from nextem.cli.modes import mode_option
 from nextem.cli.report import Summary, survey_picture, write_report
 from nextem.cli.specimens import Study, study_of
 from nextem.cli.station import PLANNED, StationOptions, log_at, start_station
 from nextem.client.client import SteeringClient
 from nextem.client.errors import SteeringError
-from nextem.v1 import plan_pb2
+from nextem.v1 import control_pb2, plan_pb2
 from nextem.wire.log import ACQUISITIONS, PRODUCTS, LogError, open_log
 from nextem.wire.store import ProductStore
 
@@ -40,11 +41,20 @@ from nextem.wire.store import ProductStore
 )
 @click.option("--seed", default=1, show_default=True, help="Another seed, another specimen and other noise.")
 @click.option("--rate", default=2000.0, show_default=True, help="Images a second of the simulated detector.")
+@mode_option
 @click.option("--home", type=click.Path(path_type=Path), help="Folder of everything NexTEM keeps.")
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Folder for the report.  [default: HOME/reports/NAME]"
 )
-def demo(specimen: str, log_choice: str, seed: int, rate: float, home: Path | None, out: Path | None) -> None:
+def demo(
+    specimen: str,
+    log_choice: str,
+    seed: int,
+    rate: float,
+    mode: str | None,
+    home: Path | None,
+    out: Path | None,
+) -> None:
     """Run a closed-loop experiment on a simulated microscope; nothing to set up.
 
     The microscope surveys a thin film coarsely. The edge reduces the frames as they arrive, Ray workers
@@ -55,6 +65,7 @@ def demo(specimen: str, log_choice: str, seed: int, rate: float, home: Path | No
     nextem demo                            a polycrystal with a few rare inclusions
     nextem demo --specimen FOLDER          a real alloy (derived from a model of measured data)
     nextem demo --log kafka                the same through a real Apache Kafka (needs Java and Maven)
+    nextem demo --mode approve             each scan waits for your yes, which you say in another terminal
     """
     from nextem.cli.kafka_jars import BrokerUnavailable
 
@@ -62,7 +73,7 @@ def demo(specimen: str, log_choice: str, seed: int, rate: float, home: Path | No
     name = "demo-" + time.strftime("%Y%m%d-%H%M%S")
     folder = (out or place.report(name)).resolve()
     try:
-        summary, page = _demo(place, name, folder, specimen, log_choice, seed, rate)
+        summary, page = _demo(place, name, folder, specimen, log_choice, seed, rate, mode)
     except (ChildFailed, BrokerUnavailable, ExperimentFailed, LogError, SteeringError, ValueError) as error:
         raise click.ClickException(str(error)) from error
     _tell(summary, page)
@@ -71,7 +82,14 @@ def demo(specimen: str, log_choice: str, seed: int, rate: float, home: Path | No
 
 
 def _demo(
-    place: Home, name: str, folder: Path, specimen: str, log_choice: str, seed: int, rate: float
+    place: Home,
+    name: str,
+    folder: Path,
+    specimen: str,
+    log_choice: str,
+    seed: int,
+    rate: float,
+    mode: str | None,
 ) -> tuple[Summary, Path]:
     study = study_of(specimen, seed)
     plan = study.plan(dwell_s=1 / rate if rate else 0.0)
@@ -89,6 +107,7 @@ def _demo(
             detector_px=study.detector_px,
             rate_fps=rate,
             limits=limits,
+            mode=mode,
         )
         with screen(stderr=True).status("starting microscope, edge, log, Ray and steering"):
             station = start_station(launcher, options)
@@ -109,11 +128,26 @@ def _run(address: str, steering: str, plan: plan_pb2.Plan, alive: Callable[[], N
             survey = progress.add_task("survey", total=plan.scan.size_y * plan.scan.size_x)
             fine = progress.add_task("fine scans", total=plan.steering.max_acquisitions)
             done = progress.add_task("analysed", total=1 + plan.steering.max_acquisitions)
-            experiment = Experiment(client, consumer, lambda r: _show(progress, r, survey, fine, done), alive)
+            experiment = Experiment(
+                client,
+                consumer,
+                lambda r: _show(progress, r, survey, fine, done),
+                alive,
+                lambda proposed: progress.console.print(_question(proposed, steering), soft_wrap=True),
+            )
             return experiment.run(plan, PLANNED)
     finally:
         consumer.close()
         log.close()
+
+
+def _question(proposed: control_pb2.Outcome, steering: str) -> str:
+    """What to type in another terminal."""
+    return (
+        f"waits for your yes: {proposed.detail}\n"
+        f"  nextem approve {proposed.command_id} --steering {steering}\n"
+        f"  nextem approve --all --steering {steering}      or refuse; two minutes each"
+    )
 
 
 def _progress() -> Progress:

@@ -17,6 +17,9 @@ from nextem.wire.log import ACQUISITIONS, PRODUCTS, Consumer
 log = logging.getLogger(__name__)
 
 HOLDER = "console"
+PERSON_TTL_MS = 125_000
+"""For how long a lease lasts under which a person may be asked: the two minutes for a yes, and a little."""
+
 STALL_S = 60.0
 QUIET_S = 10.0
 
@@ -48,6 +51,7 @@ class Record:
     commands: dict[str, control_pb2.Command] = field(default_factory=dict)
     accepted: dict[str, control_pb2.Outcome] = field(default_factory=dict)
     final: dict[str, control_pb2.Outcome] = field(default_factory=dict)
+    proposed: dict[str, control_pb2.Outcome] = field(default_factory=dict)  # what waits for a person now
     heartbeat: control_pb2.Heartbeat = field(default_factory=control_pb2.Heartbeat)
     changes: int = 0
     _early: list[product_pb2.Product] = field(default_factory=list)
@@ -65,7 +69,10 @@ class Record:
             self.commands[event.command.command_id] = event.command
         elif kind == "outcome":
             outcome = event.outcome
-            if outcome.state == control_pb2.COMMAND_STATE_STARTED:
+            self.proposed.pop(outcome.command_id, None)
+            if outcome.state == control_pb2.COMMAND_STATE_PROPOSED:
+                self.proposed[outcome.command_id] = outcome
+            elif outcome.state == control_pb2.COMMAND_STATE_STARTED:
                 self.accepted[outcome.command_id] = outcome
             elif outcome.state in FINAL_STATES:
                 self.final[outcome.command_id] = outcome
@@ -112,8 +119,11 @@ class Experiment:
         consumer: Consumer,
         shown: Callable[[Record], None],
         alive: Callable[[], None],
+        ask: Callable[[control_pb2.Outcome], None] = lambda proposed: None,
     ) -> None:
+        """``ask`` is called, on another thread, with each command that waits for a person's yes."""
         self._client, self._consumer, self._shown, self._alive = client, consumer, shown, alive
+        self._ask = ask
         self.record = Record()
 
     def run(self, survey: plan_pb2.Plan, instrument: str) -> Record:
@@ -127,7 +137,7 @@ class Experiment:
             self._alive()
             self.record.read(self._consumer, timeout_s=0.1)
             self._shown(self.record)
-            if self.record.changes != changes:
+            if self.record.changes != changes or self.record.proposed:  # a person may take the time
                 changes, changed_s = self.record.changes, time.monotonic()
             quiet_s = time.monotonic() - changed_s
             if self._settled(command_id) and (len(self.record.steered()) >= most or quiet_s > QUIET_S):
@@ -139,11 +149,13 @@ class Experiment:
         try:
             for event in events:
                 self.record.hear(event)
+                if event.outcome.state == control_pb2.COMMAND_STATE_PROPOSED:
+                    self._ask(event.outcome)
         except SteeringError as error:
             log.warning("watching ended: %s", error)  # the run loop notices a service that has died
 
     def _start(self, survey: plan_pb2.Plan, instrument: str) -> str:
-        lease = self._client.request_lease(HOLDER, ttl_ms=20_000, instrument=instrument)
+        lease = self._client.request_lease(HOLDER, ttl_ms=PERSON_TTL_MS, instrument=instrument)
         if lease.refused:
             raise ExperimentFailed(f"the instrument is in other hands: {lease.refused}")
         command = acquire_command(

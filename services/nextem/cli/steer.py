@@ -15,15 +15,13 @@ import click
 
 from nextem.cli.at_edge import at_edge, stop_request, tell_stop
 from nextem.cli.connect import as_whom, connect
+from nextem.cli.experiment import PERSON_TTL_MS
 from nextem.cli.home import Home
 from nextem.cli.modes import MEANING, MODES, name_of
 from nextem.cli.words import heartbeat_line, lines_of, outcome_line
 from nextem.client import DecisionRefused, SteeringClient, SteeringError, undo_command
 from nextem.v1 import control_pb2
 from nextem.wire.key_folder import OPERATOR
-
-UNDO_TTL_MS = 125_000
-"""For how long an undo may hold the lease: the two minutes that a person has to say yes, and a little."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +70,8 @@ def person(function: Callable[..., None]) -> Callable[..., None]:
     return with_options
 
 
+_ID_LENGTH = len("0198c2f1-8a4e-7cc2-9d1b-0f6f2a9be5aa")
+_all = click.option("--all", "all_of_them", is_flag=True, help="Every command that waits now.")
 local = click.option(
     "--local", "at_console", is_flag=True, help="At the edge's own machine (--home), without the service."
 )
@@ -111,33 +111,62 @@ def watch(who: Person) -> None:
 
 
 @click.command()
-@click.argument("command_id", metavar="ID")
+@click.argument("beginning", metavar="[ID]", default="")
+@_all
 @click.option("--reason", default="", help="For the record.")
 @person
-def approve(command_id: str, reason: str, who: Person) -> None:
+def approve(beginning: str, all_of_them: bool, reason: str, who: Person) -> None:
     """Say yes to a command that waits. The edge checks it once more and runs it.
 
+    Without an ID it lists what waits. The beginning of an ID will do, where only one begins so.
+
     \b
+    nextem approve
     nextem approve 0198c2f1-8a4e-7cc2-9d1b-0f6f2a9be5aa
+    nextem approve --all --reason "as planned"
     """
     with steering_of(who) as client:
-        client.approve(command_id, who.name, reason, instrument=who.instrument)
-    click.echo(f"{command_id}: yes")
+        for command_id in _meant(client, who, beginning, all_of_them):
+            client.approve(command_id, who.name, reason, instrument=who.instrument)
+            click.echo(f"{command_id}: yes; nextem watch shows what becomes of it")
 
 
 @click.command()
-@click.argument("command_id", metavar="ID")
+@click.argument("beginning", metavar="[ID]", default="")
+@_all
 @click.option("--reason", default="", help="Told to whoever asked, and kept.")
 @person
-def refuse(command_id: str, reason: str, who: Person) -> None:
+def refuse(beginning: str, all_of_them: bool, reason: str, who: Person) -> None:
     """Say no to a command that waits. It is not run.
+
+    Without an ID it lists what waits. The beginning of an ID will do, where only one begins so.
 
     \b
     nextem refuse 0198c2f1-8a4e-7cc2-9d1b-0f6f2a9be5aa --reason "the specimen drifts"
+    nextem refuse --all
     """
     with steering_of(who) as client:
-        client.refuse(command_id, who.name, reason, instrument=who.instrument)
-    click.echo(f"{command_id}: no")
+        for command_id in _meant(client, who, beginning, all_of_them):
+            client.refuse(command_id, who.name, reason, instrument=who.instrument)
+            click.echo(f"{command_id}: no")
+
+
+def _meant(client: SteeringClient, who: Person, beginning: str, all_of_them: bool) -> list[str]:
+    """Ids of the commands that a person means; where no ID is given, lists what waits and means none."""
+    if len(beginning) == _ID_LENGTH:
+        return [beginning]
+    waiting = client.waiting(who.instrument)
+    if not waiting:
+        click.echo("nothing waits for a yes or no")
+        return []
+    fits = [outcome for outcome in waiting if outcome.command_id.startswith(beginning)]
+    if all_of_them or (beginning and len(fits) == 1):
+        return [outcome.command_id for outcome in fits]
+    for outcome in waiting:
+        click.echo(outcome_line(outcome))
+    if beginning:
+        raise click.ClickException(f"{len(fits)} of them begin with {beginning!r}")
+    return []
 
 
 @click.command()
@@ -153,8 +182,9 @@ def undo(command_id: str, who: Person) -> None:
     nextem undo 0198c2f1-8a4e-7cc2-9d1b-0f6f2a9be5aa
     """
     with steering_of(who) as client:
+        held = {lease.epoch for lease in client.heartbeat(who.instrument).leases}
         lease = client.request_lease(
-            who.name, UNDO_TTL_MS, purpose=f"undo {command_id}", instrument=who.instrument
+            who.name, PERSON_TTL_MS, purpose=f"undo {command_id}", instrument=who.instrument
         )
         if lease.refused:
             raise click.ClickException(lease.refused)
@@ -163,7 +193,8 @@ def undo(command_id: str, who: Person) -> None:
             for last in client.submit(undo_command(command_id, who.name, who.instrument, lease)):
                 click.echo(outcome_line(last))
         finally:
-            client.release_lease(who.name, instrument=who.instrument)
+            if lease.epoch not in held:  # else a program of the same name goes on under it
+                client.release_lease(who.name, instrument=who.instrument)
     if last.state != control_pb2.COMMAND_STATE_DONE:
         raise SystemExit(1)
 
@@ -183,8 +214,12 @@ def stop(reason: str, at_console: bool, who: Person) -> None:
     if at_console:
         tell_stop(at_edge(who.home, stop_request(reason)))
         return
-    with steering_of(who) as client:
-        outcome = client.stop(who.name, reason, instrument=who.instrument)
+    try:
+        with steering_of(who) as client:
+            outcome = client.stop(who.name, reason, instrument=who.instrument)
+    except click.ClickException as error:
+        hint = "At the edge's own machine it works without the service: nextem stop --local, nextem safe"
+        raise click.ClickException(f"{error.message}\n{hint}") from error
     click.echo(outcome_line(outcome))
     if outcome.state != control_pb2.COMMAND_STATE_DONE:
         raise SystemExit(1)

@@ -35,7 +35,7 @@ def lines_of(event: control_pb2.SteeringEvent) -> Iterator[str]:
             yield outcome_line(event.outcome)
             if event.outcome.state == control_pb2.COMMAND_STATE_PROPOSED:
                 yield f"    nextem approve {event.outcome.command_id}"
-                yield f"    nextem refuse {event.outcome.command_id}"
+                yield f"    nextem refuse {event.outcome.command_id}    or --all"
         case "mode":
             change = event.mode
             by = f"{change.issuer} ({change.issuer_role})"

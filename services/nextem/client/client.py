@@ -306,6 +306,22 @@ class SteeringClient:
                     return event.heartbeat
         raise SteeringUnavailable(f"steering at {self.address} stopped", grpc.StatusCode.UNAVAILABLE)
 
+    def waiting(self, instrument: str = "", *, timeout_s: float = 10.0) -> list[control_pb2.Outcome]:
+        """What was told of the commands that wait for a person's yes now. Raises as :meth:`heartbeat`."""
+        found: dict[str, control_pb2.Outcome] = {}
+        heartbeats = 0
+        with self.watch(instrument, timeout_s=timeout_s) as events:
+            for event in events:
+                if event.WhichOneof("event") == "outcome":
+                    found.pop(event.outcome.command_id, None)
+                    if event.outcome.state == control_pb2.COMMAND_STATE_PROPOSED:
+                        found[event.outcome.command_id] = event.outcome
+                elif event.WhichOneof("event") == "heartbeat":
+                    heartbeats += 1  # the newest, then all that waits, then the next
+                    if heartbeats == 2:
+                        return list(found.values())
+        raise SteeringUnavailable(f"steering at {self.address} stopped", grpc.StatusCode.UNAVAILABLE)
+
     def state(self, instrument: str = "", *, timeout_s: float = 10.0) -> control_pb2.InstrumentState:
         """What the instrument said of itself last. Raises as :meth:`heartbeat`."""
         return self.heartbeat(instrument, timeout_s=timeout_s).state

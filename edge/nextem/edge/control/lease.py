@@ -241,10 +241,8 @@ def _refuse(
 def _who(lease: Lease, now_ns: int) -> str:
     if lease.local:
         return f"held by {lease.holder!r} (epoch {lease.epoch}) at the instrument, until given back"
-    return (
-        f"held by {lease.holder!r} (epoch {lease.epoch}) until {lease.expires_ns} ns on the edge's"
-        f" clock, {(lease.expires_ns - now_ns) / 1e6:.0f} ms from now"
-    )
+    left_s = (lease.expires_ns - now_ns) / 1e9
+    return f"held by {lease.holder!r} (epoch {lease.epoch}), for {left_s:.3g} s more unless renewed"
 
 
 def message_of(lease: Lease, scopes: Iterable[LeaseScope], request_id: str = "") -> LeaseMessage:

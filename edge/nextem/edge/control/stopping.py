@@ -49,8 +49,10 @@ class Stopper:
             detail=str(error or ""),
             received_ns=received_ns,
             command_epoch=epoch,
+            action="stop",
         )
         if not error:
+            outcome.detail = _in_words(command)  # who did not see the command sees this
             outcome.at_driver_ns = self._parts.clock.now_ns()
             outcome.loop_latency_ms = loop_latency_ms(
                 command, outcome.at_driver_ns, self._parts.clock.boot_id
@@ -104,6 +106,13 @@ class Stopper:
                 self._parts.journal.record_stop(outcome, digest(command), outcome.received_ns, ended_ns)
         except JournalError as error:
             logger.error("stop %s is not in the journal: %s", command.command_id, error)
+
+
+def _in_words(command: Command) -> str:
+    what = "safe state" if command.stop.safe_state else "stop"
+    return f"{what} by {command.issuer or 'somebody'}" + (
+        f": {command.stop.reason}" if command.stop.reason else ""
+    )
 
 
 def reason_of(command: Command) -> str:
