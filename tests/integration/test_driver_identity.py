@@ -17,11 +17,12 @@ from nextem.edge.control.driver import DriverRefused, DriverUnreachable
 from nextem.edge.control.drivers.column import ColumnDriver
 from nextem.edge.control.drivers.serve import serve_driver
 from nextem.edge.control.grpc_driver import GrpcDriver
+from nextem.edge.service import _open_driver
 from nextem.v1.control_pb2 import Stage
 from nextem.wire.certificates import driver_name, uris_of
 from nextem.wire.dial import Peer, PeerRefused
 from nextem.wire.key_folder import KeyFolder, driver_files, edge_files
-from nextem.wire.tls import CertificateUnusable, Party
+from nextem.wire.tls import CertificateUnusable, Party, PlaintextRefused
 
 Drive = Callable[[KeyFolder | None, str], GrpcDriver]
 
@@ -126,6 +127,20 @@ def test_a_driver_s_certificate_is_no_service_s(drive: Drive, keys: KeyFolder) -
     driver.get_state()
     with pytest.raises(PeerRefused, match="no service's"):
         Peer(driver.address, Party(keys, edge_files("tem")), "").certificate()
+
+
+def test_an_edge_dials_its_driver_by_tls_where_it_is_told_to(
+    drive: Drive, keys: KeyFolder, closing: ExitStack
+) -> None:
+    port = drive(keys, "tem").address
+    driver = _open_driver(closing, f"tls://{port}", keys, "tem")
+    assert driver.get_state().instrument
+    with pytest.raises(DriverUnreachable):
+        _open_driver(closing, port, keys, "tem").get_state()  # on loopback in plain text
+    with pytest.raises(PlaintextRefused, match="needs the folder of the certificates"):
+        _open_driver(closing, f"tls://{port}", None, "tem")
+    with pytest.raises(PlaintextRefused, match="the instrument at"):
+        _open_driver(closing, "192.0.2.1:50061", None, "tem")
 
 
 def test_a_driver_without_its_certificate_is_not_served(keys: KeyFolder) -> None:

@@ -23,9 +23,12 @@ from nextem.client import (
     SteeringUnavailable,
     acquire_command,
 )
+from nextem.edge.control.identity import Guard
+from nextem.edge.control.journal import Journal
 from nextem.edge.control.link import Link, LinkCalls, LinkTimes
 from nextem.steering.access import CALLS
 from nextem.steering.hub import Hub
+from nextem.steering.lease import LeaseKeeper
 from nextem.steering.server import SteeringServer
 from nextem.v1 import control_pb2 as pb
 from nextem.v1 import control_pb2_grpc as pb_grpc
@@ -286,6 +289,20 @@ def test_a_client_outlives_the_service_s_certificate_and_its_own(service: Servic
     assert client.submit_and_wait(command(), timeout_s=WAIT_S).state == pb.COMMAND_STATE_DONE
 
 
+def test_a_watch_that_began_under_a_revoked_certificate_ends(service: Service, tmp_path: Path) -> None:
+    old = KeyFolder(shutil.copytree(service.keys.folder, tmp_path / "old"))
+    service.edge(keys=old)
+    attached(service)
+    client = service.client()
+    with client.watch("tem-1", timeout_s=WAIT_S) as events:
+        next(events)
+        revoke(service.keys, service.keys.certificate(STEERING))
+        renew_keys(service.keys, days=1)
+        assert client.heartbeat("tem-1", timeout_s=WAIT_S)  # by the new certificate
+        with pytest.raises(ServiceNotBelieved, match="is revoked"):
+            list(events)
+
+
 def until(holds: Callable[[], bool]) -> None:
     ends_s = time.monotonic() + WAIT_S
     while not holds():
@@ -440,6 +457,23 @@ def test_a_bound_token_alone_does_nothing_but_watch(service: Service) -> None:
     owner = service.client()
     assert owner.request_lease("anna", 1000, instrument="tem-1").refused == ""
     assert edge.leases.get(timeout=WAIT_S).proof
+
+
+def test_the_policies_ask_for_their_lease_by_signature(service: Service, tmp_path: Path) -> None:
+    edge = service.edge()
+    attached(service)
+    keeper = LeaseKeeper(
+        service.hub, "policy", credential=lambda: Credential.read(service.keys.token("policy"))
+    )
+    keeper.start()
+    keeper.want(frozenset({("tem-1", pb.LEASE_SCOPE_SCAN)}))
+    asked = edge.leases.get(timeout=WAIT_S)
+    keeper.close()
+    journal = Journal(tmp_path / "journal.db", "boot")
+    guard = Guard("tem-1", KeySet(service.keys.key_set), journal.is_first)
+    assert guard.lease(asked) is None
+    assert guard.lease(asked) is not None
+    journal.close()
 
 
 def test_a_request_signed_long_ago_is_refused(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:

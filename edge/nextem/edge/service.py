@@ -123,14 +123,14 @@ def _open_driver(stack: ExitStack, address: str, keys: KeyFolder | None, instrum
 
     Raises UnknownAddress, AdapterUnavailable and :class:`nextem.wire.tls.PlaintextRefused`.
     """
-    from nextem.edge.control.drivers.address import is_adapter, open_column
+    from nextem.edge.control.drivers.address import TLS, is_adapter, open_column
     from nextem.edge.control.drivers.column import ColumnDriver
     from nextem.edge.control.grpc_driver import GrpcDriver
     from nextem.wire.tls import PlaintextRefused, is_loopback
 
     if is_adapter(address):
         return ColumnDriver(open_column(address))
-    host_port = address.removeprefix("tls://")
+    host_port = address.removeprefix(TLS)
     if keys is None and host_port != address:
         raise PlaintextRefused(f"{address} needs the folder of the certificates")
     if host_port == address and is_loopback(address):

@@ -134,10 +134,13 @@ class Line:
             self._check(now)
             return self._stub
 
-    def check(self) -> None:
-        """Raises :class:`PeerRefused` when the certificate believed at the last dial is so no more."""
-        if (now := self._now) is not None:
-            self._check(now)
+    def checker(self) -> Callable[[], None]:
+        """Something to call later for a call made now.
+
+        It raises :class:`PeerRefused` once the certificate of the server is believed no more.
+        """
+        now = self._now
+        return lambda: None if now is None else self._check(now)
 
     def failed(self) -> None:
         """A call found nobody: before the next one we look whether the certificate is still the same."""

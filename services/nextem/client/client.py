@@ -116,7 +116,7 @@ class SteeringClient:
         self._line.close()
 
     def _open(self, call: Any) -> Stream[Any]:
-        stream: Stream[Any] = Stream(call, self._errors, self._line.check)
+        stream: Stream[Any] = Stream(call, self._errors, self._line.checker())
         with self._lock:
             self._streams.add(stream)
         return stream

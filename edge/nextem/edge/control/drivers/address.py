@@ -9,6 +9,9 @@ from urllib.parse import SplitResult, parse_qs, urlsplit
 
 from nextem.edge.control.drivers.column import Changes, Column, Reading
 
+TLS = "tls://"
+"""Before the HOST:PORT of a gRPC service that is dialled with certificates on loopback, too."""
+
 
 class UnknownAddress(ValueError):
     """An address that names no adapter."""
@@ -61,8 +64,8 @@ def open_column(address: str) -> Column:
 
 
 def is_adapter(address: str) -> bool:
-    """Whether ``address`` names an adapter, and not a gRPC service as HOST:PORT."""
-    return "://" in address
+    """Whether ``address`` names an adapter, and not a gRPC service as HOST:PORT or tls://HOST:PORT."""
+    return "://" in address and not address.startswith(TLS)
 
 
 def _open(at: SplitResult) -> Column:
