@@ -63,8 +63,8 @@ class JobSink:
 class Job:
     """``pending`` waits for the edge or the lease; ``open`` has been sent and has no final outcome yet.
 
-    ``numbers``: of the suggestions behind the commands. ``sent``: numbers of those that have ever been sent,
-    also before a restart.
+    ``unheard``: of these, no outcome at all has come. ``numbers``: of the suggestions behind the commands.
+    ``sent``: numbers of those that have ever been sent, also before a restart.
     """
 
     started: acquisition_pb2.AcquisitionStarted
@@ -73,6 +73,7 @@ class Job:
     holds: Holds
     pending: list[Suggestion] = field(default_factory=list)
     open: set[str] = field(default_factory=set)
+    unheard: set[str] = field(default_factory=set)
     numbers: dict[str, int] = field(default_factory=dict)
     sent: set[int] = field(default_factory=set)
     ended: bool = False
@@ -152,6 +153,7 @@ class Job:
         return command
 
     def outcome(self, outcome: control_pb2.Outcome) -> None:
+        self.unheard.discard(outcome.command_id)
         state = control_pb2.CommandState.Name(outcome.state).removeprefix("COMMAND_STATE_")
         bad = outcome.state in FINAL_STATES and outcome.state != control_pb2.COMMAND_STATE_DONE
         logger.log(

@@ -8,7 +8,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 from google.protobuf.message import DecodeError
@@ -41,6 +41,7 @@ HOLDER = "policy"
 IDLE_POLL_S = 0.05
 BUSY_POLL_S = 0.005  # while suggestions wait for an edge or a lease
 JOIN_S = 10.0
+HEAR_OUT_S = 2.0
 MAX_CAUSE_AGE_NS = 60 * 10**9
 FORGET_NS = 600 * 10**9
 ORPHAN_NS = 30 * 10**9
@@ -113,6 +114,7 @@ class PolicyRunner:
             with closing(consumer) as reader:
                 while not self._stop.is_set():
                     self._turn(reader)
+                self._hear_out()
         except Exception as error:  # raised again by check(), in the thread that watches
             logger.exception("the policies stop")
             self._failure = error
@@ -280,7 +282,17 @@ class PolicyRunner:
                 return
             del job.pending[0]
             job.open.add(command.command_id)
+            job.unheard.add(command.command_id)
             logger.info("%s commands %s: %s", job.name, command.command_id, suggestion.reason)
+
+    def _hear_out(self) -> None:
+        """Lets the edge take what was sent: a lease that is given back before would have it refused."""
+        until_s = time.monotonic() + HEAR_OUT_S
+        while any(job.unheard for job in self._jobs.values()) and time.monotonic() < until_s:
+            with suppress(queue.Empty):
+                acquisition_id, outcome = self._inbox.get(timeout=BUSY_POLL_S)
+                if acquisition_id in self._jobs:
+                    self._jobs[acquisition_id].outcome(outcome)
 
     def _outcomes(self) -> None:
         while not self._inbox.empty():
