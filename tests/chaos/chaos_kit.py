@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import grpc
 from click.testing import CliRunner
+from net_kit import Network
 from wire_kit import Wire
 
 from nextem.cli.audit_log import chains_of
@@ -141,17 +142,27 @@ class Lab:
         *,
         log: str = "",
         policies: bool = False,
-        wire: Callable[[str], Between] = Wire,
+        wire: Callable[[str], Between] | Network = Wire,
         **edge: str,
     ) -> None:
-        """``wire`` makes what the edge dials instead of the service. ``edge``: its further options."""
+        """``wire`` makes what the edge dials instead of the service, or is the network in which that lives.
+
+        ``edge``: further options of it.
+        """
         folder.mkdir(exist_ok=True)
         self.home, self.microscope, self.log = folder, microscope, log or str(folder / "log")
         home = ("--home", str(folder), "--log", self.log)
         self.service = Program(folder, "steer", *home, "--policies" if policies else "--no-policies")
-        self.port = str(self.service.start("--port", "0")["port"])
-        self.address = f"127.0.0.1:{self.port}"
-        self.wire = wire(self.address)
+        self.wire: Between
+        if isinstance(wire, Network):
+            with wire.inside():
+                self.port = str(self.service.start("--port", "0", "--host", "0.0.0.0")["port"])
+            self.address, wire.address = f"{wire.for_people}:{self.port}", f"{wire.for_edge}:{self.port}"
+            self.wire = wire
+        else:
+            self.port = str(self.service.start("--port", "0")["port"])
+            self.address = f"127.0.0.1:{self.port}"
+            self.wire = wire(self.address)
         parts = ("--detector", microscope.detector, "--instrument", microscope.instrument)
         more = (word for name, value in edge.items() for word in (f"--{name.replace('_', '-')}", value))
         self.edge = Program(folder, "edge", *home, *parts, "--steering", self.wire.address, *more)

@@ -119,12 +119,14 @@ def test_a_broker_that_dies_under_a_policy_costs_no_frame_and_no_record(lab: Lab
     stopped = lab.client.stop("anna", "without a broker")
     assert stopped.state == pb.COMMAND_STATE_DONE
     until(lambda: not lab.microscope.state().scanning, "what ran has ended")
-    lease = lab.client.request_lease("anna", 60_000, scopes=[pb.LEASE_SCOPE_STAGE])
-    moved = final(lab.submit(lease, move_stage=pb.Stage(z_nm=3.0)))
-    assert moved.state == pb.COMMAND_STATE_DONE, moved
+    lease = lab.client.request_lease("anna", 60_000, scopes=[pb.LEASE_SCOPE_OPTICS])
+    optics = lab.microscope.state().optics
+    optics.defocus_nm += 3.0
+    focused = final(lab.submit(lease, set_optics=optics))
+    assert focused.state == pb.COMMAND_STATE_DONE, focused
 
     broker.start(kafka)
-    until(lambda: {stopped.command_id, moved.command_id} <= audited(lab), "the audit has caught up")
+    until(lambda: {stopped.command_id, focused.command_id} <= audited(lab), "the audit has caught up")
     until(lambda: ended(lab) >= {surveyed.acquisition_id, steered.acquisition_id}, "the data have too")
     for event in events(lab):
         if event.HasField("finished"):

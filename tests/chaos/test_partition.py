@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from chaos_kit import Lab, Microscope, final, until
+from chaos_kit import NAME, Lab, Microscope, final, nextem, until
+from net_kit import Network, NoNetwork
 from wire_kit import BOTH, FROM_EDGE, TO_EDGE, Wire
 
 from nextem.v1 import control_pb2 as pb
@@ -17,6 +18,20 @@ pytestmark = pytest.mark.timeout(120)
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory, microscope: Microscope) -> Iterator[Lab]:
     lab = Lab(tmp_path_factory.mktemp("lab"), microscope)
+    yield lab
+    lab.close()
+
+
+@pytest.fixture(scope="module")
+def far_lab(tmp_path_factory: pytest.TempPathFactory, microscope: Microscope) -> Iterator[Lab]:
+    try:
+        network = Network()
+    except NoNetwork as error:
+        pytest.skip(str(error))
+    home = tmp_path_factory.mktemp("far")
+    hosts = [word for host in (network.for_edge, network.for_people) for word in ("--host", host)]
+    nextem("keys", "init", "--home", str(home), "--operator", "anna", *hosts)
+    lab = Lab(home, microscope, wire=network)
     yield lab
     lab.close()
 
@@ -34,9 +49,26 @@ def test_a_partition_leaves_a_safe_instrument_and_nothing_old_runs(
     lab: Lab, doing: str, ways: tuple[str, ...]
 ) -> None:
     """Half-open too: one direction is lost, and no end of a connection is told to anybody."""
+    partition(lab, doing, ways)
+
+
+@pytest.mark.parametrize(
+    ("doing", "ways"),
+    [
+        pytest.param("scanning", BOTH, id="scan-both"),
+        pytest.param("moving", (FROM_EDGE,), id="move-from-edge"),
+        pytest.param("scanning", (TO_EDGE,), id="scan-to-edge"),
+    ],
+)
+def test_a_partition_of_a_real_network_does_so_too(far_lab: Lab, doing: str, ways: tuple[str, ...]) -> None:
+    """With keys, over two addresses; the kernel loses every packet, the first ones of new connections too."""
+    partition(far_lab, doing, ways)
+
+
+def partition(lab: Lab, doing: str, ways: tuple[str, ...]) -> None:
     lab.microscope.reset()
     lease, wire = lab.lease(), lab.wire
-    assert isinstance(wire, Wire)
+    assert isinstance(wire, Wire | Network)
     running = getattr(lab, doing)(lease)
     wire.hold(*ways)
     late = lab.submit(lease, move_stage=pb.Stage(z_nm=50.0))  # on the way for as long as the network is away
@@ -52,7 +84,7 @@ def test_a_partition_leaves_a_safe_instrument_and_nothing_old_runs(
 
     lease = lab.lease()  # and it can be led again
     lab.unblank(lease)
-    lab.client.release_lease("anna")
+    lab.client.release_lease("anna", instrument=NAME)
     told_safe_state(lab)
 
 
