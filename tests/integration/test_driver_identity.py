@@ -14,6 +14,7 @@ from driver_kit import FakeColumn
 from nextem.cli.key_maker import init_keys, make_driver, renew_keys, revoke
 from nextem.cli.main import main
 from nextem.edge.control.driver import DriverRefused, DriverUnreachable
+from nextem.edge.control.drivers import conformance
 from nextem.edge.control.drivers.column import ColumnDriver
 from nextem.edge.control.drivers.serve import serve_driver
 from nextem.edge.control.grpc_driver import GrpcDriver
@@ -141,6 +142,15 @@ def test_an_edge_dials_its_driver_by_tls_where_it_is_told_to(
         _open_driver(closing, f"tls://{port}", None, "tem")
     with pytest.raises(PlaintextRefused, match="the instrument at"):
         _open_driver(closing, "192.0.2.1:50061", None, "tem")
+
+
+def test_the_conformance_suite_runs_over_tls(
+    drive: Drive, keys: KeyFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    by = ["--keys", str(keys.folder), "--instrument", "tem"]
+    monkeypatch.setattr("sys.argv", ["conformance", drive(keys, "tem").address, *by])
+    assert conformance.main() == 0
+    assert "FAILED" not in capsys.readouterr().out
 
 
 def test_a_driver_without_its_certificate_is_not_served(keys: KeyFolder) -> None:

@@ -14,12 +14,14 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeVar
 
 from nextem.edge.control.capability import SCAN, changes
 from nextem.edge.control.driver import CapabilityMissing, Driver, DriverError, DriverRefused
 from nextem.v1 import control_pb2 as pb
 from nextem.v1.plan_pb2 import Scan
+from nextem.wire.key_folder import KeyFolder
 
 M = TypeVar("M", pb.Stage, pb.Optics)
 
@@ -255,8 +257,13 @@ def main() -> int:
     parser.add_argument("address", help="HOST:PORT of the gRPC service Instrument")
     parser.add_argument("--step-nm", type=float, default=10.0)
     parser.add_argument("--tolerance-nm", type=float, default=1.0)
+    parser.add_argument(
+        "--keys", type=Path, help="folder of `nextem keys`, where it is served with certificates"
+    )
+    parser.add_argument("--instrument", default="", help="whose driver it is; needed with --keys")
     options = parser.parse_args()
-    driver = GrpcDriver(options.address)
+    keys = KeyFolder(options.keys) if options.keys else None
+    driver = GrpcDriver(options.address, keys=keys, instrument=options.instrument)
     failed = 0
     for check in CHECKS:
         try:
