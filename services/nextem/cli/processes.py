@@ -16,7 +16,7 @@ from nextem.cli.process_options import LOG_HELP, common, secured
     "--specimen",
     default="polycrystal",
     show_default=True,
-    help="'polycrystal', or the folder of a real alloy (factors, loadings and ground truth of sped-alculi).",
+    help="'polycrystal', 'particles', or the folder of an alloy (as sped-alculi: factors, loadings, truth).",
 )
 @click.option("--replay", type=click.Path(path_type=Path), help="Serve this MIB file instead of a specimen.")
 @click.option("--loops", default=1, show_default=True, help="With --replay: how many times over.")

@@ -14,7 +14,7 @@ from nextem.cli.experiment import Record
 from nextem.cli.plans import survey_plan
 from nextem.cli.scoring import Inclusion, Rectangle, found, found_at_random, phase_scores
 from nextem.edge.control.limits import Limits, default_limits
-from nextem.simulator.specimen import GroundTruth, Specimen, open_specimen
+from nextem.simulator.specimen import GroundTruth, Specimen, SpecimenError, open_specimen
 from nextem.v1 import acquisition_pb2, plan_pb2
 
 FINE_SIZE = 32
@@ -106,7 +106,9 @@ class Study:
 
 
 def study_of(name: str, seed: int) -> Study:
-    """The demo's study of a specimen. Raises ``SpecimenError`` for one that does not exist."""
+    """The demo's study of a specimen. Raises ``SpecimenError`` for one that does not exist, or has none."""
+    if name == "particles":
+        raise SpecimenError('the demo studies "polycrystal" or the folder of an alloy, not "particles"')
     specimen = open_specimen(name, seed)
     if name == "polycrystal":
         return Study(

@@ -41,7 +41,7 @@ def probe_points(aberrations: Aberrations, energy_kv: float, convergence_mrad: f
     cumulated = np.cumsum(intensity.reshape(-1)[order])
     wanted = (np.arange(POINTS) + 0.5) / POINTS * cumulated[-1]
     chosen = order[np.searchsorted(cumulated, wanted)]
-    return (np.stack(np.divmod(chosen, side), axis=1) - side // 2) * pixel_nm
+    return np.asarray((np.stack(np.divmod(chosen, side), axis=1) - side // 2) * pixel_nm, np.float64)
 
 
 def blurred(mixture: AskMixture, y_nm: Values, x_nm: Values, points_nm: Values) -> Mixture:

@@ -71,7 +71,8 @@ class Particles:
         recipe = recipe or Recipe()
         rng = np.random.default_rng([seed, 0x474F4C44])
         count = 24
-        length = np.exp(rng.uniform(*np.log(recipe.grain_nm), count))
+        shortest, longest = np.log(recipe.grain_nm).tolist()
+        length = np.exp(rng.uniform(shortest, longest, count))
         turn = rng.uniform(0, 2 * np.pi, count)
         amplitude = np.full(count, recipe.film_swing * np.sqrt(2 / count))
         waves = [np.sin(turn) / length, np.cos(turn) / length, rng.uniform(0, 2 * np.pi, count), amplitude]
