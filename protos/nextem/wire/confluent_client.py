@@ -43,7 +43,8 @@ logger = logging.getLogger("confluent_kafka")
 """Where librdkafka's own lines go; without it they go to the standard error stream."""
 
 CLIENT: Mapping[str, str | int | float | bool] = {
-    "reconnect.backoff.ms": 50,
+    "log_level": 2,  # a lost connection is told by our errors; librdkafka tells of each of 30 dials a second
+    "reconnect.backoff.ms": 100,
     "reconnect.backoff.max.ms": 500,  # the default of 10 s would make a short outage long
     "socket.nagle.disable": True,
 }
