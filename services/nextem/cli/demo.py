@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -123,6 +124,7 @@ def _run(address: str, steering: str, plan: plan_pb2.Plan, alive: Callable[[], N
     """The experiment with a progress bar for each of its parts."""
     log = open_log(address)
     consumer = log.consumer([ACQUISITIONS, PRODUCTS], None, from_start=False)
+    asked = itertools.count()
     try:
         with SteeringClient(steering) as client, _progress() as progress:
             survey = progress.add_task("survey", total=plan.scan.size_y * plan.scan.size_x)
@@ -133,7 +135,9 @@ def _run(address: str, steering: str, plan: plan_pb2.Plan, alive: Callable[[], N
                 consumer,
                 lambda r: _show(progress, r, survey, fine, done),
                 alive,
-                lambda proposed: progress.console.print(_question(proposed, steering), soft_wrap=True),
+                lambda proposed: progress.console.print(
+                    question(proposed, steering, first=next(asked) == 0), soft_wrap=True
+                ),
             )
             return experiment.run(plan, PLANNED)
     finally:
@@ -141,12 +145,16 @@ def _run(address: str, steering: str, plan: plan_pb2.Plan, alive: Callable[[], N
         log.close()
 
 
-def _question(proposed: control_pb2.Outcome, steering: str) -> str:
-    """What to type in another terminal."""
+def question(proposed: control_pb2.Outcome, steering: str, *, first: bool) -> str:
+    """A command that waits for a person, and, the ``first`` time, what to type in another terminal."""
+    line = f"waits for your yes: {proposed.command_id}: {proposed.detail}"
+    if not first:
+        return line
     return (
-        f"waits for your yes: {proposed.detail}\n"
-        f"  nextem approve {proposed.command_id} --steering {steering}\n"
-        f"  nextem approve --all --steering {steering}      or refuse; two minutes each"
+        f"{line}\nIn another terminal, within two minutes:\n"
+        f"  nextem watch --steering {steering}            what is asked, and what becomes of it\n"
+        f"  nextem approve ID --steering {steering}       yes; or --all for all that waits\n"
+        f"  nextem refuse ID --steering {steering}        no"
     )
 
 

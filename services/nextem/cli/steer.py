@@ -23,6 +23,8 @@ from nextem.client import DecisionRefused, SteeringClient, SteeringError, undo_c
 from nextem.v1 import control_pb2
 from nextem.wire.key_folder import OPERATOR
 
+_STEERING = "127.0.0.1:50051"
+
 
 @dataclass(frozen=True, slots=True)
 class Person:
@@ -62,9 +64,7 @@ def person(function: Callable[..., None]) -> Callable[..., None]:
         ),
         click.option("--name", help="Who you are.  [default: as your token says, else your login]"),
         click.option("--instrument", default="", help="Which instrument, where several are attached."),
-        click.option(
-            "--steering", default="127.0.0.1:50051", show_default=True, help="Steering service, HOST:PORT."
-        ),
+        click.option("--steering", default=_STEERING, show_default=True, help="Steering service, HOST:PORT."),
     ):
         with_options = option(with_options)
     return with_options
@@ -99,6 +99,7 @@ def watch(who: Person) -> None:
     nextem watch --steering scope-7:50051
     """
     shown = control_pb2.Heartbeat()
+    where = "" if who.steering == _STEERING else f" --steering {who.steering}"
     with suppress(KeyboardInterrupt), steering_of(who) as client, client.watch(who.instrument) as events:
         for event in events:
             if event.WhichOneof("event") == "heartbeat":
@@ -106,7 +107,7 @@ def watch(who: Person) -> None:
                     click.echo(f"{_clock()}  {heartbeat_line(event.heartbeat)}")
                 shown = event.heartbeat
                 continue
-            for line in lines_of(event):
+            for line in lines_of(event, where):
                 click.echo(f"{_clock()}  {line}")
 
 

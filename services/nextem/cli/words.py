@@ -24,18 +24,19 @@ def state_of(outcome: control_pb2.Outcome) -> str:
     return control_pb2.CommandState.Name(outcome.state).removeprefix("COMMAND_STATE_")
 
 
-def lines_of(event: control_pb2.SteeringEvent) -> Iterator[str]:
-    """An event in words, a command that waits with what to type."""
+def lines_of(event: control_pb2.SteeringEvent, where: str = "") -> Iterator[str]:
+    """An event in words, a command that waits with what to type; ``where`` are the options for that."""
     match event.WhichOneof("event"):
         case "command":
             command = event.command
             asked = f"{command.issuer or 'somebody'} asks: {in_words(command)}"
-            yield f"{command.command_id}  " + ": ".join(filter(None, (asked, command.cause.reason)))
+            reason = "" if command.cause.reason in asked else command.cause.reason
+            yield f"{command.command_id}  " + ": ".join(filter(None, (asked, reason)))
         case "outcome":
             yield outcome_line(event.outcome)
             if event.outcome.state == control_pb2.COMMAND_STATE_PROPOSED:
-                yield f"    nextem approve {event.outcome.command_id}"
-                yield f"    nextem refuse {event.outcome.command_id}    or --all"
+                yield f"    nextem approve {event.outcome.command_id}{where}"
+                yield f"    nextem refuse {event.outcome.command_id}{where}    or --all"
         case "mode":
             change = event.mode
             by = f"{change.issuer} ({change.issuer_role})"

@@ -124,34 +124,21 @@ class ControlAgent:
         Raises :class:`~nextem.edge.control.journal.JournalError`.
         """
         self._options, self._clock, self._fetch_raw = options, clock, fetch_raw
-        self._journal = Journal(options.journal_path, clock.boot_id)
-        self._leases = Leases(clock, self._journal.next_lease_epoch)
+        parts = _open_parts(options, driver, clock, self._emit)
+        self._journal, self._leases, self._modes = parts.journal, parts.leases, parts.modes
+        self._guard = parts.guard
         self._audit = AuditTrail(
             log, audit_path(options.journal_path), options.instrument, clock, options.signer
         )
-        self._modes = Modes(self._journal)
-        self._guard = Guard(options.instrument, options.key_set, self._journal.is_first)
-        limits = LimitsWatch(options.limits, options.limits_key)
-        parts = Parts(
-            instrument=options.instrument,
-            driver=driver,
-            driver_lock=threading.Lock(),
-            guard=self._guard,
-            journal=self._journal,
-            leases=self._leases,
-            limits=limits.at_start,
-            limits_gone=limits.gone,
-            modes=self._modes,
-            clock=clock,
-            emit=self._emit,
-        )
+
+        def send(message: EdgeMessage) -> bool:
+            return self._link.send(message)  # which is made last
+
         self._handler = CommandHandler(parts, acquisitions, options.margin_s)
         self._runner, proposals = self._handler.runner, self._handler.proposals
         self._commands = Worker("control-commands", self._handler.handle, at_most=_MOST_COMMANDS)
         self._desk: Worker[Callable[[], object]] = Worker("control-desk", lambda task: task())
-        self._lease_desk = LeaseDesk(
-            self._leases, self._journal, self._guard, self._audit, lambda message: self._link.send(message)
-        )
+        self._lease_desk = LeaseDesk(self._leases, self._journal, self._guard, self._audit, send)
         self._stopper = Stopper(
             parts, self._runner, proposals, tell=self._audit.command, later=self._desk.put
         )
@@ -171,7 +158,7 @@ class ControlAgent:
             role_of=role_of or self._guard.role,
             replay=self._guard.replay,
             run=self._commands.put,
-            send=lambda message: self._link.send(message),
+            send=send,
         )
         lost = LostHolders(
             clock,
@@ -182,18 +169,11 @@ class ControlAgent:
             make_safe=self.make_safe,
         )
         self._watch = Periodic("control-watch", lost.look, _LOOK_S)
-        self._reports = reports = Reports(parts, proposals, self._lease_desk.in_force)
+        self._reports = Reports(parts, proposals, self._lease_desk.in_force)
         self.console = Console(
             options.instrument, self._stopper, self._lease_desk, self._people, self._reports
         )
-        calls = LinkCalls(
-            reports.hello,
-            reports.heartbeat,
-            self._receive,
-            reports.undelivered,
-            self._delivered,
-            lost.heard,
-        )
+        calls = self._reports.calls(self._receive, self._delivered, lost.heard)
         self._link = make_link(options.steering, calls, options.link)
         self._closing = threading.Event()
 
@@ -305,3 +285,24 @@ class ControlAgent:
 
     def _delivered(self, command_ids: list[str]) -> None:
         self._desk.put(partial(self._reports.mark_delivered, command_ids))
+
+
+def _open_parts(
+    options: ControlOptions, driver: Driver, clock: Clock, emit: Callable[[Outcome], None]
+) -> Parts:
+    """Raises :class:`~nextem.edge.control.journal.JournalError`."""
+    journal = Journal(options.journal_path, clock.boot_id)
+    limits = LimitsWatch(options.limits, options.limits_key)
+    return Parts(
+        instrument=options.instrument,
+        driver=driver,
+        driver_lock=threading.Lock(),
+        guard=Guard(options.instrument, options.key_set, journal.is_first),
+        journal=journal,
+        leases=Leases(clock, journal.next_lease_epoch),
+        limits=limits.at_start,
+        limits_gone=limits.gone,
+        modes=Modes(journal),
+        clock=clock,
+        emit=emit,
+    )

@@ -10,8 +10,9 @@ from nextem.edge.control.at_driver import Parts
 from nextem.edge.control.driver import DriverError
 from nextem.edge.control.journal import JournalError
 from nextem.edge.control.limits import Limits
+from nextem.edge.control.link import LinkCalls
 from nextem.edge.control.proposals import Proposals
-from nextem.v1.control_pb2 import EdgeHello, Heartbeat, Lease, Outcome
+from nextem.v1.control_pb2 import EdgeHello, Heartbeat, Lease, Outcome, SteeringMessage
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +24,15 @@ class Reports:
         """``leases`` says who leads what, as others may see it."""
         self._parts, self._proposals, self._leases = parts, proposals, leases
         self._state_lost = False
+
+    def calls(
+        self,
+        receive: Callable[[SteeringMessage], None],
+        delivered: Callable[[list[str]], None],
+        heard: Callable[[], None],
+    ) -> LinkCalls:
+        """What the link asks of an agent that takes messages by ``receive``."""
+        return LinkCalls(self.hello, self.heartbeat, receive, self.undelivered, delivered, heard)
 
     def hello(self) -> EdgeHello:
         return EdgeHello(
