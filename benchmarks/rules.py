@@ -23,7 +23,7 @@ from google.protobuf import json_format
 from table import Row, parser, report
 
 from nextem.cli.console import screen
-from nextem.edge.control.driver import DriverError
+from nextem.edge.control.driver import DriverError, DriverUnreachable
 from nextem.edge.control.grpc_driver import GrpcDriver
 from nextem.v1 import control_pb2, plan_pb2
 from nextem.wire.local_log import LocalLog
@@ -74,7 +74,10 @@ def operate(driver: GrpcDriver, decisions: int) -> None:
     """Runs scans by hand and turns the beam on whenever it was blanked, until it was so often enough."""
     seen, scan_number, told_s = 0, 0, time.monotonic()
     while seen < decisions:
-        state = driver.get_state()
+        try:
+            state = driver.get_state()
+        except DriverUnreachable:
+            continue  # a machine that is busy with other things
         if not state.scanning:
             scan_number += 1
             scan = plan_pb2.Scan(size_y=1000, size_x=1000, step_nm=1.0, dwell_s=1 / RATE_FPS)
