@@ -1,14 +1,12 @@
-"""The whole loop on this machine: images a second, bytes per stage, loop latency, where the time goes.
+"""The whole loop on this machine: images a second, bytes per stage, where the time goes.
 
 Real processes: simulator (Merlin over TCP, frames of about 1000 electrons), edge, log, Ray, steering service.
 
 * Throughput: a scan is commanded at a paced rate. ``analysed`` counts from the first byte at the edge until
   the analysis has covered every frame. A rate is held when no frame was lost and the edge kept the pace.
-* Latency: at 1,000 images a second a policy process answers live results with a command; the edge times it,
-  from the last byte of the newest frame behind the result to the driver's acceptance, on its own clock. A
-  short scan goes before, so that connections are open. Results of new frames count, not new values
-  of old ones.
 * Profile: processor seconds of each process during the throughput run, and the edge's stages.
+
+How long the way from a frame to a command takes is measured by ``steering.py``.
 """
 
 from __future__ import annotations
@@ -21,28 +19,29 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
-import numpy as np
 from table import Row, parser, report
+from wan import Wan
 
+from nextem.cli import broker
 from nextem.cli.console import screen
 from nextem.cli.home import Home
 from nextem.cli.launcher import Launcher
 from nextem.cli.plans import analyses, reduction
-from nextem.cli.station import PLANNED, Station, StationOptions, log_at, start_station
+from nextem.cli.station import PLANNED, Station, StationOptions, start_station
 from nextem.client import SteeringClient, acquire_command
 from nextem.client.client import FINAL_STATES
 from nextem.edge.control.limits import default_limits
 from nextem.v1 import acquisition_pb2, control_pb2, plan_pb2, product_pb2
 from nextem.wire.ids import uuid7
-from nextem.wire.log import ACQUISITIONS, PRODUCTS, Consumer, open_log
+from nextem.wire.log import ACQUISITIONS, CONFLUENT, PRODUCTS, Consumer, open_log
 from nextem.wire.threads import short_turns
 
+LOGS = ("local", "kafka", "confluent")
 ELECTRONS = 1000.0
 MARK_FPS = 4000.0
-MARK_P50_MS, MARK_P99_MS = 20.0, 80.0
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -51,15 +50,33 @@ class Bench:
     """One running station, and readers of its log."""
 
     station: Station
+    log: str
     launcher: Launcher
     consumer: Consumer
     folder: Path
 
 
 @contextmanager
-def bench(log_choice: str, detector_px: int, rate_fps: float) -> Iterator[Bench]:
-    """A fresh station; everything is stopped and removed at the end."""
-    with tempfile.TemporaryDirectory(prefix="nextem-bench-") as name:
+def log_of(choice: str, folder: Path, wan: Wan) -> Iterator[str]:
+    """The address of a log of this kind; with a delay its broker is also reached over ``wan``."""
+    if choice == "local":
+        yield str(folder / "log")
+        return
+    home = Home(folder).kafka
+    address = broker.start(home, proxied=wan.broker if wan.delay_ms else None)
+    try:
+        yield address.replace("kafka://", CONFLUENT) if choice == "confluent" else address
+    finally:
+        broker.stop(home)
+
+
+@contextmanager
+def bench(log_choice: str, detector_px: int, rate_fps: float, delay_ms: float = 0.0) -> Iterator[Bench]:
+    """A fresh station; everything is stopped and removed at the end.
+
+    ``delay_ms``: one way, between the edge and both broker and steering service.
+    """
+    with tempfile.TemporaryDirectory(prefix="nextem-bench-") as name, closing(Wan(delay_ms)) as wan:
         folder = Path(name)
         limits = folder / "limits.json"
         limits.write_text(dataclasses.replace(default_limits(), commands_per_minute=100_000).to_json())
@@ -72,12 +89,13 @@ def bench(log_choice: str, detector_px: int, rate_fps: float) -> Iterator[Bench]
             limits=limits,
             policies=False,  # the benchmark is the policy
         )
-        with log_at(log_choice, Home(folder), folder) as address, Launcher(folder) as launcher:
-            station = start_station(launcher, dataclasses.replace(options, log=address))
+        with log_of(log_choice, folder, wan) as address, Launcher(folder) as launcher:
+            options = dataclasses.replace(options, log=address)
+            station = start_station(launcher, options, wan.reached)
             log = open_log(address)
             consumer = log.consumer([ACQUISITIONS, PRODUCTS], None, from_start=False)
             try:
-                yield Bench(station, launcher, consumer, folder)
+                yield Bench(station, address, launcher, consumer, folder)
             finally:
                 consumer.close()
                 log.close()
@@ -149,59 +167,6 @@ def throughput(running: Bench, scan: plan_pb2.Plan) -> Throughput:
                     covered, covered_ns = update.frames_covered, time.monotonic_ns()
     after = processor_seconds(running.launcher)
     return Throughput(finished, covered_ns, {name: after[name] - before[name] for name in after})
-
-
-def latency(running: Bench, scan: plan_pb2.Plan, every_s: float) -> list[float]:
-    """Loop latencies in ms: at most one command every ``every_s``, each caused by the newest live result."""
-    found, last_s, covered, finished = [], 0.0, 0, False
-    with SteeringClient(running.station.steering) as client:
-        acquisition_id = submit(client, scan)
-        state = client.state()
-        lease = client.request_lease("benchmark", ttl_ms=600_000)
-        while not finished:
-            running.launcher.check()
-            newest = None
-            for record in running.consumer.poll(timeout_s=0.2):
-                if record.position.topic == ACQUISITIONS:
-                    event = acquisition_pb2.AcquisitionEvent.FromString(bytes(record.value))
-                    finished |= event.finished.acquisition_id == acquisition_id
-                    continue
-                update = product_pb2.ProductEvent.FromString(bytes(record.value)).update
-                if update.acquisition_id == acquisition_id and update.frames_covered > covered:
-                    newest, covered = update, update.frames_covered
-            now_s = time.monotonic()
-            if newest is None or finished or now_s - last_s < every_s:
-                continue
-            last_s = now_s
-            outcome = client.submit_and_wait(nudge(newest, lease, state.optics), timeout_s=5)
-            if outcome.state != control_pb2.COMMAND_STATE_DONE:
-                raise SystemExit(f"command not done: {outcome.rule}: {outcome.detail}")
-            found.append(outcome.loop_latency_ms)
-    return found
-
-
-def nudge(
-    update: product_pb2.LiveUpdate, lease: control_pb2.Lease, optics: control_pb2.Optics
-) -> control_pb2.Command:
-    """A harmless command, caused by ``update``: focus by one nanometre."""
-    changed = control_pb2.Optics()
-    changed.CopyFrom(optics)
-    changed.defocus_nm += 1.0
-    return control_pb2.Command(
-        command_id=uuid7(),
-        issuer="benchmark",
-        instrument=PLANNED,
-        lease_id=lease.lease_id,
-        lease_epoch=lease.epoch,
-        cause=control_pb2.Cause(
-            acquisition_id=update.acquisition_id,
-            frames=update.frames,
-            edge_boot_id=update.edge_boot_id,
-            last_byte_ns=update.last_byte_ns,
-            reason="benchmark",
-        ),
-        set_optics=changed,
-    )
 
 
 def processor_seconds(launcher: Launcher) -> dict[str, float]:
@@ -280,27 +245,13 @@ def profile_rows(label: str, result: Throughput, stages: dict[str, float]) -> li
     return rows
 
 
-def latency_rows(log: str, px: int, seconds: float) -> list[Row]:
-    """Loop latency at 1,000 images a second."""
-    with bench(log, px, 1000.0) as running:
-        latency(running, plan(4000, px, 1000.0), every_s=0.1)
-        values = latency(running, plan(int(1000 * seconds), px, 1000.0), every_s=0.1)
-    label = f"{px}² on {log}: loop latency"
-    return [
-        Row(f"{label} p50", float(np.percentile(values, 50)), "ms", "mark to beat", MARK_P50_MS),
-        Row(f"{label} p99", float(np.percentile(values, 99)), "ms", "mark to beat", MARK_P99_MS),
-        Row(f"{label}, commands", len(values), "commands"),
-    ]
-
-
 def arguments() -> argparse.Namespace:
     made = parser(__doc__)
     made.formatter_class = argparse.RawDescriptionHelpFormatter
-    made.add_argument("--logs", nargs="+", default=["local", "kafka"])
+    made.add_argument("--logs", nargs="+", choices=LOGS, default=["local", "kafka"])
     made.add_argument("--pixels", nargs="+", type=int, default=[128, 256])
     made.add_argument("--rates", nargs="+", type=float, default=[4000, 5000, 6000, 7000, 8000], metavar="FPS")
     made.add_argument("--seconds", type=float, default=10.0, help="length of each scan")
-    made.add_argument("--only", choices=["throughput", "latency"])
     return made.parse_args()
 
 
@@ -310,10 +261,7 @@ def main() -> int:
     with short_turns():  # as in the steering service, whose place the benchmark takes
         for log in options.logs:
             for px in options.pixels:
-                if options.only != "latency":
-                    rows += throughput_rows(log, px, options.rates, options.seconds)
-                if options.only != "throughput":
-                    rows += latency_rows(log, px, options.seconds)
+                rows += throughput_rows(log, px, options.rates, options.seconds)
     report("The loop, end to end", rows, options.json)
     return 0
 
