@@ -150,6 +150,7 @@ class Lab:
         ``edge``: further options of it.
         """
         folder.mkdir(exist_ok=True)
+        self.lost_after_s = float(edge.get("lost_after_s", 6.0))
         self.home, self.microscope, self.log = folder, microscope, log or str(folder / "log")
         home = ("--home", str(folder), "--log", self.log)
         self.service = Program(folder, "steer", *home, "--policies" if policies else "--no-policies")

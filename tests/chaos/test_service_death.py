@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 from chaos_kit import NAME, SCAN, WAIT_S, Lab, Microscope, final, until
+from survey_kit import SCANS, SURVEY, analysed
 
 from nextem.client import SteeringUnavailable
+from nextem.client.client import FINAL_STATES
 from nextem.v1 import control_pb2 as pb
 from nextem.wire.ids import uuid7
 
@@ -18,7 +20,7 @@ pytestmark = pytest.mark.timeout(120)
 @pytest.fixture
 def lab(tmp_path: Path, microscope: Microscope) -> Iterator[Lab]:
     microscope.reset()
-    lab = Lab(tmp_path / "lab", microscope)
+    lab = Lab(tmp_path / "lab", microscope, lost_after_s="2", policies=True)
     yield lab
     lab.close()
 
@@ -58,6 +60,33 @@ def test_a_killed_service_leaves_a_safe_instrument_and_nothing_runs_twice(lab: L
     with lab.scanning(again):
         assert lab.client.stop("anna", "enough").state == pb.COMMAND_STATE_DONE
     assert runs_of_each_command(lab) == {1}
+
+
+def test_a_service_that_is_killed_under_a_policy_goes_on_where_it_was(lab: Lab) -> None:
+    """Its policy comes to the same suggestions under the same ids, and the edge runs none of them twice."""
+    surveyed = final(lab.submit(lab.lease(), acquire=SURVEY))
+    lab.client.release_lease("anna")
+    analysed(lab, surveyed.acquisition_id)
+    until(lab.microscope.scans, "the policy's first scan runs")
+    lab.service.kill()
+    lab.until_safe()
+    lab.service.start("--port", lab.port)
+    lab.client.heartbeat(NAME, timeout_s=WAIT_S)
+    lease = lab.client.request_lease("anna", 60_000, scopes=[pb.LEASE_SCOPE_OPTICS])
+    lab.unblank(lease)
+    until(lambda: len(proposed(lab)) >= SCANS, "the policy has said all that it has to say")
+    until(lambda: set(proposed(lab)) <= ended(lab), "each of them has ended")
+    assert len(proposed(lab)) == SCANS
+    assert runs_of_each_command(lab) == {1}
+
+
+def proposed(lab: Lab) -> set[str]:
+    """The commands of the policy, however often they came."""
+    return {e.command.command_id for e in lab.audit()[0] if e.command.issuer == "policy:look_closer"}
+
+
+def ended(lab: Lab) -> set[str]:
+    return {e.outcome.command_id for e in lab.audit()[0] if e.outcome.state in FINAL_STATES}
 
 
 def runs_of_each_command(lab: Lab) -> set[int]:

@@ -76,7 +76,7 @@ class World:
         self.sent: queue.SimpleQueue[pb.EdgeMessage] = queue.SimpleQueue()
         self.inbox: deque[int] = deque()  # numbers of the commands that wait at the agent
         self.jobs: deque[Told] = deque()
-        self.heard_ns = self.clock.time_ns
+        self.heard_ns = self.unled_ns = self.clock.time_ns
         self.asked: set[str] = set()
         self.answered: set[str] = set()
         options = ControlOptions("tem", "", "", self.folder / "journal.db", LIMITS)
@@ -265,7 +265,9 @@ class World:
             task()
 
     def look(self) -> None:
-        silent = self.clock.time_ns - self.heard_ns > 6 * SECOND_NS
+        if not (self.agent._leases.any_remote() or self.agent._runner.pending):
+            self.unled_ns = self.clock.time_ns
+        silent = self.clock.time_ns - max(self.heard_ns, self.unled_ns) > 6 * SECOND_NS
         lost = [x for x in self.ledger.leases.values() if x.holder != "operator" and not x.ended]
         over = [x for x in lost if not x.returned and (silent or self.clock.time_ns >= x.expires_ns)]
         before = self.column.stops

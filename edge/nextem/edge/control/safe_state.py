@@ -33,7 +33,7 @@ class LostHolders:
         """
         self._clock, self._leases, self._lapse, self._pending = clock, leases, lapse, pending
         self._lost_after_s, self._make_safe = lost_after_s, make_safe
-        self._heard_ns = clock.now_ns()
+        self._heard_ns = self._unled_ns = clock.now_ns()
         self._silence_told = False
 
     def heard(self) -> None:
@@ -49,7 +49,11 @@ class LostHolders:
             self._make_safe("; ".join(leases) or silence)
 
     def _silence(self) -> str:
-        silent_s = (self._clock.now_ns() - self._heard_ns) / 1e9
-        if silent_s <= self._lost_after_s or not (self._leases.any_remote() or self._pending()):
+        now_ns = self._clock.now_ns()
+        if not (self._leases.any_remote() or self._pending()):
+            self._unled_ns = now_ns  # who begins to lead from now on has the whole time to be heard
+            return ""
+        silent_s = (now_ns - max(self._heard_ns, self._unled_ns)) / 1e9
+        if silent_s <= self._lost_after_s:
             return ""
         return f"the steering service was not heard for {silent_s:.1f} s"

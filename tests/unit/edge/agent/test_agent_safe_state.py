@@ -92,6 +92,18 @@ def test_a_service_that_is_heard_keeps_the_lease(rig: Rig) -> None:
     assert rig.calls == ["move_stage"]
 
 
+def test_who_begins_to_lead_has_the_whole_time_to_be_heard(rig: Rig) -> None:
+    """As when the network is back: the lease is asked for before the first heartbeat is answered."""
+    rig.clock.time_ns += 100 * SECOND_NS
+    rig.agent._watch._look()
+    rig.lease = rig.ask_lease(ttl_ms=3_600_000)
+    rig.clock.time_ns += 5 * SECOND_NS
+    rig.agent._watch._look()
+    assert rig.until(rig.send(rig.command(move_stage=Stage()))).state == COMMAND_STATE_DONE
+    rig.clock.time_ns += 2 * SECOND_NS
+    assert safe(rig).state == COMMAND_STATE_DONE
+
+
 def test_silence_while_nobody_leads_leaves_the_instrument_alone(rig: Rig) -> None:
     rig.agent._leases.preempt("operator", [STAGE])
     rig.clock.time_ns += 3600 * SECOND_NS
