@@ -7,6 +7,7 @@ Then :meth:`FuzzedEdge.check` says whether anything crashed, hung, or lost a fra
 from __future__ import annotations
 
 import errno
+import gc
 import logging
 import os
 import random
@@ -35,6 +36,7 @@ SEED = int(os.environ.get("NEXTEM_FUZZ_SEED", "0"))
 """Another one gives other damage: for runs side by side."""
 
 WAIT_S = 30.0
+COLLECT_EVERY = 1000  # acquisitions
 _NUMBERS = re.compile(rb"\d+")
 _NEW_NUMBERS = (b"0", b"1", b"9", b"255", b"65536", b"4294967295", b"9999999999", b"9" * 30)
 
@@ -272,15 +274,18 @@ class FuzzedEdge:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.pipeline.close()
+        gc.unfreeze()
         logging.disable(logging.NOTSET)
         threading.excepthook = self._hook
 
     def wait_for(self, condition: Callable[[], bool], what: str) -> None:
-        """Waits until it holds; fails after 30 s, or as soon as a thread has died."""
-        until_s = time.monotonic() + WAIT_S
+        """Waits until it holds; fails after 30 s in which no acquisition ends, or once a thread has died."""
+        ended, until_s = -1, 0.0
         while not condition():
             assert not self._crashes, self._crashes
             assert not self.watch.wrong, self.watch.wrong[:5]
+            if len(self.finished) != ended:
+                ended, until_s = len(self.finished), time.monotonic() + WAIT_S
             assert time.monotonic() < until_s, f"hangs: {what}"
             with self._news:
                 self._news.wait(0.005)
@@ -315,6 +320,10 @@ class FuzzedEdge:
         with self._news:
             self.finished[finished.acquisition_id] = finished
             self._news.notify_all()
+        if len(self.finished) % COLLECT_EVERY == 0:
+            # Else the collector walks through a million kept objects, or does not come at all.
+            gc.collect()
+            gc.freeze()
 
     def _crashed(self, args: threading.ExceptHookArgs) -> None:
         self._crashes.append(f"{args.thread}: {args.exc_type.__name__}: {args.exc_value}")

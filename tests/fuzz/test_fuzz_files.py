@@ -5,7 +5,6 @@ Every file is played to its end and all its frames are decoded; one in ten goes 
 
 from __future__ import annotations
 
-import gc
 import io
 import random
 import tempfile
@@ -175,8 +174,6 @@ def test_damaged_files_cost_no_frame_that_is_not_listed(tmp_path: Path) -> None:
             except (DetectorError, BadAddress) as error:
                 refused[type(error).__name__] += 1
             assert not reads.wrong, (name, reads.wrong)
-            if mutator.mutated % 5000 == 0:
-                gc.collect()  # finished acquisitions keep their files mapped; it seldom comes by itself
             if mutator.mutated >= MESSAGES:
                 break
         edge.check()
