@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 
 import numpy as np
 import pytest
+from merlin_kit import Microscope, Ramp
 
 from nextem.edge.detectors.base import DetectorAway
 from nextem.edge.detectors.control import ControlError
@@ -23,46 +24,11 @@ from nextem.edge.detectors.merlin_control import (
     OutOfRange,
     UnknownRequest,
 )
-from nextem.simulator.control_port import ControlPort, ControlServer
-from nextem.simulator.data_server import DataServer
-from nextem.simulator.detector import Detector
-from nextem.simulator.instrument import Instrument
-from nextem.simulator.merlin import Bytes, FrameFormat
+from nextem.simulator.merlin import FrameFormat
 from nextem.simulator.settings import ScanDefinition
 
 FRAMES = 5
 WAIT_S = 20.0
-
-
-class Ramp:
-    """Frame i counts i + x in each row."""
-
-    def __init__(self, scan: ScanDefinition, mode: FrameFormat) -> None:
-        self._mode = mode
-
-    def image(self, frame: int) -> np.ndarray:
-        x = np.arange(self._mode.size_px) + frame
-        return np.broadcast_to(x % (self._mode.saturation + 1), (self._mode.size_px,) * 2)
-
-    def fill(self, rows: Bytes, first_frame: int) -> None:
-        for i, row in enumerate(rows):
-            pixels = self.image(first_frame + i).astype(f">u{self._mode.pixel_bytes}")
-            row[self._mode.pixels_at :] = np.frombuffer(pixels.tobytes(), np.uint8)
-
-
-class Microscope:
-    def __init__(self) -> None:
-        self.data = DataServer("127.0.0.1", 0)
-        self.detector = Detector(self.data, None)
-        self.instrument = Instrument("test", self.detector, FrameFormat(128, 12), Ramp)
-        self.control = ControlServer(ControlPort(self.instrument), "127.0.0.1", 0)
-        self.data.start()
-        self.control.start()
-
-    def close(self) -> None:
-        self.control.close()
-        self.data.close()
-        self.detector.close()
 
 
 @pytest.fixture
