@@ -18,6 +18,7 @@ from nextem.steering.errors import HubClosed, HubError
 from nextem.steering.hub import Hub
 from nextem.steering.job import Holds, Inbox, Job, JobSink, Partition, scope_of
 from nextem.steering.lease import LeaseKeeper
+from nextem.steering.orphans import Orphans
 from nextem.steering.policy import Evidence, Following, PolicyError, PolicyFactory
 from nextem.steering.progress import Progress
 from nextem.v1 import acquisition_pb2, product_pb2
@@ -44,9 +45,6 @@ JOIN_S = 10.0
 HEAR_OUT_S = 2.0
 MAX_CAUSE_AGE_NS = 60 * 10**9
 FORGET_NS = 600 * 10**9
-ORPHAN_NS = 30 * 10**9
-MAX_ORPHANS = 64
-MAX_ORPHAN_ITEMS = 4096
 MAX_SETTLED = 4096
 
 
@@ -76,7 +74,7 @@ class PolicyRunner:
         self._leases = LeaseKeeper(hub, HOLDER, credential=credential)
         self._jobs: dict[str, Job] = {}
         self._owned: dict[str, tuple[Job, str]] = {}  # acquisitions that a command of a job made, and which
-        self._orphans: OrderedDict[str, tuple[Holds, list[Evidence]]] = OrderedDict()
+        self._orphans = Orphans()
         self._done: list[Job] = []  # whose checkpoints go once a restart would no longer read their start
         self._settled: OrderedDict[str, None] = OrderedDict()  # acquisitions that need no look
         self._read: dict[Partition, int] = {}
@@ -143,7 +141,7 @@ class PolicyRunner:
     def _record(self, record: Record) -> None:
         place = (record.position.topic, record.position.partition)
         self._read[place] = record.position.offset
-        for holds in [job.holds for job in self._jobs.values()] + [h for h, _ in self._orphans.values()]:
+        for holds in [job.holds for job in self._jobs.values()] + self._orphans.holds:
             holds.keep(place, record.position.offset)
         try:
             if record.position.topic == ACQUISITIONS:
@@ -167,21 +165,11 @@ class PolicyRunner:
         elif item.acquisition_id in self._owned:
             self._answer(item)
         elif item.acquisition_id not in self._settled:
-            self._orphan(record, item)
+            place = (record.position.topic, record.position.partition)
+            if gone := self._orphans.add(item, place, record.position.offset, self._now_ns()):
+                self._give_up(gone)
 
-    def _orphan(self, record: Record, item: product_pb2.Product | product_pb2.LiveUpdate) -> None:
-        """The other topic is read later: what comes before its acquisition waits for it."""
-        if item.acquisition_id not in self._orphans:
-            self._orphans[item.acquisition_id] = (Holds(touched_ns=self._now_ns()), [])
-        holds, items = self._orphans[item.acquisition_id]
-        holds.keep((record.position.topic, record.position.partition), record.position.offset)
-        items.append(item)
-        if len(items) > MAX_ORPHAN_ITEMS or len(self._orphans) > MAX_ORPHANS:
-            name = item.acquisition_id if len(items) > MAX_ORPHAN_ITEMS else next(iter(self._orphans))
-            self._drop_orphan(name)
-
-    def _drop_orphan(self, acquisition_id: str) -> None:
-        del self._orphans[acquisition_id]
+    def _give_up(self, acquisition_id: str) -> None:
         self._settle(acquisition_id)
         logger.info("acquisition %s began before we read the log: not steered", acquisition_id)
 
@@ -189,7 +177,7 @@ class PolicyRunner:
         name = event.acquisition_id
         if name in self._jobs or name in self._settled or name in self._owned:
             return
-        holds, items = self._orphans.pop(name, (Holds(), []))
+        holds, items = self._orphans.pop(name)
         for job in self._jobs.values():
             if job.follows(event.command_id):
                 self._owned[name] = job, event.command_id
@@ -312,9 +300,8 @@ class PolicyRunner:
 
     def _tidy(self) -> None:
         now_ns = self._now_ns()
-        for name, (holds, _) in list(self._orphans.items()):
-            if now_ns - holds.touched_ns > ORPHAN_NS:
-                self._drop_orphan(name)
+        for name in self._orphans.expired(now_ns):
+            self._give_up(name)
         for job in list(self._jobs.values()):
             edge = self._hub.edge(job.instrument)
             if not job.ended and edge is not None and edge.boot_id != job.started.edge_boot_id:
@@ -340,7 +327,7 @@ class PolicyRunner:
 
     def _commit(self, reader: Consumer) -> None:
         """Everything is done with, up to what somebody still holds."""
-        holders = [job.holds for job in self._jobs.values()] + [holds for holds, _ in self._orphans.values()]
+        holders = [job.holds for job in self._jobs.values()] + self._orphans.holds
         positions = []
         for (topic, partition), offset in self._read.items():
             held = [holds.first.get((topic, partition), offset + 1) for holds in holders]
