@@ -186,13 +186,15 @@ def spread(label: str, values: Sequence[float], marks: Sequence[float | None] = 
     return rows
 
 
-def case(log: str, px: int, seconds: float, delay_ms: float) -> list[Row]:
-    """Everything about one log and one network."""
+def case(log: str, px: int, seconds: float, decisions: int, delay_ms: float) -> list[Row]:
+    """Everything about one log and one network: scans one after another until there are enough decisions."""
     label = f"{log}, {delay_ms:g} ms each way" if delay_ms else log
     in_flight = 1 + int(2 * delay_ms / EVERY_MS)
     with bench(log, px, RATE_FPS, delay_ms) as running:
         decide(running, plan(4000, px, RATE_FPS), in_flight)
-        found = decide(running, plan(int(RATE_FPS * seconds), px, RATE_FPS), in_flight)
+        found: list[Decision] = []
+        while len(found) < decisions:
+            found += decide(running, plan(int(RATE_FPS * seconds), px, RATE_FPS), in_flight)
         trips = round_trips(running)
         passed = [] if delay_ms else hops(running.log)
     marks = () if delay_ms else (MARK_P50_MS, MARK_P99_MS)
@@ -215,13 +217,14 @@ def main() -> int:
     made.add_argument("--logs", nargs="+", choices=LOGS, default=list(LOGS))
     made.add_argument("--pixels", type=int, default=256)
     made.add_argument("--seconds", type=float, default=60.0, help="length of each scan")
+    made.add_argument("--decisions", type=int, default=10_000, help="at least so many")
     made.add_argument("--delays", nargs="+", type=float, default=[0.0, 50.0], metavar="MS", help="one way")
     options = made.parse_args()
     rows: list[Row] = []
     with short_turns():  # as in the steering service, in which policies live
         for delay_ms in options.delays:
             for log in options.logs:
-                rows += case(log, options.pixels, options.seconds, delay_ms)
+                rows += case(log, options.pixels, options.seconds, options.decisions, delay_ms)
     report("The steering loop: latency", rows, options.json)
     return 0
 
