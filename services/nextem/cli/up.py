@@ -90,5 +90,7 @@ def _tell(station: Station, log: str, place: Home) -> None:
     table.add_row("log", log)
     table.add_row("products", str(place.store))
     table.add_row("processes' logs", str(place.folder / "logs"))
+    table.add_row("people", f"nextem watch --steering {station.steering}")
+    table.add_row("at the microscope", f"nextem preempt, safe, stop --local: --home {place.folder}")
     screen().print(table)
     screen().print("Ctrl-C stops everything.")

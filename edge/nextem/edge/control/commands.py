@@ -59,13 +59,7 @@ class CommandHandler:
         parts, command = self._parts, received.command
         original = command
         content = digest(command)
-        waiting = None if received.approved else self.proposals.entry(command.command_id)
-        if (entry := parts.journal.lookup(command.command_id) or waiting) is not None:
-            if entry.digest == content:
-                parts.emit(entry.outcome)
-            else:
-                detail = f"id {command.command_id} was used for {entry.digest.hex()}, this is {content.hex()}"
-                parts.emit(with_state(outcome, REJECTED, Refusal("digest", detail)))
+        if self._known(received, content, outcome):
             return
         if isinstance(concrete := resolved(command, parts.journal), Refusal):
             if command.validate_only:
@@ -78,10 +72,8 @@ class CommandHandler:
         outcome.action = command.WhichOneof("action") or ""
         context = self._context(received)
         refusal, dose_e = check(command, context)
-        outcome.predicted_dose_e, outcome.predicted_s = (
-            planned_dose_e(command),
-            planned_s(command, context.state),
-        )
+        outcome.predicted_dose_e = planned_dose_e(command)
+        outcome.predicted_s = planned_s(command, context.state)
         if command.validate_only:  # touches nothing, the journal neither: the same id may be meant later
             refusal = self.runner.stopped(received.generation) or refusal
             parts.emit(with_state(outcome, REJECTED if refusal else VALIDATED, refusal))
@@ -92,19 +84,40 @@ class CommandHandler:
         assert isinstance(context.state, InstrumentState)
         if context.mode == APPROVE and not received.approved:
             self._propose(original, content, received, outcome, context.state, dose_e)
-            return
+        else:
+            self._run(received, content, outcome, context, dose_e)
+
+    def _known(self, received: Received, content: bytes, outcome: Outcome) -> bool:
+        """Whether the id was used before; then the recorded outcome is told again, or why not."""
+        command_id = received.command.command_id
+        waiting = None if received.approved else self.proposals.entry(command_id)
+        entry = self._parts.journal.lookup(command_id) or waiting
+        if entry is None:
+            return False
+        if entry.digest == content:
+            self._parts.emit(entry.outcome)
+        else:
+            detail = f"id {command_id} was used for {entry.digest.hex()}, this is {content.hex()}"
+            self._parts.emit(with_state(outcome, REJECTED, Refusal("digest", detail)))
+        return True
+
+    def _run(
+        self, received: Received, content: bytes, outcome: Outcome, context: Context, dose_e: float
+    ) -> None:
+        """Journals what passed every check, then brings it to the driver."""
+        parts, command = self._parts, received.command
+        assert isinstance(context.state, InstrumentState)
         outcome.state_before.CopyFrom(context.state)
         outcome.state_before.ClearField("defined_scans")  # as many as may wait, and nobody asks for them
         if command.HasField("acquire"):
             outcome.acquisition_id = uuid7()
-        epoch_above = context.state.command_epoch
         exposure = on_sample(command.acquire, context.state.stage) if command.HasField("acquire") else None
         started = parts.journal.start(
             outcome,
             content,
             context.now_ns,
             dose_e,
-            epoch_above=epoch_above,
+            epoch_above=context.state.command_epoch,  # a new journal cannot know the instrument's
             exposure=exposure.SerializeToString() if exposure else b"",
         )
         if exposure:
