@@ -52,13 +52,28 @@ def default_workers() -> int:
     return max(1, min(MAX_WORKERS, len(os.sched_getaffinity(0))))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Task:
     """Frames that one thread reduces; ``turn`` says when it may spool them."""
 
     turn: int
     work: Work
     batch: FrameBatch
+    to_read: int  # frames that still have to be read from the slab
+    released: bool = False
+
+    def release(self) -> None:
+        """Gives the slab back, once."""
+        if not self.released:
+            self.released = True
+            self.batch.release()
+
+    def has_read(self, frames: int) -> None:
+        """Gives the slab back with the last frame: what comes then, encoding and the turn, does not need it,
+        and the receiver finds it still in the processor's cache."""
+        self.to_read -= frames
+        if not self.to_read:
+            self.release()
 
 
 class Reducing:
@@ -148,7 +163,8 @@ class Reducing:
                     work = self._work[item.acquisition.acquisition_id]
                     item = self._prepare(work, item)
                     if work.holding is None:
-                        return _Task(self._turns.issue(), work, item.batch)
+                        frames = sum(run.count for run in item.batch.runs)
+                        return _Task(self._turns.issue(), work, item.batch, frames)
                     self._hold(work, work.holding, item)
                 else:
                     self._handle(item)
@@ -270,7 +286,7 @@ class Reducing:
         except Exception as error:  # noqa: BLE001  the acquisition ends with exact accounting, the next has its chance
             work.fail(error)
         finally:
-            batch.release()
+            task.release()
             self._wait_more(-1)
             self._turns.wait(task.turn)
             self._storing.receive(work, batch)
@@ -286,10 +302,12 @@ class Reducing:
                 for half in parts_of(run, (run.count + 1) // 2):
                     self._reduce(task, reducer, half)
                 return
+            task.has_read(1)
             self._turns.wait(task.turn)
             self._storing.lose_corrupt(task.work, 1, error)
             return
         reduced = reducer.reduce(read) if isinstance(read, np.ndarray) else reducer.reduce_events(read)
+        task.has_read(run.count)
         t1 = time.thread_time_ns()
         if task.work.movie is not None:
             self._film(task, task.work.movie, self._head(task, reducer, reduced, run), reduced, run)
