@@ -77,7 +77,9 @@ class Network:
             run("neigh", "flush", "to", end, "dev", dev, "nud", "permanent")
 
     def close(self) -> None:
-        _ip("netns", "del", self._name)  # its ends of the cables go with it, and so do ours
+        """Harmless twice."""
+        if Path("/run/netns", self._name).exists():
+            _ip("netns", "del", self._name)  # its ends of the cables go with it, and so do ours
 
     def _cable(self, letter: str) -> tuple[str, str]:
         return f"nx{letter}{os.getpid()}", f"ny{letter}{os.getpid()}"

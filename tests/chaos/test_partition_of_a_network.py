@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 from chaos_kit import Lab, Microscope, nextem
@@ -19,12 +20,13 @@ def far_lab(tmp_path_factory: pytest.TempPathFactory, microscope: Microscope) ->
         network = Network()
     except NoNetwork as error:
         pytest.skip(str(error))
-    home = tmp_path_factory.mktemp("far")
-    hosts = [word for host in (network.for_edge, network.for_people) for word in ("--host", host)]
-    nextem("keys", "init", "--home", str(home), "--operator", "anna", *hosts)
-    lab = Lab(home, microscope, wire=network)
-    yield lab
-    lab.close()
+    with closing(network):
+        home = tmp_path_factory.mktemp("far")
+        hosts = [word for host in (network.for_edge, network.for_people) for word in ("--host", host)]
+        nextem("keys", "init", "--home", str(home), "--operator", "anna", *hosts)
+        lab = Lab(home, microscope, wire=network)
+        yield lab
+        lab.close()
 
 
 @pytest.mark.parametrize(
