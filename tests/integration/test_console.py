@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import queue
 import socket
 import stat
 import threading
@@ -17,6 +18,8 @@ from click.testing import CliRunner
 
 from nextem.cli.main import main
 from nextem.edge.control.console import ConsoleServer
+from nextem.edge.service import EdgeOptions, run_edge
+from nextem.simulator.service import SimulatorOptions, SimulatorPorts, run_simulator
 from nextem.v1 import control_pb2 as pb
 from nextem.wire.console import FILE_NAME, MOST_BYTES, ConsoleError, ask
 
@@ -131,3 +134,39 @@ def test_a_stop_waits_for_nobody_at_the_console(rig: Rig, tmp_path: Path) -> Non
         assert stopped.outcome.state == pb.COMMAND_STATE_DONE
         go_on.set()
         assert status.result(WAIT_S).heartbeat.state.instrument == "tem"
+
+
+def test_an_edge_that_runs_has_a_console(tmp_path: Path) -> None:
+    """The program itself, beside a simulated instrument and without any steering service."""
+    stop, ports, ready = threading.Event(), queue.SimpleQueue[SimulatorPorts](), threading.Event()
+    simulator = threading.Thread(
+        target=run_simulator,
+        args=(
+            SimulatorOptions(detector_px=128, rate_fps=None, data_port=0, control_port=0, instrument_port=0),
+            stop,
+            ports.put,
+        ),
+    )
+    simulator.start()
+    bound = ports.get(timeout=60)
+    options = EdgeOptions(
+        instrument="simulator",
+        log=str(tmp_path / "log"),
+        detector=f"127.0.0.1:{bound.data}",
+        spool_dir=tmp_path / "spool",
+        journal_path=tmp_path / "journal.db",
+        instrument_address=f"127.0.0.1:{bound.instrument}",
+    )
+    edge = threading.Thread(target=run_edge, args=(options, stop, ready.set))
+    edge.start()
+    try:
+        assert ready.wait(60)
+        code, told = nextem(tmp_path, "preempt")
+        assert (code, "yours: stage, optics, scan, detector" in told) == (0, True), told
+        assert nextem(tmp_path, "safe")[0] == 0
+        assert nextem(tmp_path, "release")[0] == 0
+    finally:
+        stop.set()
+        edge.join()
+        simulator.join()
+    assert not (tmp_path / FILE_NAME).exists()
