@@ -205,6 +205,38 @@ def _get_gap(
 
 
 @njit(cache=True, nogil=True)
+def _get_classes(coder: Decoder, data: Bytes, width: int, classes: Bytes) -> Decoder:
+    """The class of each pixel, to ``classes``; stops where the data have run out."""
+    odds = even_odds(CONTEXTS * CLASSES)
+    for pixel in range(classes.size):
+        first, kind = _context(classes, pixel, width) * CLASSES, 0
+        while kind < CLASSES - 1:
+            bit, coder = get_bit(coder, data, odds, first + kind)
+            if not bit:
+                break
+            kind += 1
+        classes[pixel] = kind
+        if coder[3] > data.size:
+            break
+    return coder
+
+
+@njit(cache=True, nogil=True)
+def _by_class(classes: Bytes) -> tuple[Array, Array]:
+    """(starts, pixels): the pixels of class k, ascending, are ``pixels[starts[k] : starts[k + 1]]``."""
+    starts, pixels = np.zeros(CLASSES + 1, np.int64), np.empty(classes.size, np.int64)
+    for pixel in range(classes.size):
+        starts[classes[pixel] + 1] += 1
+    for kind in range(CLASSES):
+        starts[kind + 1] += starts[kind]
+    at = starts.copy()
+    for pixel in range(classes.size):
+        pixels[at[classes[pixel]]] = pixel
+        at[classes[pixel]] += 1
+    return starts, pixels
+
+
+@njit(cache=True, nogil=True)
 def decode(
     data: Bytes,
     bits: Bytes,
@@ -223,25 +255,11 @@ def decode(
     seen = np.int64(0)
     for place in range(4):
         seen = (seen << 8) | byte(data, place)
-    coder, raw, pixels = (np.int64(0), np.int64(LOW32), seen, np.int64(4)), np.int64(0), classes.size
-    map_odds, starts = even_odds(CONTEXTS * CLASSES), np.zeros(CLASSES + 1, np.int64)
-    for pixel in range(pixels):
-        first, kind = _context(classes, pixel, width) * CLASSES, 0
-        while kind < CLASSES - 1:
-            bit, coder = get_bit(coder, data, map_odds, first + kind)
-            if not bit:
-                break
-            kind += 1
-        classes[pixel] = kind
-        starts[kind + 1] += 1
-        if coder[3] > data.size:
-            return RUNS_OUT
-    for kind in range(CLASSES):
-        starts[kind + 1] += starts[kind]
-    pixel_of, at = np.empty(pixels, np.int64), starts.copy()
-    for pixel in range(pixels):
-        pixel_of[at[classes[pixel]]] = pixel
-        at[classes[pixel]] += 1
+    coder, raw = (np.int64(0), np.int64(LOW32), seen, np.int64(4)), np.int64(0)
+    coder = _get_classes(coder, data, width, classes)
+    if coder[3] > data.size:
+        return RUNS_OUT
+    starts, pixel_of = _by_class(classes)
     event = 0
     for kind in range(1, CLASSES):
         size = starts[kind + 1] - starts[kind]
