@@ -428,6 +428,14 @@ def test_a_role_allows_what_the_table_says(service: Service) -> None:
         agent.submit_and_wait(command("anna"))
     with pytest.raises(NotPermitted, match="the holder 'anna' is not 'bert'"):
         agent.request_lease("anna", 1000, instrument="tem-1")
+    with pytest.raises(NotPermitted, match="the lease takes 'detector', 'optics', 'scan', 'stage'"):
+        agent.request_lease("bert", 1000, instrument="tem-1")  # none named is all of them
+    with pytest.raises(NotPermitted, match="the lease takes 'scan', 'stage'"):
+        agent.request_lease(
+            "bert", 1000, instrument="tem-1", scopes=[pb.LEASE_SCOPE_STAGE, pb.LEASE_SCOPE_SCAN]
+        )
+    agent.request_lease("bert", 1000, instrument="tem-1", scopes=[pb.LEASE_SCOPE_SCAN])
+    agent.request_lease("bert", 50, instrument="tem-1")  # gives back what it has
     for role in ("operator", "admin"):
         move = command("bert")
         move.move_stage.x_nm = 1

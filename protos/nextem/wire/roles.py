@@ -6,8 +6,9 @@ what others propose. admin: as an operator.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 
+from nextem.v1.control_pb2 import LeaseRequest, LeaseScope
 from nextem.wire.tokens import Identity
 
 OBSERVER, AGENT, OPERATOR, ADMIN = "observer", "agent", "operator", "admin"
@@ -18,6 +19,9 @@ COMMANDERS = frozenset({AGENT, OPERATOR, ADMIN})
 OPERATORS = frozenset({OPERATOR, ADMIN})
 
 SCOPES = ("stage", "optics", "scan", "detector")
+_SCOPE_NAMES = {LeaseScope.Value(f"LEASE_SCOPE_{name.upper()}"): name for name in SCOPES}
+RETURN_TTL_MS = 100
+"""A request of a lease for this long, or shorter, gives it back."""
 SCOPE_OF_ACTION: Mapping[str, str] = {"move_stage": "stage", "set_optics": "optics", "acquire": "scan"}
 """The part of the instrument that an action of a command touches."""
 
@@ -41,12 +45,27 @@ def why_not_command(identity: Identity, instrument: str, action: str, issuer: st
         return missing
     if not is_same(identity, issuer):
         return f"the issuer {issuer!r} is not {identity.subject!r}, whose token this is"
-    scope = SCOPE_OF_ACTION.get(action, "")
-    if identity.role(instrument) == AGENT and scope not in identity.scopes:
-        return (
-            f"agent {identity.subject!r} has the scopes {sorted(identity.scopes)}, {action} takes {scope!r}"
-        )
-    return ""
+    return _beyond(identity, instrument, {SCOPE_OF_ACTION.get(action, "")}, action)
+
+
+def why_not_lease(identity: Identity, instrument: str, request: LeaseRequest) -> str:
+    """Empty when the holder may have this lease, or gives it back; else what is wrong."""
+    if not is_same(identity, request.holder):
+        return f"the holder {request.holder!r} is not {identity.subject!r}, whose token this is"
+    if missing := why_not(identity, instrument, COMMANDERS):
+        return missing
+    if request.ttl_ms <= RETURN_TTL_MS:
+        return ""
+    names = {_SCOPE_NAMES.get(scope, str(scope)) for scope in request.scopes}
+    return _beyond(identity, instrument, names or set(SCOPES), "the lease")
+
+
+def _beyond(identity: Identity, instrument: str, scopes: Set[str], what: str) -> str:
+    """Empty unless an agent's token leaves out one of ``scopes``."""
+    if identity.role(instrument) != AGENT or scopes <= identity.scopes:
+        return ""
+    taken = ", ".join(map(repr, sorted(scopes)))
+    return f"agent {identity.subject!r} has the scopes {sorted(identity.scopes)}, {what} takes {taken}"
 
 
 def is_same(identity: Identity, name: str) -> bool:

@@ -68,7 +68,7 @@ def shift_between(before: npt.NDArray[np.generic], now: npt.NDArray[np.generic])
     seen = tuple(slice(max(0, by), size + min(0, by)) for size, by in zip(now.shape, whole, strict=True))
     lay = tuple(slice(max(0, -by), size - max(0, by)) for size, by in zip(now.shape, whole, strict=True))
     again = _correlated(before[lay], now[seen])
-    return again + [*whole, 0] if again[2] >= first[2] else first
+    return again + np.array([*whole, 0]) if again[2] >= first[2] else first
 
 
 def _correlated(before: npt.NDArray[np.generic], now: npt.NDArray[np.generic]) -> Image:

@@ -19,9 +19,7 @@ from nextem.v1 import control_pb2, frames_pb2
 from nextem.wire.ids import uuid7
 from nextem.wire.raw_objects import RawMessages
 from nextem.wire.raw_objects import read as read_raw_object
-from nextem.wire.roles import OPERATOR
-
-RETURN_TTL_MS = 100
+from nextem.wire.roles import OPERATOR, RETURN_TTL_MS
 
 FINAL_STATES = frozenset(
     {

@@ -20,7 +20,15 @@ from nextem.wire.certificates import Revocations, edge_name, uris_of
 from nextem.wire.key_folder import AUTHORITY, KeyFolder
 from nextem.wire.oidc import open_key_set
 from nextem.wire.proof import Signed, why_unproven, why_untimely
-from nextem.wire.roles import COMMANDERS, EVERYBODY, OPERATORS, is_same, why_not, why_not_command
+from nextem.wire.roles import (
+    COMMANDERS,
+    EVERYBODY,
+    OPERATORS,
+    is_same,
+    why_not,
+    why_not_command,
+    why_not_lease,
+)
 from nextem.wire.tls import shown_certificate
 from nextem.wire.tokens import Identity, TokenRefused
 
@@ -125,6 +133,8 @@ def _why_not(method: str, request: Any, identity: Identity, instrument: str) -> 
         return missing
     if isinstance(request, control_pb2.Command):
         return why_not_command(identity, instrument, request.WhichOneof("action") or "", request.issuer)
+    if isinstance(request, control_pb2.LeaseRequest):
+        return why_not_lease(identity, instrument, request)
     for field in ("issuer", "holder"):
         if field in request.DESCRIPTOR.fields_by_name and not is_same(identity, getattr(request, field)):
             return f"the {field} {getattr(request, field)!r} is not {identity.subject!r}, whose token this is"

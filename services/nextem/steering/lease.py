@@ -17,12 +17,11 @@ from nextem.steering.hub import Hub
 from nextem.v1 import control_pb2
 from nextem.wire.ids import uuid7
 from nextem.wire.proof import Credential
+from nextem.wire.roles import RETURN_TTL_MS
 
 logger = logging.getLogger(__name__)
 
 RETRY_S = 0.1
-RETURN_TTL_MS = 100
-"""A lease is given back by renewing it for this short: the contract has no other way."""
 
 
 Part = tuple[str, control_pb2.LeaseScope]

@@ -15,7 +15,7 @@ from nextem.edge.control.limits import Refusal
 from nextem.v1 import control_pb2 as pb
 from nextem.wire import signing
 from nextem.wire.proof import Credential, Request, copy_of, signed_content
-from nextem.wire.roles import ROLES
+from nextem.wire.roles import RETURN_TTL_MS, ROLES
 from nextem.wire.tokens import KeySet, issue, key_set
 
 PRIVATE, PUBLIC = signing.new_key()
@@ -85,6 +85,21 @@ def test_a_lease_is_of_no_use_to_a_thief(guard: Guard) -> None:
         "lease 'l' was given to 'anna', not to 'bert'"
     )
     assert refused(guard, move(issuer="bert", lease_id="gone"), token("bert")) == ""  # rule lease says no
+
+
+def test_an_agent_leases_no_more_than_the_scopes_of_its_token(guard: Guard) -> None:
+    request = pb.LeaseRequest(holder="anna", ttl_ms=1000, token=token("anna", "agent", "scan"))
+    every = guard.lease(request)
+    assert every is not None
+    assert every.detail.endswith("the lease takes 'detector', 'optics', 'scan', 'stage'")
+    request.scopes[:] = [pb.LEASE_SCOPE_SCAN]
+    assert guard.lease(request) is None
+    request.scopes.append(pb.LEASE_SCOPE_STAGE)
+    assert guard.lease(request) is not None
+    request.scopes[:] = [9]
+    assert guard.lease(request) is not None
+    request.ttl_ms, request.scopes[:] = RETURN_TTL_MS, []
+    assert guard.lease(request) is None  # gives back whatever it has
 
 
 def test_a_lease_is_given_to_whoever_asks_alone(guard: Guard) -> None:

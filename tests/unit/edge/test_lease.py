@@ -12,7 +12,6 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from nextem.edge.control.lease import (
     ALL_SCOPES,
     OPTICS,
-    RETURN_TTL_MS,
     SCAN,
     STAGE,
     Leases,
@@ -20,6 +19,7 @@ from nextem.edge.control.lease import (
 )
 from nextem.v1.control_pb2 import Lease as LeaseMessage
 from nextem.v1.control_pb2 import LeaseRequest, LeaseScope
+from nextem.wire.roles import RETURN_TTL_MS
 
 MS = 1_000_000
 

@@ -14,7 +14,7 @@ from nextem.edge.control.limits import Refusal
 from nextem.edge.control.modes import claimed_role
 from nextem.v1 import control_pb2 as pb
 from nextem.wire.proof import Request, signed_content, why_unproven, why_untimely
-from nextem.wire.roles import COMMANDERS, is_same, why_not, why_not_command
+from nextem.wire.roles import COMMANDERS, is_same, why_not, why_not_command, why_not_lease
 from nextem.wire.tokens import Identity, KeySet, TokenRefused
 
 RULE = "identity"
@@ -59,9 +59,7 @@ class Guard:
         """Whether the token allows its owner, and nobody else, to hold a lease; asked for now, and once."""
 
         def why(identity: Identity) -> str:
-            if not is_same(identity, request.holder):
-                return f"the holder {request.holder!r} is not {identity.subject!r}, whose token this is"
-            return why_not(identity, self._instrument, COMMANDERS) or why_unproven(identity, request)
+            return why_not_lease(identity, self._instrument, request) or why_unproven(identity, request)
 
         return self._check(request.token, why) or self.replay(request)
 

@@ -4,10 +4,11 @@ The edge issues them, on its own clock. A lease names a set of scopes and there 
 Every new lease gets a higher epoch, which is durable before the lease is handed out, so that a lease from
 before a restart, or before somebody else's, can never pass for a newer one.
 
-A lease ends in one of three ways. Its holder gives it back, by asking for no more than :data:`RETURN_TTL_MS`:
-then what was accepted under it may still run. It lapses, because it expired or the steering service was not
-heard: then the holder is taken for lost, and whoever calls :meth:`Leases.lapse` brings the safe state. Or the
-operator at the instrument takes its scopes: then nothing that waits under it starts any more.
+A lease ends in one of three ways. Its holder gives it back, by asking for no more than
+:data:`nextem.wire.roles.RETURN_TTL_MS`: then what was accepted under it may still run. It lapses, because
+it expired or the steering service was not heard: then the holder is taken for lost, and whoever calls
+:meth:`Leases.lapse` brings the safe state. Or the operator at the instrument takes its scopes: then nothing
+that waits under it starts any more.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from nextem.v1.control_pb2 import Lease as LeaseMessage
 from nextem.v1.control_pb2 import LeaseRequest, LeaseScope
 from nextem.wire.clock import Clock
 from nextem.wire.ids import uuid7
+from nextem.wire.roles import RETURN_TTL_MS
 
 STAGE = pb.LEASE_SCOPE_STAGE
 OPTICS = pb.LEASE_SCOPE_OPTICS
@@ -35,7 +37,6 @@ SCOPE_OF_ACTION: Mapping[str, LeaseScope] = MappingProxyType(
 )
 """What each action touches."""
 
-RETURN_TTL_MS = 100
 MAX_TTL_MS = 3_600_000
 NEVER_NS = (1 << 63) - 1
 

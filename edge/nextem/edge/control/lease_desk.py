@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterable
 from nextem.edge.control.audit import AuditTrail
 from nextem.edge.control.identity import Guard
 from nextem.edge.control.journal import Journal, JournalError
-from nextem.edge.control.lease import ALL_SCOPES, RETURN_TTL_MS, Lease, Leases, message_of, scope_name
+from nextem.edge.control.lease import ALL_SCOPES, Lease, Leases, message_of, scope_name
 from nextem.v1 import control_pb2 as pb
 from nextem.v1.control_pb2 import LeaseScope
+from nextem.wire.roles import RETURN_TTL_MS
 
 logger = logging.getLogger(__name__)
 
