@@ -35,7 +35,7 @@ FLARE_EVERY_S, FLARE_S, FLARE_FACTOR = 0.019, 0.002, 40.0
 """Not a multiple of a block's age, so that flares fall anywhere in a block."""
 
 PIXEL_VALUE, PIXELS = 60, 20
-LOOK_S = 0.004
+LOOK_S = 0.008
 START_S = 120.0
 
 

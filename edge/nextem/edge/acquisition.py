@@ -14,7 +14,7 @@ from nextem.wire.ids import uuid7
 
 BLOCK_BYTES = 256 << 10
 BLOCK_AGE_MS = 5
-RULES_AGE_MS = 2
+RULES_AGE_MS = 1
 """Of the blocks of a plan with rules, which see frames when their block is closed."""
 
 MAX_SIDE = 2**32 - 1  # what a plan's scan can count

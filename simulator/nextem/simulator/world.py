@@ -72,11 +72,14 @@ class World:
 
     def set_s(self, now: OpticsSetting, to: OpticsSetting) -> float:
         """How long a change of the lenses takes; the blanker is at once."""
-        same = replace(now, beam_blanked=to.beam_blanked) == to
-        return 0.0 if same or self.physics.lenses is None else self.physics.lenses.latency_s
+        lenses = self.physics.lenses
+        return 0.0 if lenses is None or _only_blanks(now, to) else lenses.latency_s
 
     def set_optics(self, to: OpticsSetting) -> None:
         """The lenses are told to make ``to`` now."""
+        if _only_blanks(self._optics, to):
+            self._optics = to
+            return
         self.lenses.set(
             Aberrations(
                 to.defocus_nm,
@@ -125,3 +128,8 @@ class World:
         if self.physics.damage is not None:
             self.dose.expose(y_nm, x_nm, there_e)
         return there_e
+
+
+def _only_blanks(now: OpticsSetting, to: OpticsSetting) -> bool:
+    """Whether no lens is touched."""
+    return replace(now, beam_blanked=to.beam_blanked) == to
