@@ -312,11 +312,19 @@ class Reducing:
         if task.work.movie is not None:
             self._film(task, task.work.movie, self._head(task, reducer, reduced, run), reduced, run)
             return
-        head, encoded = self._encode(task, reducer, reduced, run)
+        try:
+            head = self._head(task, reducer, reduced, run)
+            if looked := self._turns.has_come(task.turn):  # then no rule need wait for the encoder
+                self._look(task.work, head, run)
+            encoded = self._encode(task.work, head, reduced)
+        except Exception:
+            reducer.forget(reduced, range(run.count))
+            raise
         t2 = time.thread_time_ns()
         self._turns.wait(task.turn)
         t3 = time.thread_time_ns()
-        self._look(task.work, head, run)
+        if not looked:
+            self._look(task.work, head, run)
         self._storing.store(task.work, encoded, _forgetting(reducer, reduced, run))
         self.times.reduce_ns += t1 - t0
         self.times.encode_ns += t2 - t1
@@ -340,17 +348,10 @@ class Reducing:
         if work.watch is not None:
             work.watch.look(run.first_frame, head.scalars, run.last_byte_ns)
 
-    def _encode(
-        self, task: _Task, reducer: Reducer, reduced: ReducedBlock, run: FrameRun
-    ) -> tuple[Block, EncodedRun]:
-        assert task.work.ladder is not None
-        try:
-            head = self._head(task, reducer, reduced, run)
-            how = self._storing.decide(task.work.ladder, self.hungry())
-            return head, encode_run(head, reduced.pixels, how.policy, bin_px=how.bin_px, reason=how.reason)
-        except Exception:
-            reducer.forget(reduced, range(run.count))
-            raise
+    def _encode(self, work: Work, head: Block, reduced: ReducedBlock) -> EncodedRun:
+        assert work.ladder is not None
+        how = self._storing.decide(work.ladder, self.hungry())
+        return encode_run(head, reduced.pixels, how.policy, bin_px=how.bin_px, reason=how.reason)
 
     def _head(self, task: _Task, reducer: Reducer, reduced: ReducedBlock, run: FrameRun) -> Block:
         """What all blocks of a run have in common."""

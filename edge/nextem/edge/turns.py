@@ -22,6 +22,10 @@ class Turns:
             self._issued += 1
             return self._issued - 1
 
+    def has_come(self, turn: int) -> bool:
+        """Whether :meth:`wait` would return at once."""
+        return self._ended == turn
+
     def wait(self, turn: int) -> None:
         """Returns when all earlier turns have ended; may be repeated."""
         with self._changed:

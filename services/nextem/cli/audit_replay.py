@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from nextem.cli.audit_story import Recorded, Stories
+from nextem.edge.control.blanking import BLANK
 from nextem.edge.control.driver import Driver, DriverError, DriverRefused
 from nextem.v1 import control_pb2 as pb
 
@@ -65,6 +66,9 @@ def _concrete(found: Recorded, stories: Stories) -> pb.Command:
         undone = known.outcomes[-1]
         if undone.action == "move_stage":
             action.move_stage.CopyFrom(undone.state_before.stage)
+        elif undone.action == BLANK:
+            action.set_optics.CopyFrom(found.outcomes[-1].state_before.optics)
+            action.set_optics.beam_blanked = False
         else:
             action.set_optics.CopyFrom(undone.state_before.optics)
     return action

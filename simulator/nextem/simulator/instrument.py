@@ -119,6 +119,22 @@ class Instrument:
             self._state.optics = to
             return self._applied(command_epoch)
 
+    def blank_beam(self, command_epoch: int) -> InstrumentView:
+        """The beam is off from the next batch on. Never refused; what waits with an older epoch will be.
+
+        The epoch becomes ``command_epoch``, or one more than it was where that is higher.
+        """
+        with self._changed:
+            newest = 10**EPOCH_DIGITS - 1
+            epoch = min(self._state.command_epoch + 1, newest)
+            if epoch < command_epoch <= newest:
+                epoch = command_epoch
+            was_blanked = self._state.optics.beam_blanked
+            self._state.optics = replace(self._state.optics, beam_blanked=True)
+            if self._world is not None:
+                self._world.set_optics(self._state.optics)
+            return self._applied(epoch, counts=not was_blanked)
+
     def define_scan(self, command_epoch: int, scan: ScanDefinition) -> InstrumentView:
         """Makes a scan known, also while another runs. The same definition again changes nothing."""
         check_scan(scan)

@@ -101,6 +101,9 @@ class Servicer(InstrumentServicer):
     def Stop(self, request: pb.StopRequest, context: grpc.ServicerContext) -> pb.InstrumentState:
         return self._answer(context, lambda: self._instrument.stop(request.command_epoch, request.reason))
 
+    def BlankBeam(self, request: pb.BlankBeamRequest, context: grpc.ServicerContext) -> pb.InstrumentState:
+        return self._answer(context, lambda: self._instrument.blank_beam(request.command_epoch))
+
     def _answer(self, context: grpc.ServicerContext, act: Callable[[], InstrumentView]) -> pb.InstrumentState:
         try:
             state = _state(act())

@@ -114,6 +114,11 @@ class FakeDriver:
     def stop(self, command_epoch: int, reason: str) -> InstrumentState:
         return self._do("stop", command_epoch)
 
+    def blank_beam(self, command_epoch: int) -> InstrumentState:
+        self._do("blank_beam", max(command_epoch, self.state.command_epoch + 1))
+        self.state.optics.beam_blanked = True
+        return self.get_state()
+
 
 class FakeAcquisition:
     def __init__(self, acquisition_id: str) -> None:

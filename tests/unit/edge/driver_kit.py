@@ -53,6 +53,13 @@ class FakeColumn:
                 for k in range(1, STEPS + 1)
             ]
 
+    def blank(self) -> None:
+        with self._lock:
+            self.asked.append({BLANKED: True})
+            self.values[BLANKED] = 1.0
+            for step in self._way:
+                step.pop(BLANKED, None)
+
     def moving(self) -> bool:
         with self._lock:
             if self._way:

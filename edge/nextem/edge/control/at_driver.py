@@ -95,7 +95,7 @@ class AtDriver:
                 if refusal is None:
                     began_ns = parts.clock.now_ns()
                     with bound:
-                        self._call(command, outcome)
+                        self._call(received, outcome)
                     outcome.at_driver_ns = parts.clock.now_ns()
         except DriverError as error:
             # A stop may have fenced it off. Its dose comes back in any case: a scan defined has not run.
@@ -119,15 +119,15 @@ class AtDriver:
         refusal = Refusal("max_duration", f"it took {took_ms:.6g} ms > {command.max_duration_ms} ms")
         self._finish(with_state(outcome, FAILED, refusal) if late else with_state(outcome, DONE, None))
 
-    def _call(self, command: Command, outcome: Outcome) -> None:
-        driver, epoch = self._parts.driver, outcome.command_epoch
+    def _call(self, received: Received, outcome: Outcome) -> None:
+        driver, command, epoch = self._parts.driver, received.command, outcome.command_epoch
         match command.WhichOneof("action"):
             case "move_stage":
                 after = driver.move_stage(epoch, command.move_stage)
             case "set_optics":
                 after = driver.set_optics(epoch, command.set_optics)
                 if not command.set_optics.beam_blanked:
-                    self._parts.beam.turned_on()
+                    self._parts.beam.turned_on(received.received_ns)
             case "acquire":
                 plan = command.acquire
                 after = driver.define_scan(epoch, outcome.acquisition_id, plan.scan, plan.dose_e_per_frame)

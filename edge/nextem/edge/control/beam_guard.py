@@ -5,6 +5,9 @@ A client that keeps the optics as it last saw them would else undo the rule with
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from nextem.edge.control.limits import Refusal
@@ -12,6 +15,7 @@ from nextem.v1.control_pb2 import Command
 from nextem.v1.plan_pb2 import Plan
 
 RULE = "beam_guard"
+_UNDER_WAY = 1 << 63  # later than any time of the edge's clock
 DARK_PURPOSE = "dark"
 """Purpose of a scan that is meant to be taken without the beam."""
 
@@ -24,18 +28,37 @@ class _Blanked:
 
 
 class BeamGuard:
-    """Written under the driver's lock, read by any thread. It is not kept over a restart: the blanker is."""
+    """Written by the threads of rules and commands, read by any. After a restart only the blanker stays.
+
+    A blank waits for no command under way. What had passed its checks before has an older epoch than the
+    blank, and is fenced off by the instrument; what comes to its checks meanwhile is refused here.
+    """
 
     def __init__(self) -> None:
         self._blanked: _Blanked | None = None
+        self._writing = threading.Lock()
 
-    def blanked(self, by: str, command_id: str, at_ns: int) -> None:
-        """``by`` ("rule:bright") has blanked the beam by this command, at ``at_ns`` of the edge's clock."""
-        self._blanked = _Blanked(by, command_id, at_ns)
+    @contextmanager
+    def blanking(self, by: str, command_id: str, now_ns: Callable[[], int]) -> Iterator[None]:
+        """Within, ``by`` ("rule:bright") blanks the beam by this command; after it the beam is guarded.
 
-    def turned_on(self) -> None:
-        """The beam is on again: nothing is guarded."""
-        self._blanked = None
+        When the block raises, it is guarded as before.
+        """
+        with self._writing:
+            before, self._blanked = self._blanked, _Blanked(by, command_id, _UNDER_WAY)
+        after = before
+        try:
+            yield
+            after = _Blanked(by, command_id, now_ns())
+        finally:
+            with self._writing:
+                self._blanked = after
+
+    def turned_on(self, received_ns: int) -> None:
+        """A command that came then has turned the beam on: nothing is guarded but a blank since."""
+        with self._writing:
+            if self._blanked is not None and self._blanked.at_ns < received_ns:
+                self._blanked = None
 
     def refuse(self, command: Command, received_ns: int, undone_id: str = "") -> Refusal | None:
         """Whether ``command`` would turn the beam on without knowing of the rule.

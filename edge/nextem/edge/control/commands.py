@@ -61,7 +61,7 @@ class CommandHandler:
         content = digest(command)
         if self._known(received, content, outcome):
             return
-        if isinstance(concrete := resolved(command, parts.journal), Refusal):
+        if isinstance(concrete := resolved(command, parts.journal, parts.driver), Refusal):
             if command.validate_only:
                 parts.emit(with_state(outcome, REJECTED, concrete))
             else:

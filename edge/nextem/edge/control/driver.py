@@ -1,7 +1,7 @@
 """What the control agent asks of an instrument, and how an instrument says no.
 
-A driver does one thing at a time for one caller, except :meth:`Driver.stop` and :meth:`Driver.get_state`,
-which must work from any thread while another call is in progress.
+A driver does one thing at a time for one caller, except :meth:`Driver.stop`, :meth:`Driver.get_state`
+and :meth:`Blanks.blank_beam`, which must work from any thread while another call is in progress.
 """
 
 from __future__ import annotations
@@ -42,6 +42,20 @@ class SlowsDown(Protocol):
 
     def set_dwell(self, scan_id: str, dwell_s: float) -> InstrumentState:
         """From the next frame on. Refused where another scan runs, or none. Raises as :class:`Driver`."""
+        ...
+
+
+@runtime_checkable
+class Blanks(Protocol):
+    """A driver whose instrument can turn the beam off in one call that touches no lens."""
+
+    def blank_beam(self, command_epoch: int) -> InstrumentState:
+        """Never refused, whatever the epoch; harmless when the beam is off. A stage that moves goes on.
+
+        The epoch becomes ``command_epoch``, or one more than it was where that is higher. So frames tell from
+        when on they are dark, and a change of the optics that is under way does not turn the beam on.
+        Raises as :class:`Driver`; :class:`CapabilityMissing`: not in one call, so the optics must be set.
+        """
         ...
 
 

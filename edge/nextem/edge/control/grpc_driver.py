@@ -53,7 +53,10 @@ class CallDeadlines:
 
 
 class GrpcDriver:
-    """Implements :class:`~nextem.edge.control.driver.Driver` over one connection. Thread-safe."""
+    """Implements :class:`~nextem.edge.control.driver.Driver` and its neighbours over one connection.
+
+    Thread-safe.
+    """
 
     def __init__(
         self,
@@ -109,6 +112,11 @@ class GrpcDriver:
     def stop(self, command_epoch: int, reason: str) -> pb.InstrumentState:
         request = pb.StopRequest(command_epoch=command_epoch, reason=reason)
         return self._call("Stop", request, self._deadlines.stop_s)
+
+    def blank_beam(self, command_epoch: int) -> pb.InstrumentState:
+        return self._call(
+            "BlankBeam", pb.BlankBeamRequest(command_epoch=command_epoch), self._deadlines.stop_s
+        )
 
     def _call(self, name: str, request: Any, deadline_s: float) -> pb.InstrumentState:
         try:

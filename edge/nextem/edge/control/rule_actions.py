@@ -13,6 +13,7 @@ from collections.abc import Callable
 from functools import partial
 
 from nextem.edge.control.at_driver import Parts, Received
+from nextem.edge.control.blanking import BLANK, blank
 from nextem.edge.control.driver import CapabilityMissing, DriverError, SlowsDown
 from nextem.edge.control.journal import JournalError
 from nextem.edge.control.lease import STAGE, Lease
@@ -32,7 +33,6 @@ logger = logging.getLogger(__name__)
 SET_DWELL, KEEP_RAW, SWITCH = "set_dwell", "keep_raw", "switch_rule"
 """Actions that no command of the contract names: what an outcome calls them."""
 
-_TRIES = 3
 _RECENTRE_WITHIN_NS = 1_000_000_000
 _AT_MOST = 1000
 
@@ -128,29 +128,19 @@ class RuleActions:
         return command
 
     def _blank(self, firing: Firing, command: Command) -> None:
-        parts, outcome = self._parts, self._outcome(command, "set_optics")
-        error: DriverError | None = None
-        with parts.driver_lock:
-            for _ in range(_TRIES):
-                try:
-                    state = parts.driver.get_state()
-                    command.set_optics.CopyFrom(state.optics)
-                    command.set_optics.beam_blanked = True
-                    _note(outcome.state_before, state)
-                    epoch = max(parts.journal.command_epoch, state.command_epoch) + 1
-                    _note(outcome.state_after, parts.driver.set_optics(epoch, command.set_optics))
-                    outcome.at_driver_ns, outcome.command_epoch = parts.clock.now_ns(), epoch
-                    parts.beam.blanked(firing.rule.issuer, command.command_id, outcome.at_driver_ns)
-                    error = None
-                    break
-                except DriverError as failure:
-                    logger.error("%s: the beam could not be blanked: %s", firing.rule.issuer, failure)
-                    error = failure
-        self._tell(command)
-        if error is not None:
+        parts, outcome = self._parts, self._outcome(command, BLANK)
+        try:
+            with parts.beam.blanking(firing.rule.issuer, command.command_id, parts.clock.now_ns):
+                after = blank(parts.driver, parts.driver_lock, parts.journal.command_epoch + 1)
+        except DriverError as error:
+            self._tell(command)
             self._ended(command, with_state(outcome, FAILED, Refusal(error.rule, str(error))))
-        else:
-            self._ended(command, with_detail(outcome, DONE, command.cause.reason))
+            return
+        outcome.at_driver_ns, outcome.command_epoch = parts.clock.now_ns(), after.command_epoch
+        _note(outcome.state_after, after)
+        command.set_optics.CopyFrom(after.optics)
+        self._tell(command)
+        self._ended(command, with_detail(outcome, DONE, command.cause.reason))
 
     def _event(self, firing: Firing, event: Event, command: Command) -> None:
         parts, outcome = self._parts, self._outcome(command, SET_DWELL if event.slow_dwell_s else KEEP_RAW)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 
 from nextem.edge.control.at_driver import Parts
+from nextem.edge.control.blanking import blank
 from nextem.edge.control.driver import DriverError
 from nextem.edge.control.journal import JournalError
 from nextem.edge.control.outcomes import digest, loop_latency_ms
@@ -21,7 +22,7 @@ _TRIES = 3
 
 
 class Stopper:
-    """From any thread; only :meth:`stop` to a safe state waits, for a call under way at the driver."""
+    """From any thread. Only a safe state may wait: for a call under way, where it takes two to blank."""
 
     def __init__(
         self,
@@ -41,7 +42,10 @@ class Stopper:
         received_ns = self._parts.clock.now_ns()
         epoch, error = self.halt(reason_of(command))
         if command.stop.safe_state:
-            error = self._blank(epoch) or error
+            try:
+                epoch = blank(self._parts.driver, self._parts.driver_lock, epoch).command_epoch
+            except DriverError as failure:
+                error = failure
         outcome = Outcome(
             command_id=command.command_id,
             state=FAILED if error else DONE,
@@ -81,22 +85,6 @@ class Stopper:
         if running is not None:
             running.stop(reason)
         return epoch, error
-
-    def _blank(self, epoch: int) -> DriverError | None:
-        """Turns the beam off, after a halt of ``epoch``, and leaves the other optics as they are."""
-        error: DriverError | None = None
-        with self._parts.driver_lock:
-            for _ in range(_TRIES):
-                try:
-                    optics = self._parts.driver.get_state().optics
-                    if not optics.beam_blanked:
-                        optics.beam_blanked = True
-                        self._parts.driver.set_optics(epoch, optics)
-                    return None
-                except DriverError as failure:
-                    logger.error("the beam could not be blanked: %s", failure)
-                    error = failure
-        return error
 
     def _record_stop(self, command: Command, outcome: Outcome) -> None:
         self._proposals.drop(lambda proposal: self._runner.stopped(proposal.generation))

@@ -142,11 +142,11 @@ def test_after_a_crash_a_started_command_is_unknown_and_not_run_again(
 
     after = make_rig(folder, clock=HandClock(boot_id="boot-2"))
     after.ask_lease()  # the desk makes safe first what was left at the instrument
-    assert after.calls == ["stop", "set_optics"]
+    assert after.calls == ["stop", "blank_beam"]
     told = after.link.calls.undelivered()
     assert [o.state for o in told if o.command_id == command.command_id] == [COMMAND_STATE_UNKNOWN]
     after.send(command)
     outcome = after.until(command.command_id)
     assert (outcome.state, outcome.rule) == (COMMAND_STATE_UNKNOWN, "edge_restarted")
-    assert after.calls == ["stop", "set_optics"]
+    assert after.calls == ["stop", "blank_beam"]
     assert after.heartbeat().dose_used_e == DOSE_E  # it may have run

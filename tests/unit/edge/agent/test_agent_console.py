@@ -130,7 +130,7 @@ def test_the_safe_state_and_a_stop_at_the_console(rig: Rig) -> None:
     console = rig.agent.console
     safe = console.answer(pb.ConsoleRequest(reason="smoke", stop=pb.Stop(safe_state=True)), "carla")
     assert safe.outcome.state == pb.COMMAND_STATE_DONE
-    assert (rig.calls, safe.heartbeat.state.optics.beam_blanked) == (["stop", "set_optics"], True)
+    assert (rig.calls, safe.heartbeat.state.optics.beam_blanked) == (["stop", "blank_beam"], True)
     assert console.answer(pb.ConsoleRequest(stop=pb.Stop()), "carla").outcome.state == pb.COMMAND_STATE_DONE
     assert rig.calls[2:] == ["stop"]
     rig.close()

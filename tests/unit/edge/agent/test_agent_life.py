@@ -136,7 +136,7 @@ def test_what_a_killed_edge_left_at_the_driver_is_audited_as_unknown(
     told = [(e.outcome.command_id, e.outcome.state) for e in rig.log.events if e.HasField("outcome")]
     assert told[0] == ("c", COMMAND_STATE_UNKNOWN)
     assert [state for _, state in told[1:]] == [COMMAND_STATE_DONE]  # what it left is made safe
-    assert rig.calls == ["stop", "set_optics"]
+    assert rig.calls == ["stop", "blank_beam"]
 
 
 def test_what_a_full_disk_did_not_take_is_taken_once_there_is_room(make_rig: MakeRig, tmp_path: Path) -> None:

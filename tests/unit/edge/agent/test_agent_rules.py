@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from agent_kit import DOSE_E, PLAN, MakeRig, Rig
 
-from nextem.edge.control.driver import DriverRefused, DriverUnreachable
+from nextem.edge.control.driver import CapabilityMissing, DriverRefused, DriverUnreachable
 from nextem.edge.control.limits import default_limits
 from nextem.edge.rules.plan import Drift, Event, Rule, Saturation
 from nextem.edge.rules.watch import Firing
@@ -94,7 +94,7 @@ def test_a_change_of_optics_under_way_when_the_rule_fires_does_not_turn_the_beam
 
     def blank_now() -> None:
         rig.driver.hooks.clear()
-        rig.driver.hooks["set_optics"] = blanked.set
+        rig.driver.hooks["blank_beam"] = blanked.set
         rig.agent.rules.fire(firing(rig, BRIGHT, 40.0))
         assert blanked.wait(20)
 
@@ -103,6 +103,74 @@ def test_a_change_of_optics_under_way_when_the_rule_fires_does_not_turn_the_beam
     outcome = rig.until(rig.send(command))
     assert (outcome.state, outcome.rule) == (pb.COMMAND_STATE_REJECTED, "beam_guard")
     assert rig.driver.state.optics.beam_blanked
+
+
+def blanks_during(rig: Rig, call: str) -> None:
+    """A rule blanks the beam while the driver does ``call`` of the next command."""
+    dark = threading.Event()
+    blank_beam = rig.driver.blank_beam
+
+    def blanked(command_epoch: int) -> pb.InstrumentState:
+        after = blank_beam(command_epoch)
+        dark.set()
+        return after
+
+    def blank_now() -> None:
+        rig.driver.hooks.clear()
+        rig.agent.rules.fire(firing(rig, BRIGHT, 40.0))
+        assert dark.wait(20)
+
+    rig.driver.blank_beam = blanked  # type: ignore[method-assign]
+    rig.driver.hooks[call] = blank_now
+
+
+def test_a_change_of_optics_that_is_at_the_driver_does_not_turn_the_beam_on_after_the_blank(rig: Rig) -> None:
+    command = rig.command(set_optics=ON)
+    blanks_during(rig, "set_optics")
+    outcome = rig.until(rig.send(command))
+    assert (outcome.state, outcome.rule) == (pb.COMMAND_STATE_FAILED, "driver_refused")
+    assert rig.driver.state.optics.beam_blanked
+    rig.clock.time_ns += 1_000_000
+    assert rig.until(rig.send(rig.command(set_optics=ON))).rule == "beam_guard"
+
+
+def test_a_blank_does_not_wait_for_a_stage_that_moves(rig: Rig) -> None:
+    command = rig.command(move_stage=pb.Stage(x_nm=10.0))
+    blanks_during(rig, "move_stage")
+    outcome = rig.until(rig.send(command))
+    assert (outcome.state, outcome.rule) == (
+        pb.COMMAND_STATE_FAILED,
+        "driver_refused",
+    )  # begun after the blank
+    assert rig.calls == ["blank_beam", "move_stage"]
+
+
+def test_undoing_a_blank_leaves_the_lenses_as_they_are_now(rig: Rig) -> None:
+    rig.driver.state.optics.CopyFrom(ON)
+    blank = fire(rig, BRIGHT, 40.0)
+    focused = pb.Optics(energy_kv=200.0, convergence_mrad=1.0, defocus_nm=33.0, beam_blanked=True)
+    assert rig.until(rig.send(rig.command(set_optics=focused))).state == pb.COMMAND_STATE_DONE
+    undo = rig.until(rig.send(rig.command(undo=pb.Undo(command_id=blank.command_id))))
+    assert undo.state == pb.COMMAND_STATE_DONE
+    assert rig.driver.state.optics == pb.Optics(energy_kv=200.0, convergence_mrad=1.0, defocus_nm=33.0)
+
+
+def test_an_undo_of_a_blank_needs_the_state(rig: Rig) -> None:
+    blank = fire(rig, BRIGHT, 40.0)
+    undo = rig.command(undo=pb.Undo(command_id=blank.command_id))
+    rig.driver.errors["get_state"] = DriverUnreachable("no answer")
+    outcome = rig.until(rig.send(undo))
+    assert (outcome.state, outcome.rule) == (pb.COMMAND_STATE_REJECTED, "driver_unreachable")
+
+
+def test_an_older_instrument_is_blanked_by_its_optics(rig: Rig) -> None:
+    rig.driver.state.optics.CopyFrom(ON)
+    rig.driver.state.command_epoch = 8
+    rig.driver.errors["blank_beam"] = CapabilityMissing("BlankBeam is not implemented")
+    outcome = fire(rig, BRIGHT, 40.0)
+    assert (outcome.state, outcome.command_epoch) == (pb.COMMAND_STATE_DONE, 9)
+    assert rig.calls == ["blank_beam", "set_optics"]
+    assert rig.driver.state.optics == pb.Optics(energy_kv=200.0, convergence_mrad=1.0, beam_blanked=True)
 
 
 def test_a_scan_that_waited_does_not_start_in_the_dark(rig: Rig) -> None:
@@ -117,10 +185,13 @@ def test_a_scan_that_waited_does_not_start_in_the_dark(rig: Rig) -> None:
 
 
 def test_a_driver_that_fails_is_tried_again_and_then_told(rig: Rig) -> None:
-    rig.driver.errors["set_optics"] = DriverUnreachable("no answer")
+    rig.driver.errors["blank_beam"] = DriverUnreachable("no answer")
     outcome = fire(rig, BRIGHT, 40.0)
     assert (outcome.state, outcome.rule) == (pb.COMMAND_STATE_FAILED, "driver_unreachable")
-    assert rig.calls.count("set_optics") == 3
+    assert rig.calls.count("blank_beam") == 3
+    assert (
+        rig.until(rig.send(rig.command(set_optics=ON))).state == pb.COMMAND_STATE_DONE
+    )  # nothing is guarded
 
 
 def test_a_rule_that_is_switched_off_tells_what_it_would_have_done(rig: Rig) -> None:
@@ -128,7 +199,7 @@ def test_a_rule_that_is_switched_off_tells_what_it_would_have_done(rig: Rig) -> 
     outcome = fire(rig, BRIGHT, 40.0)
     assert (outcome.state, outcome.rule) == (pb.COMMAND_STATE_REJECTED, "switched_off")
     assert outcome.detail.startswith("switched off by anna: flat field")
-    assert "set_optics" not in rig.calls
+    assert "blank_beam" not in rig.calls
     rig.agent.rules.switch("bright", on=True, who="anna", reason="done")
     fire(rig, BRIGHT, 40.0)
     assert rig.driver.state.optics.beam_blanked

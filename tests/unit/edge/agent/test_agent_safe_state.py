@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from agent_kit import PLAN, WAIT_S, MakeRig, Rig
 
-from nextem.edge.control.driver import DriverError
+from nextem.edge.control.driver import CapabilityMissing, DriverError
 from nextem.edge.control.lease import STAGE
 from nextem.v1.control_pb2 import (
     COMMAND_STATE_DONE,
@@ -48,7 +48,7 @@ def test_an_expired_lease_stops_the_scan_and_blanks_the_beam_once(rig: Rig) -> N
     rig.clock.time_ns += 60 * SECOND_NS
     outcome = safe(rig)
     assert outcome.state == COMMAND_STATE_DONE
-    assert rig.calls[-2:] == ["stop", "set_optics"]
+    assert rig.calls[-2:] == ["stop", "blank_beam"]
     assert rig.driver.state.optics.beam_blanked
     ended = rig.until(command_id)
     assert (ended.state, ended.rule) == (COMMAND_STATE_FAILED, "stopped")
@@ -124,7 +124,7 @@ def test_silence_stops_what_was_left_running_by_a_lease_given_back(rig: Rig) -> 
 
 
 def test_an_instrument_that_will_not_blank_is_told(rig: Rig) -> None:
-    rig.driver.errors["set_optics"] = DriverError("shutter stuck")
+    rig.driver.errors["blank_beam"] = DriverError("shutter stuck")
     rig.ask_lease(ttl_ms=1000)
     rig.clock.time_ns += SECOND_NS
     outcome = safe(rig)
@@ -133,16 +133,25 @@ def test_an_instrument_that_will_not_blank_is_told(rig: Rig) -> None:
         "driver_failed",
         "shutter stuck",
     )
-    assert rig.calls == ["stop", "set_optics", "set_optics", "set_optics"]
+    assert rig.calls == ["stop", "blank_beam", "blank_beam", "blank_beam"]
 
 
 def test_a_person_may_ask_for_the_safe_state(rig: Rig) -> None:
     outcome = rig.until(rig.send(rig.command(stop=Stop(reason="smoke", safe_state=True))))
     assert outcome.state == COMMAND_STATE_DONE
-    assert rig.calls == ["stop", "stop", "set_optics"]
+    assert rig.calls == ["stop", "stop", "blank_beam"]
     assert rig.until(rig.acquire()).rule == "beam_blanked"
     rig.driver.state.optics.CopyFrom(Optics())
     assert rig.until(rig.acquire(), COMMAND_STATE_STARTED).rule == ""
+
+
+def test_an_instrument_without_a_blanker_of_its_own_is_made_dark_by_its_optics(rig: Rig) -> None:
+    rig.driver.errors["blank_beam"] = CapabilityMissing("an older one")
+    rig.driver.state.optics.defocus_nm = 12.0
+    outcome = rig.until(rig.send(rig.command(stop=Stop(safe_state=True))))
+    assert outcome.state == COMMAND_STATE_DONE
+    assert rig.calls[-2:] == ["blank_beam", "set_optics"]
+    assert rig.driver.state.optics == Optics(defocus_nm=12.0, beam_blanked=True)
 
 
 def test_a_scan_that_is_meant_to_be_dark_runs_without_a_beam(rig: Rig) -> None:

@@ -109,6 +109,43 @@ def test_a_move_that_is_stopped_on_the_way_is_told_and_later_ones_of_its_time_ar
         driver.set_optics(6, OPTICS)
 
 
+def test_a_blank_is_the_blanker_alone_and_fences_off_what_came_before(
+    driver: ColumnDriver, column: FakeColumn
+) -> None:
+    driver.set_optics(4, optics(7.0, blanked=False))
+    column.asked.clear()
+    assert [driver.blank_beam(2).command_epoch, driver.blank_beam(9).command_epoch] == [5, 9]
+    assert column.asked == [{BLANKED: True}, {BLANKED: True}]
+    assert driver.get_state().optics == optics(7.0, blanked=True)
+    with pytest.raises(DriverRefused, match="command_epoch 8 is older than 9"):
+        driver.set_optics(8, optics(7.0, blanked=False))
+
+
+def test_a_stage_goes_on_under_a_blank_and_a_beam_that_was_to_come_does_not(
+    driver: ColumnDriver, column: FakeColumn
+) -> None:
+    looks = column.moving
+
+    def moving() -> bool:
+        column.moving = looks  # type: ignore[method-assign]
+        driver.blank_beam(0)
+        return looks()
+
+    column.moving = moving  # type: ignore[method-assign]
+    assert driver.move_stage(5, pb.Stage(y_nm=100.0)).stage.y_nm == 100.0
+    column.moving = moving  # type: ignore[method-assign]
+    with pytest.raises(DriverRefused, match="command_epoch 6 is older than 7"):
+        driver.set_optics(6, optics(7.0, blanked=False))
+    assert driver.get_state().optics.beam_blanked
+
+
+def test_a_column_without_a_blanker_of_its_own_says_so(driver: ColumnDriver, column: FakeColumn) -> None:
+    column.capabilities = column.capabilities - {BLANKED}
+    with pytest.raises(CapabilityMissing, match="fake has no blanker"):
+        driver.blank_beam(1)
+    assert driver.get_state().command_epoch == 0
+
+
 def test_the_capability_rule_is_the_same_at_edge_driver_and_over_grpc(
     driver: ColumnDriver,
 ) -> None:
@@ -149,7 +186,9 @@ def test_a_call_in_the_background_tells_its_failure_once() -> None:
 
 calls = st.lists(
     st.tuples(
-        st.sampled_from(["move", "optics", "stop"]), st.integers(0, 6), st.sampled_from([0.0, 5.0, 50.0])
+        st.sampled_from(["move", "optics", "stop", "blank"]),
+        st.integers(0, 6),
+        st.sampled_from([0.0, 5.0, 50.0]),
     ),
     max_size=30,
 )
@@ -167,6 +206,9 @@ def test_in_any_order_epochs_never_fall_and_nothing_older_acts(
         try:
             if kind == "stop":
                 driver.stop(epoch, "test")
+            elif kind == "blank":
+                epoch = driver.blank_beam(epoch).command_epoch
+                assert epoch > newest
             elif kind == "move":
                 driver.move_stage(epoch, pb.Stage(y_nm=value))
             else:

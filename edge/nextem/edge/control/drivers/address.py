@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from urllib.parse import SplitResult, parse_qs, urlsplit
 
-from nextem.edge.control.drivers.column import Changes, Column, Reading
+from nextem.edge.control.driver import CapabilityMissing
+from nextem.edge.control.drivers.column import BLANKED, Blanker, Changes, Column, Reading
 
 TLS = "tls://"
 """Before the HOST:PORT of a gRPC service that is dialled with certificates on loopback, too."""
@@ -48,6 +49,12 @@ class Together:
             own = {one: value for one, value in wanted.items() if self._owner[one] is part}
             if own:
                 part.begin(own)
+
+    def blank(self) -> None:
+        owner = self._owner.get(BLANKED)
+        if not isinstance(owner, Blanker):
+            raise CapabilityMissing(f"{self.name} has no blanker that is a call of its own")
+        owner.blank()
 
     def moving(self) -> bool:
         return any(part.moving() for part in self._parts)

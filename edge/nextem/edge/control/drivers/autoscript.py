@@ -47,8 +47,10 @@ class AutoScriptColumn:
         if "optics.defocus_nm" in wanted:
             self._client.optics.defocus = wanted["optics.defocus_nm"] * _NM
         if BLANKED in wanted:
-            blanker = self._client.optics.blanker
-            (blanker.blank if wanted[BLANKED] else blanker.unblank)()
+            self.blank() if wanted[BLANKED] else self._client.optics.blanker.unblank()
+
+    def blank(self) -> None:
+        self._client.optics.blanker.blank()
 
     def moving(self) -> bool:
         return self._call.moving()

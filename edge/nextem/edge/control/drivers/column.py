@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from nextem.edge.control.capability import SCAN, changes
 from nextem.edge.control.driver import CapabilityMissing, DriverError, DriverRefused
@@ -67,6 +67,15 @@ class Column(Protocol):
         ...
 
 
+@runtime_checkable
+class Blanker(Protocol):
+    """A column whose blanker is a call of its own."""
+
+    def blank(self) -> None:
+        """Turns the beam off and nothing else, at once, from any thread, whatever is under way."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class ColumnOptions:
     """``stage_noise_nm``: a stage that reads no further off than that has not moved."""
@@ -87,7 +96,7 @@ class ColumnDriver:
         self._changing = threading.Lock()
         # Over the epoch and the start of every change: a stop is before or after it and never between.
         self._fence = threading.Lock()
-        self._epoch = 0
+        self._epoch = self._stopped = 0  # the newest, and the newest at a stop
         self._version = 1
         self._seen: Reading | None = None
 
@@ -126,7 +135,7 @@ class ColumnDriver:
         """Halts, again and again until nothing moves: a vendor's call may start after the first halt."""
         logger.info("%s is stopped: %s", self._column.name, reason or "(no reason)")
         with self._fence:
-            self._epoch = max(self._epoch, command_epoch)
+            self._epoch = self._stopped = max(self._epoch, command_epoch)
         until_s = time.monotonic() + self._options.stop_s
         while True:
             with self._vendor("halt"):
@@ -136,6 +145,16 @@ class ColumnDriver:
             if time.monotonic() > until_s:
                 raise DriverError(f"{self._column.name} still moves {self._options.stop_s:g} s after a stop")
             time.sleep(self._options.halt_again_s)
+
+    def blank_beam(self, command_epoch: int) -> pb.InstrumentState:
+        """As :class:`~nextem.edge.control.driver.Blanks`."""
+        if BLANKED not in self._column.capabilities or not isinstance(self._column, Blanker):
+            raise CapabilityMissing(f"{self._column.name} has no blanker that is a call of its own")
+        with self._fence:
+            with self._vendor("blank"):
+                self._column.blank()
+            self._epoch = max(self._epoch + 1, command_epoch)
+        return self.get_state()
 
     def _change(self, epoch: int, group: str, to: pb.Stage | pb.Optics) -> pb.InstrumentState:
         for name in (one.name for one in to.DESCRIPTOR.fields):
@@ -165,7 +184,7 @@ class ColumnDriver:
                 raise DriverError(f"{self._column.name} still changes after {self._options.change_s:g} s")
             time.sleep(self._options.poll_s)
         with self._fence:
-            if self._epoch > epoch:
+            if self._stopped > epoch:
                 raise DriverError(f"{self._column.name} was stopped on the way to {dict(step)}")
 
     def _moving(self) -> bool:

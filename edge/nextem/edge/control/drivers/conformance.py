@@ -12,13 +12,14 @@ import argparse
 import math
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from nextem.edge.control.capability import SCAN, changes
-from nextem.edge.control.driver import CapabilityMissing, Driver, DriverError, DriverRefused
+from nextem.edge.control.capability import DWELL, SCAN, STAGE_WHILE_SCANNING, changes
+from nextem.edge.control.driver import Blanks, CapabilityMissing, Driver, DriverError, DriverRefused
 from nextem.v1 import control_pb2 as pb
 from nextem.v1.plan_pb2 import Scan
 from nextem.wire.key_folder import KeyFolder
@@ -52,6 +53,10 @@ class Bench:
         self._epoch += 1
         return self._epoch
 
+    def seen(self, state: pb.InstrumentState) -> None:
+        """A call that counts by itself has come to this state."""
+        self._epoch = max(self._epoch, state.command_epoch)
+
     def can(self, capability: str) -> bool:
         told = self.driver.get_state().capabilities
         return not told or capability in told
@@ -83,7 +88,7 @@ def state_is_complete(bench: Bench) -> None:
     state = bench.driver.get_state()
     _require(bool(state.instrument), "the instrument has no name")
     _require(state.HasField("stage") and state.HasField("optics"), "stage or optics is not told")
-    unknown = sorted(set(state.capabilities) - SETTABLE)
+    unknown = sorted(set(state.capabilities) - SETTABLE - {DWELL, STAGE_WHILE_SCANNING})
     _require(not unknown, f"capabilities that nobody can ask for: {unknown}")
 
 
@@ -179,25 +184,55 @@ def stop_overtakes_a_move(bench: Bench) -> None:
         return
     home = bench.driver.get_state().stage
     away = _changed(home, axes[0], getattr(home, axes[0]) + bench.step_nm)
-    epoch = bench.epoch()
-    begun = threading.Event()
-
-    def move() -> None:
-        begun.set()
-        try:
-            bench.driver.move_stage(epoch, away)
-        except DriverError:
-            return  # the stop was first, or came on the way
-
-    mover = threading.Thread(target=move)
-    mover.start()
-    begun.wait()
-    bench.driver.stop(bench.epoch(), "conformance")
-    mover.join(60.0)
-    _require(not mover.is_alive(), "a move goes on 60 s after a stop")
+    with _under_way(_call(bench.driver.move_stage, bench.epoch(), away)):  # stopped on the way, or before it
+        bench.driver.stop(bench.epoch(), "conformance")
     back = bench.driver.move_stage(bench.epoch(), home)
     off = abs(getattr(back.stage, axes[0]) - getattr(home, axes[0]))
     _require(off <= bench.tolerance_nm, f"after a stop the stage comes back {off:g} nm off")
+
+
+def a_blank_is_one_call_and_final(bench: Bench) -> None:
+    """Where it can be had: the beam alone, again and again, and nothing older turns it on."""
+    if not isinstance(bench.driver, Blanks) or not bench.can("optics.beam_blanked"):
+        return
+    before = bench.driver.get_state().optics
+    was = bench.driver.set_optics(bench.epoch(), _changed(before, "beam_blanked", False))
+    try:
+        told = bench.driver.blank_beam(bench.epoch())
+    except CapabilityMissing:
+        return  # then the edge sets the optics
+    for _ in range(2):
+        bench.seen(told)
+        touched = changes("optics", told.optics, was.optics).keys() - {"optics.beam_blanked"}
+        _require(told.optics.beam_blanked, "the beam is on after a blank")
+        _require(not touched, f"a blank changes {sorted(touched)}")
+        _require(told.command_epoch > was.command_epoch, "a blank has no epoch of its own")
+        old = was.command_epoch
+        bench.refused("a beam from before", DriverRefused, _call(bench.driver.set_optics, old, was.optics))
+        was.command_epoch, told = told.command_epoch, bench.driver.blank_beam(0)
+    bench.seen(told)
+    bench.driver.set_optics(bench.epoch(), before)
+
+
+def a_blank_overtakes_a_move(bench: Bench) -> None:
+    """Both calls come back, the beam is off, and the stage has gone on."""
+    axes = [axis for axis in AXES if bench.can(f"stage.{axis}")]
+    if not axes or not isinstance(bench.driver, Blanks) or not bench.can("optics.beam_blanked"):
+        return
+    before = bench.driver.get_state()
+    away = _changed(before.stage, axes[0], getattr(before.stage, axes[0]) + bench.step_nm)
+    with _under_way(_call(bench.driver.move_stage, bench.epoch(), away)) as failed:
+        try:
+            bench.seen(bench.driver.blank_beam(bench.epoch()))
+        except CapabilityMissing:
+            return
+    after = bench.driver.get_state()
+    _require(after.optics.beam_blanked, "the beam is on after a blank")
+    off = abs(getattr(after.stage, axes[0]) - getattr(away, axes[0]))
+    late = bool(failed) and isinstance(failed[0], DriverRefused)  # the blank was first
+    _require(late or (not failed and off <= bench.tolerance_nm), f"a blank has stopped a move: {failed}")
+    bench.driver.move_stage(bench.epoch(), before.stage)
+    bench.driver.set_optics(bench.epoch(), before.optics)
 
 
 def scans_are_defined_and_forgotten(bench: Bench) -> None:
@@ -229,6 +264,8 @@ CHECKS: tuple[Callable[[Bench], None], ...] = (
     older_epochs_are_refused,
     stop_is_never_refused,
     stop_overtakes_a_move,
+    a_blank_is_one_call_and_final,
+    a_blank_overtakes_a_move,
     scans_are_defined_and_forgotten,
 )
 
@@ -236,6 +273,28 @@ CHECKS: tuple[Callable[[Bench], None], ...] = (
 def _require(holds: bool, otherwise: str) -> None:
     if not holds:
         raise NotConforming(otherwise)
+
+
+@contextmanager
+def _under_way(call: Callable[[], object]) -> Iterator[list[DriverError]]:
+    """Within, ``call`` is under way or about to be; after it, it has come back: what it failed with."""
+    begun, failed = threading.Event(), list[DriverError]()
+
+    def run() -> None:
+        begun.set()
+        try:
+            call()
+        except DriverError as error:
+            failed.append(error)
+
+    caller = threading.Thread(target=run)
+    caller.start()
+    begun.wait()
+    try:
+        yield failed
+    finally:
+        caller.join(60.0)
+    _require(not caller.is_alive(), "a call goes on 60 s after it was overtaken")
 
 
 def _changed(message: M, name: str, value: float) -> M:

@@ -61,6 +61,9 @@ class JeolColumn:
             self._to_nm = {name: wanted[f"stage.{name}_nm"] for name in self._to_move}
         self.moving()
 
+    def blank(self) -> None:
+        self._deflectors.SetBeamBlank(1)
+
     def moving(self) -> bool:
         """One axis after the other, as each set call is for one."""
         with self._lock:

@@ -65,6 +65,9 @@ class NionColumn:
                 control, factor = _CONTROLS[capability]
                 self._set(control, value * _NM * factor)
 
+    def blank(self) -> None:
+        self._set("C_Blank", 1.0)
+
     def moving(self) -> bool:
         return False
 

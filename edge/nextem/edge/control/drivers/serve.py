@@ -18,6 +18,7 @@ from typing import Any
 import grpc
 
 from nextem.edge.control.driver import (
+    Blanks,
     CapabilityMissing,
     Driver,
     DriverError,
@@ -65,6 +66,12 @@ class DriverServicer(InstrumentServicer):
 
     def Stop(self, request: pb.StopRequest, context: grpc.ServicerContext) -> pb.InstrumentState:
         return _answer(context, lambda: self._driver.stop(request.command_epoch, request.reason))
+
+    def BlankBeam(self, request: pb.BlankBeamRequest, context: grpc.ServicerContext) -> pb.InstrumentState:
+        driver = self._driver
+        if not isinstance(driver, Blanks):
+            context.abort(grpc.StatusCode.UNIMPLEMENTED, "this driver blanks by setting the optics")
+        return _answer(context, lambda: driver.blank_beam(request.command_epoch))
 
 
 class EdgeOnly(grpc.ServerInterceptor):
