@@ -54,7 +54,7 @@ class World:
         self.random, self.folder = Random(seed), folder
         self.clock = Clock()
         self.ledger = Ledger(self.clock.now_ns)
-        self.column = Column(self.ledger, self.hook, self._journalled)
+        self.column = Column(self.ledger, self.hook, self._journalled, older=seed % 2 == 1)
         self.network: list[pb.SteeringMessage] = []
         self.history: list[pb.SteeringMessage] = []
         self.given: list[pb.Lease] = []  # over all boots
@@ -120,7 +120,14 @@ class World:
                 self.stop(safe_state=False)
             case "preempt" if not (self.operator.busy or self.agent._lease_desk._lock.locked()):
                 self.operator.preempt()
-            case "fail" if where in ("get_state", "move_stage", "set_optics", "define_scan", "start"):
+            case "fail" if where in (
+                "get_state",
+                "move_stage",
+                "set_optics",
+                "blank_beam",
+                "define_scan",
+                "start",
+            ):
                 raise DriverError("the column failed")
 
     def _journalled(self, command_id: str) -> bool:

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from nextem.edge.control.driver import DriverError, DriverRefused
+from nextem.edge.control.driver import CapabilityMissing, DriverError, DriverRefused
 from nextem.edge.control.limits import Axis, DoseMapLimits, Forbidden, Range, default_limits
 from nextem.v1 import control_pb2 as pb
 from nextem.v1.plan_pb2 import Scan
@@ -159,12 +159,14 @@ _AXES = {
 class Column:
     """A driver. ``hook`` is called at every door and may raise.
 
-    ``told`` is what the agent works on, None while the edge acts on its own account.
+    ``told`` is what the agent works on, None while the edge acts on its own account. An ``older`` one blanks
+    by its optics alone.
     """
 
     def __init__(
-        self, ledger: Ledger, hook: Callable[[str], None], journalled: Callable[[str], bool]
+        self, ledger: Ledger, hook: Callable[[str], None], journalled: Callable[[str], bool], *, older: bool
     ) -> None:
+        self._older = older
         self.ledger, self._hook, self._journalled = ledger, hook, journalled
         self.state = pb.InstrumentState(instrument="tem", state_version=1)
         self.state.optics.MergeFrom(pb.Optics(energy_kv=200.0, convergence_mrad=1.0))
@@ -226,6 +228,14 @@ class Column:
             raise Violation("the edge itself lets the beam on")
         self.state.optics.CopyFrom(to)
         return self._leave("set_optics")
+
+    def blank_beam(self, command_epoch: int) -> pb.InstrumentState:
+        self._hook("blank_beam")
+        if self._older:
+            raise CapabilityMissing("no blanker of its own")
+        self.state.command_epoch = max(command_epoch, self.state.command_epoch + 1)
+        self.state.optics.beam_blanked = True
+        return self._leave("blank_beam")
 
     def define_scan(self, command_epoch: int, scan_id: str, scan: Scan, dose_e: float) -> pb.InstrumentState:
         assert self.told is not None
