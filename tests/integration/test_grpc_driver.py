@@ -54,6 +54,11 @@ def test_a_status_becomes_a_typed_error(
     assert str(caught.value) == f"SetOptics at {instrument[1]}: {code.name}: SetOptics is not possible"
 
 
+def test_an_older_instrument_says_that_it_cannot_blank_in_one_call(driver: GrpcDriver) -> None:
+    with pytest.raises(CapabilityMissing, match="BlankBeam"):
+        driver.blank_beam(1)
+
+
 def test_a_call_without_an_answer_ends_at_its_deadline(instrument: Served) -> None:
     go_on = threading.Event()
     instrument[0].hooks["MoveStage"] = lambda: go_on.wait(WAIT_S)

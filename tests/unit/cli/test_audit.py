@@ -215,6 +215,22 @@ def test_a_stopped_scan_is_stopped_again_and_what_never_reached_the_driver_is_le
         run(events[-2:], driver)
 
 
+def test_a_blank_of_a_rule_and_its_undo_are_replayed() -> None:
+    lit, dark = state(8.0), state(8.0)
+    dark.optics.beam_blanked = True
+    blank = pb.Command(command_id="b", issuer="rule:bright", set_optics=dark.optics)
+    undo = pb.Command(command_id="u", issuer="anna", undo=pb.Undo(command_id="b"))
+    blanked = pb.Outcome(command_id="b", state=DONE, action="blank_beam", command_epoch=4, state_after=dark)
+    undone = pb.Outcome(
+        command_id="u", state=DONE, action="set_optics", command_epoch=5, state_before=dark, state_after=lit
+    )
+    told = [event(command=blank), event(outcome=blanked), event(command=undo), event(outcome=undone)]
+    driver = FakeDriver()
+    assert run([*moved("m", 3, 3.0, 8.0), *told], driver) == ["m", "b", "u"]
+    assert driver.calls[-2:] == ["optics", "optics"]
+    assert driver.state.optics == lit.optics
+
+
 def test_an_undo_of_what_is_not_on_record_cannot_be_replayed() -> None:
     undo = pb.Command(command_id="u", issuer="anna", undo=pb.Undo(command_id="gone"))
     with pytest.raises(NothingToReplay, match="what u undid, gone, is not on record"):

@@ -45,6 +45,14 @@ def test_turns_are_had_in_the_order_they_were_taken() -> None:
     turns.wait_for_all()
 
 
+def test_whether_a_turn_has_come_is_told() -> None:
+    turns = Turns()
+    first, second = turns.issue(), turns.issue()
+    assert [turns.has_come(first), turns.has_come(second)] == [True, False]
+    turns.end()
+    assert [turns.has_come(first), turns.has_come(second)] == [False, True]
+
+
 def test_all_turns_are_waited_for() -> None:
     turns, done = Turns(), []
     first, second = turns.issue(), turns.issue()

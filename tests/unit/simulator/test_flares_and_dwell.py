@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,9 @@ import pytest
 from nextem.simulator.column import Column, Flare
 from nextem.simulator.data_server import Pacer
 from nextem.simulator.film import FilmOptions, film_microscope
+from nextem.simulator.merlin import EPOCH_DIGITS
 from nextem.simulator.movie import MovieOptions, MovieScene
+from nextem.simulator.optics import LensErrors
 from nextem.simulator.physics import Physics, load_physics
 from nextem.simulator.settings import OutOfRange, Refused, ScanDefinition, StagePosition
 
@@ -55,6 +58,29 @@ def test_a_scene_that_was_moved_is_what_drift_makes_of_it() -> None:
     np.testing.assert_array_equal(scene.moved(*scene.drift_px[7]), scene.expected(7))
     with pytest.raises(ValueError, match="64 px are there"):
         scene.moved(64.0, 0.0)
+
+
+def test_a_blank_touches_no_lens_and_a_change_of_lenses_under_way_does_not_turn_the_beam_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    options = FilmOptions(Physics(lenses=LensErrors(latency_s=60.0)), detector_px=64)
+    with film_microscope(options) as scope:
+        instrument = scope.instrument
+        was = instrument.view()
+
+        def blanked_while_the_lenses_settle(duration_s: float) -> bool:
+            assert duration_s == 60.0
+            blanked = instrument.blank_beam(0)
+            assert (blanked.command_epoch, blanked.state_version) == (1, was.state_version + 1)
+            return True
+
+        monkeypatch.setattr(instrument, "_wait", blanked_while_the_lenses_settle)
+        with pytest.raises(Refused, match="command_epoch 0 is older than 1"):
+            instrument.set_optics(0, replace(was.optics, defocus_nm=5.0))
+        again = instrument.blank_beam(7)
+        assert (again.command_epoch, again.state_version) == (7, was.state_version + 1)
+        assert again.optics == replace(was.optics, beam_blanked=True)
+        assert instrument.blank_beam(10**EPOCH_DIGITS).command_epoch == 8
 
 
 def test_the_dwell_of_the_running_scan_changes_and_of_no_other() -> None:

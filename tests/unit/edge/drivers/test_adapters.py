@@ -9,11 +9,11 @@ from driver_kit import AutoScriptClient, FakeColumn, StagePosition, Tem3, ceos_s
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nextem.edge.control.driver import DriverError, DriverRefused, DriverUnreachable
+from nextem.edge.control.driver import CapabilityMissing, DriverError, DriverRefused, DriverUnreachable
 from nextem.edge.control.drivers.address import Together, UnknownAddress, is_adapter, open_column
 from nextem.edge.control.drivers.autoscript import AutoScriptColumn
 from nextem.edge.control.drivers.ceos import CeosColumn, CeosRpc, netstring, open_ceos, read_netstring
-from nextem.edge.control.drivers.column import AdapterUnavailable, ColumnDriver
+from nextem.edge.control.drivers.column import AdapterUnavailable, Column, ColumnDriver
 from nextem.edge.control.drivers.jeol import JeolColumn
 from nextem.v1 import control_pb2 as pb
 
@@ -61,6 +61,31 @@ def test_a_stop_reaches_autoscript_only_while_it_moves() -> None:
     while column.moving():
         column.halt()
     assert client.stage.stops >= 1
+
+
+@pytest.mark.parametrize("adapter", ["autoscript", "jeol", "autoscript with ceos"])
+def test_a_blank_is_the_vendor_s_own_call_also_while_the_stage_moves(adapter: str) -> None:
+    client, tem3 = AutoScriptClient(), Tem3()
+    with ceos_server() as server:
+        columns: dict[str, Column] = {
+            "autoscript": AutoScriptColumn(client, StagePosition),
+            "jeol": JeolColumn(tem3),
+        }
+        columns["autoscript with ceos"] = Together(
+            [columns["autoscript"], CeosColumn(CeosRpc("127.0.0.1", server.port))]
+        )
+        column = columns[adapter]
+        column.begin({"stage.x_nm": 10.0, "stage.y_nm": 20.0})
+        assert ColumnDriver(column).blank_beam(1).optics.beam_blanked
+        while column.moving():
+            pass
+        stage = column.read().stage
+    assert (stage.x_nm, stage.y_nm) == pytest.approx((10.0, 20.0))
+
+
+def test_columns_without_a_blanker_together_have_none() -> None:
+    with ceos_server() as server, pytest.raises(CapabilityMissing, match="no blanker"):
+        Together([CeosColumn(CeosRpc("127.0.0.1", server.port))]).blank()
 
 
 def test_jeol_moves_one_axis_after_the_other() -> None:
