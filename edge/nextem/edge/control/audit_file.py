@@ -105,8 +105,9 @@ class AuditFile:
         return [Waiting(*row) for row in self._file.rows(query, (at_most,))]
 
     def confirmed(self, sequence: int) -> None:
-        """The log has everything up to this record."""
-        with self._file.transaction() as cursor:
+        """The log has everything up to this record. Not synced: a record that is forgotten to be there is
+        appended again, and copies are no break."""
+        with self._file.transaction(sync=False) as cursor:
             cursor.execute("DELETE FROM waiting WHERE sequence <= ?", (sequence,))
 
     def close(self) -> None:
