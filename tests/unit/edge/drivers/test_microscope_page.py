@@ -47,6 +47,8 @@ class _Line(socketserver.StreamRequestHandler):
                 column.begin({names[name]: float(value)})
             case ["MOVING?"]:
                 reply = str(int(column.moving()))
+            case ["BLANK"]:
+                column.blank()
             case ["HALT"]:
                 column.halt()
         self.wfile.write(f"{reply}\n".encode())
