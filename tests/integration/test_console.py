@@ -18,6 +18,8 @@ from click.testing import CliRunner
 
 from nextem.cli.main import main
 from nextem.edge.control.console import ConsoleServer
+from nextem.edge.rules.plan import Rule, Saturation
+from nextem.edge.rules.watch import Firing
 from nextem.edge.service import EdgeOptions, run_edge
 from nextem.simulator.service import SimulatorOptions, SimulatorPorts, run_simulator
 from nextem.v1 import control_pb2 as pb
@@ -66,6 +68,35 @@ def test_safe_stop_and_mode_without_the_steering_service(rig: Rig, tmp_path: Pat
     code, told = nextem(tmp_path, "mode", "observe", "--local")
     assert (code, told) == (0, "automatic → observe: every command but stop is refused\n")
     assert nextem(tmp_path, "mode", "--local")[1].startswith("observe: ")
+
+
+def test_a_person_switches_a_rule_off_and_on(rig: Rig, tmp_path: Path) -> None:
+    bright = Rule("bright", Saturation(4095, 1), frames=1, rearm_frames=1)
+
+    def fire() -> pb.Outcome:
+        rig.agent.rules.fire(Firing(bright, "acq", 7, 7, (9.0,), rig.clock.time_ns))
+        while (message := rig.link.sent.get(timeout=WAIT_S)).outcome.action == "switch_rule" or (
+            not message.outcome.command_id
+        ):
+            pass
+        return message.outcome
+
+    code, told = nextem(tmp_path, "rule", "bright", "off")
+    assert (code, "rule 'bright': to switch it off takes a reason" in told) == (1, True), told
+    code, told = nextem(tmp_path, "rule", "", "off", "--reason", "flat field")
+    assert (code, "a name has 1 to 64" in told) == (1, True), told
+    code, told = nextem(tmp_path, "rule", "bright", "off", "--reason", "flat field")
+    assert (code, "rule 'bright' off: flat field" in told) == (0, True), told
+    refused = fire()
+    assert (refused.rule, "blank_beam" in rig.calls) == ("switched_off", False)
+    assert refused.detail.startswith(f"switched off by {getpass.getuser()}: flat field")
+    code, told = nextem(tmp_path, "rule", "bright", "on")
+    assert (code, "rule 'bright' on" in told) == (0, True), told
+    assert fire().state == pb.COMMAND_STATE_DONE
+    assert rig.driver.state.optics.beam_blanked
+    rig.close()
+    asked = [e.command for e in rig.log.events if e.command.cause.reason == "rule 'bright' off: flat field"]
+    assert [command.issuer for command in asked] == [getpass.getuser()]
 
 
 def test_only_the_owner_may_connect(rig: Rig, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""``nextem preempt | release | safe``: the person at the microscope, on the edge's own machine."""
+"""``nextem preempt | release | safe | rule``: the person at the microscope, on the edge's own machine."""
 
 from __future__ import annotations
 
@@ -121,6 +121,25 @@ def safe(reason: str, home: Path | None) -> None:
     nextem safe --reason "the pressure rises"
     """
     tell_stop(at_edge(home, stop_request(reason, safe_state=True)))
+
+
+@click.command()
+@click.argument("name", metavar="NAME")
+@click.argument("switch", metavar="off|on", type=click.Choice(["off", "on"]))
+@_here
+def rule(name: str, switch: str, reason: str, home: Path | None) -> None:
+    """Switch the edge rules of a name off, or on again, in the plan that runs and in those that follow.
+
+    Works at the edge's own machine, whether or not the steering service is there. A rule that is off does not
+    act and tells what it would have done. To switch one off takes a --reason. Forgotten when the edge ends.
+
+    \b
+    nextem rule bright off --reason "flat field without a specimen"
+    nextem rule bright on
+    """
+    asked = control_pb2.ConsoleRule(name=name, on=switch == "on")
+    outcome = at_edge(home, control_pb2.ConsoleRequest(reason=reason, rule=asked)).outcome
+    click.echo(f"{outcome.command_id}  {outcome.detail}".rstrip(": "))
 
 
 def stop_request(reason: str, *, safe_state: bool = False) -> control_pb2.ConsoleRequest:

@@ -23,6 +23,7 @@ _COMMANDS: Mapping[str, tuple[str, str]] = {
     "preempt": ("nextem.cli.at_edge:preempt", "At the edge: take the instrument into your own hands."),
     "release": ("nextem.cli.at_edge:release", "At the edge: give it back."),
     "safe": ("nextem.cli.at_edge:safe", "At the edge: stop, and blank the beam."),
+    "rule": ("nextem.cli.at_edge:rule", "At the edge: switch a plan's edge rule off or on."),
     "mode": ("nextem.cli.steer:mode", "Show or change how much others may command."),
     "audit": ("nextem.cli.audit:audit", "Check the record of all commands; ask it why; replay it."),
     "products": ("nextem.cli.products:products", "List what was made; `products show ID` draws it."),

@@ -171,7 +171,7 @@ class ControlAgent:
         self._watch = Periodic("control-watch", lost.look, _LOOK_S)
         self._reports = Reports(parts, proposals, self._lease_desk.in_force)
         self.console = Console(
-            options.instrument, self._stopper, self._lease_desk, self._people, self._reports
+            options.instrument, self._stopper, self._lease_desk, self._people, self._reports, self.rules
         )
         calls = self._reports.calls(self._receive, self._delivered, lost.heard)
         self._link = make_link(options.steering, calls, options.link)

@@ -17,7 +17,9 @@ from pathlib import Path
 from nextem.edge.control.lease_desk import LeaseDesk
 from nextem.edge.control.people import CONSOLE, People
 from nextem.edge.control.reports import Reports
+from nextem.edge.control.rule_actions import RuleActions
 from nextem.edge.control.stopping import Stopper
+from nextem.edge.rules.plan import InvalidRule, check_name
 from nextem.v1 import control_pb2 as pb
 from nextem.wire.console import listen, receive, send
 from nextem.wire.ids import uuid7
@@ -32,10 +34,16 @@ class Console:
     """Answers what is asked at the console. Thread-safe."""
 
     def __init__(
-        self, instrument: str, stopper: Stopper, leases: LeaseDesk, people: People, reports: Reports
+        self,
+        instrument: str,
+        stopper: Stopper,
+        leases: LeaseDesk,
+        people: People,
+        reports: Reports,
+        rules: RuleActions,
     ) -> None:
         self._instrument, self._stopper, self._leases = instrument, stopper, leases
-        self._people, self._reports = people, reports
+        self._people, self._reports, self._rules = people, reports, rules
 
     def answer(self, request: pb.ConsoleRequest, who: str = CONSOLE) -> pb.ConsoleReply:
         """Does it and says what came of it; what cannot be done comes back in ``refused``."""
@@ -53,12 +61,25 @@ class Console:
             case "mode":
                 reply.mode.CopyFrom(self._people.console(request.mode, request.reason, who))
                 reply.refused = reply.mode.refused
+            case "rule":
+                self._switch(reply, request.rule, request.reason, who)
             case "status":
                 pass
             case _:
                 reply.refused = "console: this edge does not know what is asked; is its version older?"
         reply.heartbeat.CopyFrom(self._reports.heartbeat())
         return reply
+
+    def _switch(self, reply: pb.ConsoleReply, asked: pb.ConsoleRule, reason: str, who: str) -> None:
+        try:
+            check_name(asked.name)
+        except InvalidRule as error:
+            reply.refused = str(error)
+            return
+        if not asked.on and not reason:
+            reply.refused = f"rule {asked.name!r}: to switch it off takes a reason"
+            return
+        reply.outcome.CopyFrom(self._rules.switch(asked.name, on=asked.on, who=who, reason=reason))
 
 
 def _put(reply: pb.ConsoleReply, change: pb.LeaseChange | str) -> None:

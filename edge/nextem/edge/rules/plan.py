@@ -113,8 +113,7 @@ def read_rules(plan: plan_pb2.Plan) -> tuple[Rule, ...]:
     seen: set[str] = set()
     rules = []
     for told in plan.rules:
-        if not told.name.isprintable() or not 0 < len(told.name) <= MOST_NAME:
-            raise InvalidRule(told.name, f"a name has 1 to {MOST_NAME} printable characters")
+        check_name(told.name)
         if told.name in seen:
             raise InvalidRule(told.name, "the name is used twice")
         seen.add(told.name)
@@ -123,6 +122,12 @@ def read_rules(plan: plan_pb2.Plan) -> tuple[Rule, ...]:
             raise InvalidRule(told.name, "it says nothing that this edge knows")
         rules.append(_READERS[kind](told.name, getattr(told, kind), plan))
     return tuple(rules)
+
+
+def check_name(name: str) -> None:
+    """Raises :class:`InvalidRule` for what no rule can be called."""
+    if not name.isprintable() or not 0 < len(name) <= MOST_NAME:
+        raise InvalidRule(name, f"a name has 1 to {MOST_NAME} printable characters")
 
 
 def check_edge(plan: plan_pb2.Plan, *, raw_ring: bool, commanded: bool = True) -> None:
