@@ -24,7 +24,7 @@ class Worker(Generic[T]):
         """``at_most`` bounds the items that wait; 0 is no bound."""
         self._name = name
         self._handle = handle
-        self._queue: queue.Queue[T | None] = queue.Queue()
+        self._queue: queue.SimpleQueue[T | None] = queue.SimpleQueue()
         self._at_most = at_most
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
