@@ -20,7 +20,7 @@ from nextem.v1 import control_pb2, plan_pb2
 from nextem.wire.clock import Clock, MonotonicClock
 from nextem.wire.key_folder import KeyFolder, edge_files
 from nextem.wire.log import Log, open_log
-from nextem.wire.threads import short_turns, spare_collector
+from nextem.wire.threads import short_turns, spared_collector
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ def run_edge(options: EdgeOptions, stop: Event, ready: Callable[[], None] | None
         pipeline.start()
         if options.instrument_address:
             _start_agent(stack, options, pipeline, clock, to)
-        spare_collector()
+        stack.enter_context(spared_collector())
         logger.info("the edge of %s runs, boot %s", options.instrument, clock.boot_id)
         if ready is not None:
             ready()

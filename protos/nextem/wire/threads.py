@@ -25,11 +25,16 @@ def short_turns() -> Iterator[None]:
         sys.setswitchinterval(before)
 
 
-def spare_collector() -> None:
-    """What this process has loaded is never looked through for garbage again; to be called when it is ready.
+@contextmanager
+def spared_collector() -> Iterator[None]:
+    """What is loaded by now is not looked through for garbage; to be entered when the process is ready.
 
     A full collection over the modules of an edge stops every thread for 40 ms. It comes seldom, but a rule
     may fire just then.
     """
     gc.collect()
     gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()

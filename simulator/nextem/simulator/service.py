@@ -24,7 +24,7 @@ from nextem.simulator.servicer import serve
 from nextem.simulator.settings import ScanDefinition
 from nextem.simulator.specimen import Specimen, open_specimen, scan_positions_nm
 from nextem.simulator.world import World
-from nextem.wire.threads import short_turns, spare_collector
+from nextem.wire.threads import short_turns, spared_collector
 
 log = logging.getLogger(__name__)
 
@@ -158,7 +158,7 @@ def run_simulator(
         server.start()
         control.start()
         ports = SimulatorPorts(server.port, control.port, instrument_port)
-        spare_collector()
+        parts.enter_context(spared_collector())
         log.info("%s (%s) simulated at %s", specimen.name, specimen.label, ports)
         if ready is not None:
             ready(ports)
