@@ -10,8 +10,12 @@ import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +38,19 @@ def set_up_logging(verbose: bool = False) -> None:
 def screen(stderr: bool = False) -> Console:
     """The terminal, for people."""
     return Console(stderr=stderr, highlight=False)
+
+
+def frames_bar() -> Progress:
+    """A bar for frames, on standard error; a context manager."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=screen(stderr=True),
+    )
 
 
 def stop_on_signals(with_parent: bool = False) -> threading.Event:

@@ -9,10 +9,9 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 import click
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from nextem.cli.console import screen
+from nextem.cli.console import frames_bar, screen
 from nextem.cli.experiment import STALL_S, Record, Scan
 from nextem.cli.home import Home
 from nextem.cli.launcher import ChildFailed, Launcher
@@ -147,13 +146,7 @@ def _run(source: _Source, log_choice: str, place: Home, name: str) -> Scan:
                 detector = source.detector or serve_mib(launcher, options, source.file, source.rate_fps)
                 start_replay(launcher, options, detector, plan)
             record = Record()
-            with Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                console=screen(stderr=True),
-            ) as progress:
+            with frames_bar() as progress:
                 frames = progress.add_task("frames", total=source.frames)
                 quiet_since, changes = time.monotonic(), -1
                 while True:

@@ -15,15 +15,16 @@ import click
 
 from nextem.cli.at_edge import at_edge, stop_request, tell_stop
 from nextem.cli.connect import as_whom, connect
-from nextem.cli.experiment import PERSON_TTL_MS
 from nextem.cli.home import Home
+from nextem.cli.leading import leading
 from nextem.cli.modes import MEANING, MODES, name_of
 from nextem.cli.words import heartbeat_line, lines_of, outcome_line
 from nextem.client import DecisionRefused, SteeringClient, SteeringError, undo_command
 from nextem.v1 import control_pb2
 from nextem.wire.key_folder import OPERATOR
 
-_STEERING = "127.0.0.1:50051"
+STEERING = "127.0.0.1:50051"
+_UNDONE = (control_pb2.LEASE_SCOPE_STAGE, control_pb2.LEASE_SCOPE_OPTICS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ def person(function: Callable[..., None]) -> Callable[..., None]:
         ),
         click.option("--name", help="Who you are.  [default: as your token says, else your login]"),
         click.option("--instrument", default="", help="Which instrument, where several are attached."),
-        click.option("--steering", default=_STEERING, show_default=True, help="Steering service, HOST:PORT."),
+        click.option("--steering", default=STEERING, show_default=True, help="Steering service, HOST:PORT."),
     ):
         with_options = option(with_options)
     return with_options
@@ -99,7 +100,7 @@ def watch(who: Person) -> None:
     nextem watch --steering scope-7:50051
     """
     shown = control_pb2.Heartbeat()
-    where = "" if who.steering == _STEERING else f" --steering {who.steering}"
+    where = "" if who.steering == STEERING else f" --steering {who.steering}"
     with suppress(KeyboardInterrupt), steering_of(who) as client, client.watch(who.instrument) as events:
         for event in events:
             if event.WhichOneof("event") == "heartbeat":
@@ -182,20 +183,13 @@ def undo(command_id: str, who: Person) -> None:
     \b
     nextem undo 0198c2f1-8a4e-7cc2-9d1b-0f6f2a9be5aa
     """
-    with steering_of(who) as client:
-        held = {lease.epoch for lease in client.heartbeat(who.instrument).leases}
-        lease = client.request_lease(
-            who.name, PERSON_TTL_MS, purpose=f"undo {command_id}", instrument=who.instrument
-        )
-        if lease.refused:
-            raise click.ClickException(lease.refused)
-        try:
-            last = control_pb2.Outcome()
-            for last in client.submit(undo_command(command_id, who.name, who.instrument, lease)):
-                click.echo(outcome_line(last))
-        finally:
-            if lease.epoch not in held:  # else a program of the same name goes on under it
-                client.release_lease(who.name, instrument=who.instrument)
+    with (
+        steering_of(who) as client,
+        leading(client, who.name, who.instrument, _UNDONE, f"undo {command_id}") as lease,
+    ):
+        last = control_pb2.Outcome()
+        for last in client.submit(undo_command(command_id, who.name, who.instrument, lease)):
+            click.echo(outcome_line(last))
     if last.state != control_pb2.COMMAND_STATE_DONE:
         raise SystemExit(1)
 

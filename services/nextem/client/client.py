@@ -83,9 +83,16 @@ class SteeringClient(Connection):
         assert isinstance(lease, control_pb2.Lease)
         return lease
 
-    def release_lease(self, holder: str, *, instrument: str = "", timeout_s: float = 5.0) -> None:
-        """Gives the lease back: renews it for the 100 ms that is the shortest an edge grants."""
-        self.request_lease(holder, RETURN_TTL_MS, instrument=instrument, timeout_s=timeout_s)
+    def release_lease(
+        self,
+        holder: str,
+        *,
+        instrument: str = "",
+        scopes: Iterable[control_pb2.LeaseScope] = (),
+        timeout_s: float = 5.0,
+    ) -> None:
+        """Gives back what ``holder`` leads of ``scopes``; none is everything."""
+        self.request_lease(holder, RETURN_TTL_MS, instrument=instrument, scopes=scopes, timeout_s=timeout_s)
 
     def watch(
         self, instrument: str = "", *, timeout_s: float | None = None
