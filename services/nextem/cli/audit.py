@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from nextem.cli.audit_log import chains_of, read_audit
-from nextem.cli.audit_signatures import signatures
+from nextem.cli.audit_signatures import NOT_CHECKED, doubts, signatures
 from nextem.cli.audit_story import NotRecorded, Stories
 from nextem.cli.home import Home
 from nextem.v1.control_pb2 import SteeringEvent
@@ -38,6 +38,13 @@ def _where(function: F) -> F:
     return function
 
 
+_ca = click.option(
+    "--ca",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Certificate by which signatures are checked.  [default: HOME/keys/ca.crt, where it is]",
+)
+
+
 @click.group()
 def audit() -> None:
     """Check the record of everything that was asked of an instrument; ask it why; replay it.
@@ -53,15 +60,15 @@ def audit() -> None:
 @click.option(
     "--edge", type=click.Path(path_type=Path), help="Folder of the edge's journal.  [default: HOME]"
 )
+@_ca
 @click.option(
-    "--ca",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Certificate by which signatures are checked.  [default: HOME/keys/ca.crt, where it is]",
+    "--signed/--unsigned-ok",
+    default=None,
+    help="Whether each record must be signed.  [default: where HOME/keys is, or with --ca]",
 )
-@click.option("--signed", is_flag=True, help="Fail unless every record is signed.")
 @_where
 def verify(
-    edge: Path | None, ca: Path | None, signed: bool, log_address: str | None, home: Path | None
+    edge: Path | None, ca: Path | None, signed: bool | None, log_address: str | None, home: Path | None
 ) -> None:
     """Check that no record was changed, removed, swapped or put in; name the first that was.
 
@@ -71,13 +78,15 @@ def verify(
 
     \b
     nextem audit verify
+    nextem audit verify --unsigned-ok                 what was recorded before there were keys, too
     nextem audit verify --log kafka://broker:9092
     """
     from nextem.edge.control.audit_file import AuditFileError, audit_path, read_kept
 
     place = Home.at(home)
-    if ca is None and place.keys.certificate(AUTHORITY).exists():
-        ca = place.keys.certificate(AUTHORITY)
+    ca = _authority(place, ca)
+    if signed is None:
+        signed = ca is not None or place.keys.folder.exists()
     try:
         verifier = Verifier(None if ca is None else ca.read_bytes())
         kept = read_kept(audit_path((edge or place.folder) / "journal.db"))  # first: the log only grows
@@ -103,26 +112,34 @@ def verify(
     if not verifier.chains():
         click.echo("the record is empty")
     if signed and not all(chain.all_signed for chain in verifier.chains()):
-        raise click.ClickException("not every record is known to be signed")
+        raise click.ClickException(
+            "not every record is known to be signed; --unsigned-ok where that is as it should be"
+        )
 
 
 @audit.command()
 @click.argument("name", metavar="ID")
+@_ca
 @_where
-def why(name: str, log_address: str | None, home: Path | None) -> None:
+def why(name: str, ca: Path | None, log_address: str | None, home: Path | None) -> None:
     """Tell why a command was given or an acquisition made: proposal, verdict, command, outcome, frames.
 
-    ID is a command or an acquisition; its beginning will do. A record with a break is not believed.
+    ID is a command or an acquisition; its beginning will do. A record with a break is not believed, and it is
+    said where what is told is not signed.
 
     \b
     nextem audit why 0198c2f1
     """
-    events, _ = _read(log_address or str(Home.at(home).log))
+    place = Home.at(home)
+    ca = _authority(place, ca)
+    events, chains = _read(log_address or str(place.log), ca)
     try:
-        for line in Stories(events).tell(name):
+        for line in Stories(events, doubts(chains, ca)).tell(name):
             click.echo(line)
     except NotRecorded as error:
         raise click.ClickException(str(error)) from error
+    if ca is None:
+        click.echo(f"\n{NOT_CHECKED}")
 
 
 @audit.command()
@@ -146,7 +163,8 @@ def replay(chain_id: str, instrument: str | None, log_address: str | None, home:
     from nextem.edge.control.driver import DriverError
     from nextem.edge.control.grpc_driver import GrpcDriver
 
-    events, chains = _read(log_address or str(Home.at(home).log))
+    place = Home.at(home)
+    events, chains = _read(log_address or str(place.log), _authority(place, None))
     chosen = _one_chain(chains, chain_id)
     try:
         steps = steps_of(Stories(event for event in events if event.chain.chain_id == chosen.chain_id))
@@ -167,12 +185,18 @@ def replay(chain_id: str, instrument: str | None, log_address: str | None, home:
     click.echo(f"{done} commands of {chosen.instrument} led to the same states and outcomes")
 
 
-def _read(address: str) -> tuple[list[SteeringEvent], tuple[Chain, ...]]:
+def _authority(place: Home, given: Path | None) -> Path | None:
+    """The certificate by which signatures are checked, where there is one."""
+    own = place.keys.certificate(AUTHORITY)
+    return given if given is not None or not own.exists() else own
+
+
+def _read(address: str, ca: Path | None) -> tuple[list[SteeringEvent], tuple[Chain, ...]]:
     try:
-        return chains_of(address)
+        return chains_of(address, None if ca is None else ca.read_bytes())
     except ChainBroken as error:
         raise click.ClickException(f"the record is broken: {error}") from error
-    except LogError as error:
+    except (LogError, OSError) as error:
         raise click.ClickException(str(error)) from error
 
 

@@ -45,7 +45,9 @@ def read_audit(address: str, verifier: Verifier) -> Iterator[SteeringEvent]:
             yield event
 
 
-def chains_of(address: str) -> tuple[list[SteeringEvent], tuple[Chain, ...]]:
-    """Everything at once; raises as :func:`read_records`."""
-    verifier = Verifier()
+def chains_of(
+    address: str, authority_pem: bytes | None = None
+) -> tuple[list[SteeringEvent], tuple[Chain, ...]]:
+    """Everything at once, signatures checked where an authority is given; raises as :func:`read_records`."""
+    verifier = Verifier(authority_pem)
     return list(read_audit(address, verifier)), verifier.chains()

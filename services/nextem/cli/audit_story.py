@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from nextem.cli.modes import name_of
@@ -25,6 +25,7 @@ class Recorded:
     mode: control_pb2.Mode = control_pb2.MODE_UNSPECIFIED
     outcomes: list[control_pb2.Outcome] = field(default_factory=list)
     verdicts: list[control_pb2.ProposalVerdict] = field(default_factory=list)
+    links: list[control_pb2.ChainLink] = field(default_factory=list)  # of all these
 
     @property
     def acquisition_id(self) -> str:
@@ -35,30 +36,38 @@ class Recorded:
 class Stories:
     """The commands of a log."""
 
-    def __init__(self, events: Iterable[control_pb2.SteeringEvent]) -> None:
+    def __init__(
+        self,
+        events: Iterable[control_pb2.SteeringEvent],
+        doubt: Callable[[control_pb2.ChainLink], str] = lambda link: "",
+    ) -> None:
+        """``doubt`` says what speaks against believing a record; empty: nothing."""
         self.commands: dict[str, Recorded] = {}
+        self._doubt = doubt
         self._holders: dict[tuple[str, int], control_pb2.LeaseChange] = {}
         modes: dict[str, control_pb2.Mode] = {}
         for event in events:
             chain = event.chain.chain_id
             match event.WhichOneof("event"):
                 case "command":
-                    found = self._at(event.command.command_id)
+                    found = self._at(event.command.command_id, event.chain)
                     if found.command is None:
                         found.command, found.unix_ns = event.command, event.chain.unix_ns
                         found.mode = modes.get(chain, control_pb2.MODE_UNSPECIFIED)
                 case "outcome":
-                    self._at(event.outcome.command_id).outcomes.append(event.outcome)
+                    self._at(event.outcome.command_id, event.chain).outcomes.append(event.outcome)
                 case "verdict":
-                    self._at(event.verdict.command_id).verdicts.append(event.verdict)
+                    self._at(event.verdict.command_id, event.chain).verdicts.append(event.verdict)
                 case "mode":
                     modes[chain] = event.mode.mode
                 case "lease":
                     lease = event.lease.lease  # the first word is how it was given out
                     self._holders.setdefault((lease.lease_id, lease.epoch), event.lease)
 
-    def _at(self, command_id: str) -> Recorded:
-        return self.commands.setdefault(command_id, Recorded())
+    def _at(self, command_id: str, link: control_pb2.ChainLink) -> Recorded:
+        found = self.commands.setdefault(command_id, Recorded())
+        found.links.append(link)
+        return found
 
     def find(self, name: str) -> str:
         """Id of the command that ``name`` is, or that made the acquisition ``name``.
@@ -112,6 +121,9 @@ class Stories:
             said = f"{verdict.issuer} ({verdict.issuer_role}) said {'yes' if verdict.approved else 'no'}"
             yield _line("verdict", ": ".join(filter(None, (said, verdict.reason))))
         yield from _ends(found.outcomes)
+        doubted = [doubt for link in found.links if (doubt := self._doubt(link))]
+        for doubt in sorted(set(doubted)):
+            yield _line("doubt", f"{doubted.count(doubt)} of these {len(found.links)} records: {doubt}")
 
     def _asked(self, command: control_pb2.Command) -> Iterator[str]:
         yield _line("what", in_words(command))
