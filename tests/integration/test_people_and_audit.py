@@ -276,7 +276,7 @@ def test_an_undo_leaves_a_lease_that_a_program_of_the_same_name_holds(place: Pla
     assert place.client.submit_and_wait(move, timeout_s=WAIT_S).state == pb.COMMAND_STATE_DONE
     code, told = place.nextem("undo", move.command_id, *who)
     assert (code, "DONE" in told) == (0, True), told
-    assert [lease.holder for lease in place.client.heartbeat().leases] == ["anna"]
+    assert [lease.holder for lease in place.client.heartbeat(fresh=True).leases] == ["anna"]
 
 
 def until(lines: Iterator[str], words: str) -> str:

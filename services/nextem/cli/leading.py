@@ -24,7 +24,7 @@ def leading(
     One that a program of the same name held before stays with it. Raises :class:`click.ClickException`
     where it is refused, and a :class:`~nextem.client.SteeringError`.
     """
-    held = {lease.epoch for lease in client.heartbeat(instrument).leases}
+    held = {lease.epoch for lease in client.heartbeat(instrument, fresh=True).leases}
     lease = client.request_lease(holder, TTL_MS, purpose=purpose, instrument=instrument, scopes=scopes)
     if lease.refused:
         raise click.ClickException(lease.refused)

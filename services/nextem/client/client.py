@@ -223,12 +223,20 @@ class SteeringClient(Connection):
         reply = self.fetch_raw(acquisition_id, first_frame, count, instrument=instrument, timeout_s=timeout_s)
         return read_raw_object(store, reply.store_key)
 
-    def heartbeat(self, instrument: str = "", *, timeout_s: float = 10.0) -> control_pb2.Heartbeat:
-        """The newest heartbeat, or the next one. Raises :class:`DeadlineExceeded` if none comes: no edge."""
+    def heartbeat(
+        self, instrument: str = "", *, fresh: bool = False, timeout_s: float = 10.0
+    ) -> control_pb2.Heartbeat:
+        """The newest heartbeat; where there is none, or with ``fresh``, the next: it knows all that was told.
+
+        Raises :class:`DeadlineExceeded` if none comes: no edge.
+        """
+        skip = int(fresh)
         with self.watch(instrument, timeout_s=timeout_s) as events:
             for event in events:
                 if event.WhichOneof("event") == "heartbeat":
-                    return event.heartbeat
+                    if not skip:
+                        return event.heartbeat
+                    skip -= 1
         raise SteeringUnavailable(f"steering at {self.address} stopped", grpc.StatusCode.UNAVAILABLE)
 
     def waiting(self, instrument: str = "", *, timeout_s: float = 10.0) -> list[control_pb2.Outcome]:
