@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from agent_kit import DOSE_E, PLAN, MakeRig, Rig
+from agent_kit import DOSE_E, PLAN, WAIT_S, MakeRig, Rig
 
 from nextem.edge.control.driver import DriverRefused
 from nextem.edge.control.limits import Axis, DoseMapLimits, Forbidden, Range, default_limits
@@ -129,10 +130,13 @@ def test_limits_that_are_damaged_while_in_force_mean_no_writes(
     path, key = signed(tmp_path)
     good, signature = path.read_bytes(), path.with_name("limits.json.sig").read_bytes()
     rig = make_rig(limits=path, limits_key=key)
+    at_instrument = threading.Event()
+    rig.driver.hooks["start"] = at_instrument.set
     running, waiting = rig.command(acquire=PLAN), rig.command(acquire=PLAN)
     rig.send(running)
     rig.send(waiting)
     first = rig.acquisitions.next()
+    assert at_instrument.wait(WAIT_S)
     damage(path)
     refused = rig.until(rig.send(rig.command(move_stage=Stage())))
     assert (refused.state, refused.rule) == (COMMAND_STATE_REJECTED, "limits_unreadable")
