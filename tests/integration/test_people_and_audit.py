@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -220,7 +221,8 @@ def test_people_act_at_the_terminal(place: Place) -> None:
     """Each command as its own words on a terminal; the watcher is a process of its own."""
     who = ("--steering", place.steering, "--name", "ben", "--home", str(place.home))
     watching = [sys.executable, "-u", "-m", "nextem.cli.main", "watch", *who]
-    with subprocess.Popen(watching, stdout=subprocess.PIPE, text=True) as watcher:
+    with subprocess.Popen(watching, stdout=subprocess.PIPE, text=True) as watcher, ExitStack() as failed:
+        failed.callback(watcher.kill)
         assert watcher.stdout is not None
         seen = iter(watcher.stdout.readline, "")
         assert "mode automatic" in next(seen)
