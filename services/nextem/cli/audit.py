@@ -158,7 +158,7 @@ def replay(chain_id: str, instrument: str | None, log_address: str | None, home:
     nextem audit replay
     nextem audit replay --instrument 127.0.0.1:50061
     """
-    from nextem.cli.audit_replay import Difference, NothingToReplay, steps_of
+    from nextem.cli.audit_replay import Difference, NothingToReplay, left_out, steps_of
     from nextem.cli.audit_replay import replay as replay_steps
     from nextem.edge.control.driver import DriverError
     from nextem.edge.control.grpc_driver import GrpcDriver
@@ -167,7 +167,8 @@ def replay(chain_id: str, instrument: str | None, log_address: str | None, home:
     events, chains = _read(log_address or str(place.log), _authority(place, None))
     chosen = _one_chain(chains, chain_id)
     try:
-        steps = steps_of(Stories(event for event in events if event.chain.chain_id == chosen.chain_id))
+        stories = Stories(event for event in events if event.chain.chain_id == chosen.chain_id)
+        steps = steps_of(stories)
     except NothingToReplay as error:
         raise click.ClickException(str(error)) from error
     done = 0
@@ -183,6 +184,10 @@ def replay(chain_id: str, instrument: str | None, log_address: str | None, home:
         finally:
             driver.close()
     click.echo(f"{done} commands of {chosen.instrument} led to the same states and outcomes")
+    if others := left_out(stories):
+        click.echo(
+            f"  {len(others)} acts of the edge's own rules and switches are left out: {', '.join(others)}"
+        )
 
 
 def _authority(place: Home, given: Path | None) -> Path | None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from nextem.cli.audit_story import Recorded, Stories
 from nextem.edge.control.blanking import BLANK
 from nextem.edge.control.driver import Driver, DriverError, DriverRefused
+from nextem.edge.control.validate import EDGE_ONLY
 from nextem.v1 import control_pb2 as pb
 
 TOLERANCE = 1e-6
@@ -51,6 +52,18 @@ def steps_of(stories: Stories) -> list[Step]:
         if found.command is not None and last.command_epoch:
             steps.append(Step(command_id, _concrete(found, stories), last))
     return sorted(steps, key=lambda step: step.outcome.command_epoch)
+
+
+def left_out(stories: Stories) -> list[str]:
+    """Ids of what the edge itself did and no driver is asked for again: frames kept, scans slowed down, and
+    rules switched. They change neither stage nor optics."""
+    return [
+        command_id
+        for command_id, found in stories.commands.items()
+        if found.command is not None
+        and found.command.WhichOneof("action") in EDGE_ONLY
+        and any(outcome.state == pb.COMMAND_STATE_DONE for outcome in found.outcomes)
+    ]
 
 
 def _concrete(found: Recorded, stories: Stories) -> pb.Command:

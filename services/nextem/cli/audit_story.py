@@ -183,10 +183,22 @@ def in_words(command: control_pb2.Command) -> str:
             return "stop" + (f": {command.stop.reason}" if command.stop.reason else "")
         case "undo":
             return f"undo command {command.undo.command_id}"
+        case "on_event":
+            return _on_event(command.on_event)
+        case "switch_rule":
+            rule = command.switch_rule
+            return f"switch edge rule {rule.name!r} {'on' if rule.on else 'off'}"
         case None:
             return "an act of the edge itself, which its outcome tells"
         case action:
             return str(action)
+
+
+def _on_event(wanted: control_pb2.OnEvent) -> str:
+    kept, dwell_s = wanted.keep_raw, wanted.dwell_s
+    keep = f"keep raw {_frames([kept])}" if kept.count else ""
+    slow = f"slow the scan down to {dwell_s:g} s a frame" if dwell_s else ""
+    return f"{' and '.join(filter(None, (keep, slow)))} of acquisition {wanted.acquisition_id}"
 
 
 def _moved(outcome: control_pb2.Outcome) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from nextem.cli.audit_replay import Difference, NothingToReplay, replay, steps_of
+from nextem.cli.audit_replay import Difference, NothingToReplay, left_out, replay, steps_of
 from nextem.cli.audit_story import NotRecorded, Stories
 from nextem.edge.control.driver import DriverError, DriverRefused
 from nextem.v1 import acquisition_pb2, frames_pb2, plan_pb2
@@ -160,6 +162,34 @@ def test_a_command_that_was_refused_is_told_with_its_rule() -> None:
     text = "\n".join(Stories([event(command=command), event(outcome=refused)]).tell("c"))
     assert "REJECTED, limit:stage.x_nm: 5 > 4" in text
     assert "no reason was given" in text
+
+
+@pytest.mark.parametrize(
+    ("act", "words"),
+    [
+        (
+            {
+                "on_event": pb.OnEvent(
+                    acquisition_id="scan-a", keep_raw=frames_pb2.FrameRange(first=7, count=3)
+                )
+            },
+            "keep raw frames 7 to 9 of acquisition scan-a",
+        ),
+        (
+            {"on_event": pb.OnEvent(acquisition_id="scan-a", dwell_s=4e-3)},
+            "slow the scan down to 0.004 s a frame of acquisition scan-a",
+        ),
+        ({"switch_rule": pb.ConsoleRule(name="bright")}, "switch edge rule 'bright' off"),
+    ],
+)
+def test_what_the_edge_itself_did_is_told_and_not_replayed(act: dict[str, Any], words: str) -> None:
+    done = [
+        event(command=pb.Command(command_id="c", issuer="rule:keep", **act)),
+        event(outcome=pb.Outcome(command_id="c", state=DONE)),
+    ]
+    assert words in "\n".join(Stories(done).tell("c"))
+    assert len(left_out(Stories(done))) == 1
+    assert run([*moved("m", 3, 3.0, 8.0), *done], FakeDriver()) == ["m"]
 
 
 def test_a_replay_of_the_same_goes_through_in_the_order_of_the_epochs() -> None:

@@ -24,14 +24,22 @@ from nextem.edge.control.states import DONE, FAILED, FINAL, REJECTED
 from nextem.edge.control.worker import Worker
 from nextem.edge.rules.plan import Drift, Event, Saturation
 from nextem.edge.rules.watch import Firing
-from nextem.v1.control_pb2 import Command, CommandState, InstrumentState, Outcome, Stage
+from nextem.v1.control_pb2 import (
+    Command,
+    CommandState,
+    ConsoleRule,
+    InstrumentState,
+    OnEvent,
+    Outcome,
+    Stage,
+)
 from nextem.v1.frames_pb2 import FrameRange
 from nextem.wire.ids import uuid7
 
 logger = logging.getLogger(__name__)
 
 SET_DWELL, KEEP_RAW, SWITCH = "set_dwell", "keep_raw", "switch_rule"
-"""Actions that no command of the contract names: what an outcome calls them."""
+"""What an outcome calls the acts of the edge itself."""
 
 _RECENTRE_WITHIN_NS = 1_000_000_000
 _AT_MOST = 1000
@@ -86,6 +94,7 @@ class RuleActions:
             self._off[name] = f"switched off by {who}: {reason}"
         command = Command(command_id=uuid7(), issuer=who, instrument=self._parts.instrument)
         command.cause.reason = f"rule {name!r} {'on' if on else 'off'}: {reason}"
+        command.switch_rule.CopyFrom(ConsoleRule(name=name, on=on))
         self._tell(command)
         return self._ended(command, with_detail(self._outcome(command, SWITCH), DONE, command.cause.reason))
 
@@ -105,6 +114,8 @@ class RuleActions:
 
     def _act(self, firing: Firing) -> None:
         command = self._command(firing)
+        if isinstance(firing.rule.what, Event):
+            command.on_event.CopyFrom(_wanted(firing, firing.rule.what))
         if why := self._off.get(firing.rule.name):
             self._refuse(command, Refusal("switched_off", why))
             return
@@ -114,7 +125,7 @@ class RuleActions:
             case Drift():
                 self._recentre(firing, firing.rule.what, command)
             case Event():
-                self._event(firing, firing.rule.what, command)
+                self._event(command)
 
     def _command(self, firing: Firing) -> Command:
         command = Command(command_id=uuid7(), issuer=firing.rule.issuer, instrument=self._parts.instrument)
@@ -142,27 +153,23 @@ class RuleActions:
         self._tell(command)
         self._ended(command, with_detail(outcome, DONE, command.cause.reason))
 
-    def _event(self, firing: Firing, event: Event, command: Command) -> None:
-        parts, outcome = self._parts, self._outcome(command, SET_DWELL if event.slow_dwell_s else KEEP_RAW)
+    def _event(self, command: Command) -> None:
+        parts, wanted = self._parts, command.on_event
+        outcome = self._outcome(command, SET_DWELL if wanted.dwell_s else KEEP_RAW)
         self._tell(command)
         done = [command.cause.reason]
-        if event.keeps_raw:
-            first, stop = (
-                max(0, firing.first_frame - event.pre_frames),
-                firing.last_frame + 1 + event.post_frames,
-            )
-            self._keep_raw(firing.acquisition_id, first, stop)
-            done.append(f"raw frames {first}..{stop - 1} are kept")
+        if kept := wanted.keep_raw.count:
+            first = wanted.keep_raw.first
+            self._keep_raw(wanted.acquisition_id, first, first + kept)
+            done.append(f"raw frames {first}..{first + kept - 1} are kept")
         try:
-            if event.slow_dwell_s:
+            if wanted.dwell_s:
                 if not isinstance(parts.driver, SlowsDown):
                     raise CapabilityMissing("this driver cannot change the dwell of a scan")
                 with parts.driver_lock:
-                    _note(
-                        outcome.state_after, parts.driver.set_dwell(firing.acquisition_id, event.slow_dwell_s)
-                    )
+                    _note(outcome.state_after, parts.driver.set_dwell(wanted.acquisition_id, wanted.dwell_s))
                 outcome.at_driver_ns = parts.clock.now_ns()
-                done.append(f"frames take {event.slow_dwell_s:g} s")
+                done.append(f"frames take {wanted.dwell_s:g} s")
         except DriverError as error:
             self._ended(
                 command, with_state(outcome, FAILED, Refusal(error.rule, "; ".join([*done, str(error)])))
@@ -248,6 +255,15 @@ class RuleActions:
             logger.error(
                 "command %s of %s is not in the journal: %s", command.command_id, command.issuer, error
             )
+
+
+def _wanted(firing: Firing, event: Event) -> OnEvent:
+    wanted = OnEvent(acquisition_id=firing.acquisition_id, dwell_s=event.slow_dwell_s)
+    if event.keeps_raw:
+        first = max(0, firing.first_frame - event.pre_frames)
+        wanted.keep_raw.first = first
+        wanted.keep_raw.count = firing.last_frame + 1 + event.post_frames - first
+    return wanted
 
 
 def with_detail(outcome: Outcome, state: CommandState, detail: str) -> Outcome:

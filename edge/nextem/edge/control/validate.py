@@ -57,6 +57,10 @@ class Context:
     guarded: Refusal | None = None
 
 
+EDGE_ONLY = frozenset({"on_event", "switch_rule"})
+"""Actions of commands that only the edge issues: for its rules, and for who is at its console."""
+
+
 class Verdict(NamedTuple):
     """``refusal`` is None when the command may go on; ``dose_e`` are the electrons that it plans to use."""
 
@@ -113,6 +117,8 @@ def _form(command: Command, context: Context) -> Refusal | None:
     action = command.WhichOneof("action")
     if action is None:
         return Refusal("action", "the command asks for nothing that this edge knows")
+    if action in EDGE_ONLY:
+        return Refusal("edge_only", f"{action} is what the edge itself does, and nobody may ask for it")
     if action == "acquire" and command.acquire.schema_version != PLAN_SCHEMA_VERSION:
         return Refusal(
             "plan.schema_version", f"{command.acquire.schema_version} is not {PLAN_SCHEMA_VERSION}"

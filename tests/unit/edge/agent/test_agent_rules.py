@@ -13,7 +13,7 @@ from nextem.edge.control.limits import default_limits
 from nextem.edge.rules.plan import Drift, Event, Rule, Saturation
 from nextem.edge.rules.watch import Firing
 from nextem.v1 import control_pb2 as pb
-from nextem.v1 import plan_pb2
+from nextem.v1 import frames_pb2, plan_pb2
 
 BRIGHT = Rule("bright", Saturation(4095, 1), frames=3, rearm_frames=1)
 FOLLOW = Rule("follow", Drift(5.0, 2.5, 1.0, 0.0, 30.0), frames=1, rearm_frames=1)
@@ -274,6 +274,29 @@ def test_an_event_keeps_frames_before_and_after(make_rig: MakeRig) -> None:
     assert outcome.state == pb.COMMAND_STATE_DONE
     assert kept == [("acq", 0, 60)]
     assert "raw frames 0..59 are kept" in outcome.detail
+    assert asked(rig, outcome).on_event == pb.OnEvent(
+        acquisition_id="acq", keep_raw=frames_pb2.FrameRange(first=0, count=60)
+    )
+
+
+def test_an_event_whose_rule_is_off_says_what_it_would_have_done(rig: Rig) -> None:
+    off = rig.agent.rules.switch("slow", on=False, who="anna", reason="test")
+    outcome = fire(rig, SLOW, 11.0)
+    assert (outcome.rule, outcome.action) == ("switched_off", "on_event")
+    assert asked(rig, outcome).on_event == pb.OnEvent(acquisition_id="acq", dwell_s=4e-3)
+    assert asked(rig, off).switch_rule == pb.ConsoleRule(name="slow", on=False)
+
+
+@pytest.mark.parametrize("mode", [pb.MODE_OBSERVE, pb.MODE_AUTOMATIC])
+@pytest.mark.parametrize("action", [{"on_event": pb.OnEvent()}, {"switch_rule": pb.ConsoleRule()}])
+def test_what_the_edge_itself_does_nobody_may_ask_for(
+    make_rig: MakeRig, mode: pb.Mode, action: dict[str, Any]
+) -> None:
+    rig = make_rig(mode=mode)
+    refused = rig.until(rig.send(rig.command(**action)))
+    assert (refused.state, refused.rule) == (pb.COMMAND_STATE_REJECTED, "edge_only")
+    assert next(iter(action)) in refused.detail
+    assert rig.calls == []
 
 
 def test_a_driver_that_cannot_slow_down_says_so(rig: Rig) -> None:
@@ -295,6 +318,7 @@ def test_an_event_slows_the_scan_down(rig: Rig) -> None:
     assert (outcome.state, outcome.action) == (pb.COMMAND_STATE_DONE, "set_dwell")
     assert asked_for == [("acq", 4e-3)]
     assert outcome.loop_latency_ms == 3.0
+    assert asked(rig, outcome).on_event == pb.OnEvent(acquisition_id="acq", dwell_s=4e-3)
 
 
 # ---- before the scan ------------------------------------------------------------------------------
