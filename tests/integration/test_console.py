@@ -87,11 +87,15 @@ def test_a_person_switches_a_rule_off_and_on(rig: Rig, tmp_path: Path) -> None:
     assert (code, "a name has 1 to 64" in told) == (1, True), told
     code, told = nextem(tmp_path, "rule", "bright", "off", "--reason", "flat field")
     assert (code, "rule 'bright' off: flat field" in told) == (0, True), told
+    why = f"switched off by {getpass.getuser()}: flat field"
+    assert nextem(tmp_path, "rule") == nextem(tmp_path, "rule", "bright") == (0, f"bright: {why}\n")
+    assert nextem(tmp_path, "rule", "dark") == (0, "dark is not switched off\n")
     refused = fire()
     assert (refused.rule, "blank_beam" in rig.calls) == ("switched_off", False)
-    assert refused.detail.startswith(f"switched off by {getpass.getuser()}: flat field")
+    assert refused.detail.startswith(why)
     code, told = nextem(tmp_path, "rule", "bright", "on")
     assert (code, "rule 'bright' on" in told) == (0, True), told
+    assert nextem(tmp_path, "rule") == (0, "no rule is switched off\n")
     assert fire().state == pb.COMMAND_STATE_DONE
     assert rig.driver.state.optics.beam_blanked
     rig.close()

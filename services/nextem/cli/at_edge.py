@@ -124,11 +124,13 @@ def safe(reason: str, home: Path | None) -> None:
 
 
 @click.command()
-@click.argument("name", metavar="NAME")
-@click.argument("switch", metavar="off|on", type=click.Choice(["off", "on"]))
+@click.argument("name", metavar="[NAME]", default="")
+@click.argument("switch", metavar="[off|on]", required=False, type=click.Choice(["off", "on"]))
 @_here
-def rule(name: str, switch: str, reason: str, home: Path | None) -> None:
+def rule(name: str, switch: str | None, reason: str, home: Path | None) -> None:
     """Switch the edge rules of a name off, or on again, in the plan that runs and in those that follow.
+
+    Without off or on it says which are off.
 
     Works at the edge's own machine, whether or not the steering service is there. A rule that is off does not
     act and tells what it would have done. To switch one off takes a --reason. Forgotten when the edge ends.
@@ -136,7 +138,16 @@ def rule(name: str, switch: str, reason: str, home: Path | None) -> None:
     \b
     nextem rule bright off --reason "flat field without a specimen"
     nextem rule bright on
+    nextem rule                      which are off, by whom and why
     """
+    if switch is None:
+        status = control_pb2.ConsoleRequest(status=control_pb2.ConsoleStatus())
+        off = [each for each in at_edge(home, status).rules_off if name in ("", each.name)]
+        for each in off:
+            click.echo(f"{each.name}: {each.why}")
+        if not off:
+            click.echo(f"{name or 'no rule'} is {'not ' if name else ''}switched off")
+        return
     asked = control_pb2.ConsoleRule(name=name, on=switch == "on")
     outcome = at_edge(home, control_pb2.ConsoleRequest(reason=reason, rule=asked)).outcome
     click.echo(f"{outcome.command_id}  {outcome.detail}".rstrip(": "))

@@ -68,6 +68,7 @@ class Console:
             case _:
                 reply.refused = "console: this edge does not know what is asked; is its version older?"
         reply.heartbeat.CopyFrom(self._reports.heartbeat())
+        reply.rules_off.extend(self._rules.off())
         return reply
 
     def _switch(self, reply: pb.ConsoleReply, asked: pb.ConsoleRule, reason: str, who: str) -> None:

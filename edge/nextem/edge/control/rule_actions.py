@@ -31,6 +31,7 @@ from nextem.v1.control_pb2 import (
     InstrumentState,
     OnEvent,
     Outcome,
+    RuleOff,
     Stage,
 )
 from nextem.v1.frames_pb2 import FrameRange
@@ -53,7 +54,7 @@ def keeps_nothing(acquisition_id: str, first: int, stop: int) -> None:
 
 
 class RuleActions:
-    """:meth:`fire`, :meth:`switch` and :meth:`told` from any thread; the rest on one of its own."""
+    """Public methods from any thread; the rest on one of its own."""
 
     def __init__(
         self,
@@ -97,6 +98,10 @@ class RuleActions:
         command.switch_rule.CopyFrom(ConsoleRule(name=name, on=on))
         self._tell(command)
         return self._ended(command, with_detail(self._outcome(command, SWITCH), DONE, command.cause.reason))
+
+    def off(self) -> list[RuleOff]:
+        """What is switched off now, and why, by name."""
+        return [RuleOff(name=name, why=why) for name, why in sorted(self._off.copy().items())]
 
     def told(self, outcome: Outcome) -> None:
         """An outcome of any command: the stage is given back when a rule's move has ended.
