@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from bluesky.run_engine import RunEngine
 from bluesky.utils import FailedStatus, RunEngineInterrupted
+from engine_kit import run_engine
 from event_model import Filler
 from ophyd_async.core import init_devices
 from up_kit import up_running
@@ -69,9 +70,8 @@ def plan(side: int, dwell_s: float) -> plan_pb2.Plan:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     home = tmp_path_factory.mktemp("home")
-    engine = RunEngine({}, context_managers=[])
     up = up_running(home, "--detector-px", "128", timeout_s=230)
-    with up as (_, address), SteeringClient(address) as client:
+    with run_engine() as engine, up as (_, address), SteeringClient(address) as client:
         with init_devices():
             tem = Microscope(address, "anna", store=home / "store")
         tem.add_acquisition("survey", plan(8, 0.001), products=PRODUCTS)
@@ -80,7 +80,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         engine.subscribe(lambda name, doc: made.documents.append((name, doc)))
         yield made
         tem.close()
-    engine.loop.call_soon_threadsafe(engine.loop.stop)
 
 
 def named(documents: list[tuple[str, dict[str, Any]]], name: str) -> list[dict[str, Any]]:
@@ -152,7 +151,7 @@ def test_an_abort_while_a_scan_runs_leaves_the_instrument_stopped(place: Place) 
 
 def test_a_stop_by_a_person_fails_the_plan(place: Place) -> None:
     with place.client.watch() as events:
-        watcher = threading.Thread(target=_stop_when_started, args=(place, events))
+        watcher = threading.Thread(target=_stop_in_mid_scan, args=(place, events))
         watcher.start()
         with pytest.raises(FailedStatus) as failed:
             place.engine(bp.count([place.tem.long]))  # type: ignore[attr-defined]
@@ -207,9 +206,13 @@ def _pause_when_scanning(place: Place) -> None:
     place.engine.request_pause()
 
 
-def _stop_when_started(place: Place, events: Any) -> None:
+def _stop_in_mid_scan(place: Place, events: Any) -> None:
+    acquisition_id = ""
     for event in events:
         if _is_of_acquire(event, pb.COMMAND_STATE_STARTED):
+            acquisition_id = event.outcome.acquisition_id
+        state = event.heartbeat.state
+        if acquisition_id and state.scan_id == acquisition_id and state.frames_sent > 5:
             place.client.stop("ben", "the specimen drifts")
             return
 

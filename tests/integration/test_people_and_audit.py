@@ -232,7 +232,7 @@ def test_people_act_at_the_terminal(place: Place) -> None:
         assert "mode automatic → approve, by ben (operator): beam time" in until(seen, "→")
         command = place.command(move_stage=pb.Stage(y_nm=1.0), cause=pb.Cause(reason="bright spot"))
         with place.client.submit(command, timeout_s=WAIT_S) as outcomes:
-            assert "anna leads: stage, optics, scan, detector (epoch 1)" in until(seen, "leads")
+            assert "anna leads: stage, optics, scan, detector (epoch 1)" in until(seen, "anna leads")
             hint = until(seen, "nextem approve")
             assert command.command_id in hint
             assert place.nextem("approve", command.command_id, *who)[0] == 0

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from bluesky.run_engine import RunEngine
 from bluesky.utils import FailedStatus, RunEngineInterrupted
+from engine_kit import run_engine
 from ophyd_async.core import NotConnectedError, init_devices
 
 from nextem.client import SteeringClient
@@ -129,9 +130,8 @@ def anna(address: str) -> Iterator[Session]:
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[RunEngine]:
-    made = RunEngine({}, context_managers=[])
-    yield made
-    made.loop.call_soon_threadsafe(made.loop.stop)
+    with run_engine() as made:
+        yield made
 
 
 @pytest.fixture
