@@ -17,7 +17,7 @@ from nextem.edge.control.journal import Journal, JournalError
 from nextem.edge.control.lease import SCAN, SCOPE_OF_ACTION, STAGE, Leases
 from nextem.edge.control.limits import Limits, LimitsUnreadable, Refusal
 from nextem.edge.control.modes import Modes
-from nextem.edge.control.outcomes import edge_error, loop_latency_ms, with_state
+from nextem.edge.control.outcomes import edge_error, loop_latency_ms, note_state, with_state
 from nextem.edge.control.runner import Acquisitions, Ended, Job, Runner
 from nextem.edge.control.states import DONE, FAILED
 from nextem.edge.control.usage import Usage
@@ -133,8 +133,7 @@ class AtDriver:
                 after = driver.define_scan(epoch, outcome.acquisition_id, plan.scan, plan.dose_e_per_frame)
             case action:
                 raise ValueError(f"no driver call for {action}")
-        outcome.state_after.CopyFrom(after)
-        outcome.state_after.ClearField("defined_scans")
+        note_state(outcome.state_after, after)
 
     def _queue(self, received: Received, outcome: Outcome) -> None:
         command = received.command

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import logging
 import threading
+from functools import partial
 
-from nextem.edge.control.driver import Blanks, CapabilityMissing, Driver, DriverError
+from nextem.edge.control.driver import Blanks, CapabilityMissing, Driver, insist
 from nextem.v1.control_pb2 import InstrumentState
 
 logger = logging.getLogger(__name__)
 
 BLANK = "blank_beam"
 """What the outcome of a rule's blank is called."""
-
-_TRIES = 3
 
 
 def blank(driver: Driver, driver_lock: threading.Lock, epoch: int) -> InstrumentState:
@@ -22,14 +21,7 @@ def blank(driver: Driver, driver_lock: threading.Lock, epoch: int) -> Instrument
     Only where it takes two calls does it wait for ``driver_lock``: a change between them would be undone.
     Raises :class:`~nextem.edge.control.driver.DriverError` when three tries in a row have failed.
     """
-    for left in reversed(range(_TRIES)):
-        try:
-            return _once(driver, driver_lock, epoch)
-        except DriverError as error:
-            logger.error("the beam could not be blanked: %s", error)
-            if not left:
-                raise
-    raise AssertionError("the last try returns or raises")
+    return insist(partial(_once, driver, driver_lock, epoch), "the beam could not be blanked")
 
 
 def _once(driver: Driver, driver_lock: threading.Lock, epoch: int) -> InstrumentState:

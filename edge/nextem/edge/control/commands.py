@@ -10,7 +10,7 @@ from nextem.edge.control.driver import DriverError
 from nextem.edge.control.journal import JournalError
 from nextem.edge.control.limits import Refusal
 from nextem.edge.control.modes import APPROVE
-from nextem.edge.control.outcomes import digest, edge_error, with_state
+from nextem.edge.control.outcomes import digest, edge_error, note_state, with_state
 from nextem.edge.control.proposals import Proposal, Proposals, effect
 from nextem.edge.control.runner import Acquisitions
 from nextem.edge.control.states import FAILED, PROPOSED, REJECTED, VALIDATED
@@ -107,8 +107,7 @@ class CommandHandler:
         """Journals what passed every check, then brings it to the driver."""
         parts, command = self._parts, received.command
         assert isinstance(context.state, InstrumentState)
-        outcome.state_before.CopyFrom(context.state)
-        outcome.state_before.ClearField("defined_scans")  # as many as may wait, and nobody asks for them
+        note_state(outcome.state_before, context.state)
         if command.HasField("acquire"):
             outcome.acquisition_id = uuid7()
         exposure = on_sample(command.acquire, context.state.stage) if command.HasField("acquire") else None

@@ -6,10 +6,17 @@ and :meth:`Blanks.blank_beam`, which must work from any thread while another cal
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+import logging
+from collections.abc import Callable
+from typing import Protocol, TypeVar, runtime_checkable
 
 from nextem.v1.control_pb2 import InstrumentState, Optics, Stage
 from nextem.v1.plan_pb2 import Scan
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+_TRIES = 3
 
 
 class DriverError(Exception):
@@ -96,3 +103,15 @@ class Driver(Protocol):
     def stop(self, command_epoch: int, reason: str) -> InstrumentState:
         """Ends whatever runs. Never refused, whatever the epoch; harmless when nothing runs."""
         ...
+
+
+def insist(call: Callable[[], T], failed: str) -> T:
+    """What ``call`` returns, tried three times; each failure is logged as ``failed``. Raises the last."""
+    for left in reversed(range(_TRIES)):
+        try:
+            return call()
+        except DriverError as error:
+            logger.error("%s: %s", failed, error)
+            if not left:
+                raise
+    raise AssertionError("the last try returns or raises")

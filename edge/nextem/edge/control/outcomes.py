@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 
 from nextem.edge.control.limits import Refusal
-from nextem.v1.control_pb2 import Command, CommandState, Outcome
+from nextem.v1.control_pb2 import Command, CommandState, InstrumentState, Outcome
 
 _HOW_ASKED = ("lease_id", "lease_epoch", "edge_boot_id", "not_after_ns", "valid_for_ms", "cause", "proof")
 
@@ -34,6 +34,12 @@ def loop_latency_ms(command: Command, at_driver_ns: int, boot_id: str) -> float:
     if not cause.last_byte_ns or cause.edge_boot_id != boot_id:
         return 0.0
     return (at_driver_ns - cause.last_byte_ns) / 1e6
+
+
+def note_state(into: InstrumentState, state: InstrumentState) -> None:
+    """Copies what is told of a state: all but the defined scans, which may be many and nobody asks for."""
+    into.CopyFrom(state)
+    into.ClearField("defined_scans")
 
 
 def with_state(outcome: Outcome, state: CommandState, refusal: Refusal | None) -> Outcome:

@@ -19,7 +19,7 @@ from nextem.edge.control.journal import JournalError
 from nextem.edge.control.lease import STAGE, Lease
 from nextem.edge.control.limits import Refusal
 from nextem.edge.control.modes import AUTOMATIC, mode_name
-from nextem.edge.control.outcomes import digest, loop_latency_ms, with_state
+from nextem.edge.control.outcomes import digest, loop_latency_ms, note_state, with_state
 from nextem.edge.control.states import DONE, FAILED, FINAL, REJECTED
 from nextem.edge.control.worker import Worker
 from nextem.edge.rules.plan import Drift, Event, Saturation
@@ -28,7 +28,6 @@ from nextem.v1.control_pb2 import (
     Command,
     CommandState,
     ConsoleRule,
-    InstrumentState,
     OnEvent,
     Outcome,
     RuleOff,
@@ -153,7 +152,7 @@ class RuleActions:
             self._ended(command, with_state(outcome, FAILED, Refusal(error.rule, str(error))))
             return
         outcome.at_driver_ns, outcome.command_epoch = parts.clock.now_ns(), after.command_epoch
-        _note(outcome.state_after, after)
+        note_state(outcome.state_after, after)
         command.set_optics.CopyFrom(after.optics)
         self._tell(command)
         self._ended(command, with_detail(outcome, DONE, command.cause.reason))
@@ -172,7 +171,9 @@ class RuleActions:
                 if not isinstance(parts.driver, SlowsDown):
                     raise CapabilityMissing("this driver cannot change the dwell of a scan")
                 with parts.driver_lock:
-                    _note(outcome.state_after, parts.driver.set_dwell(wanted.acquisition_id, wanted.dwell_s))
+                    note_state(
+                        outcome.state_after, parts.driver.set_dwell(wanted.acquisition_id, wanted.dwell_s)
+                    )
                 outcome.at_driver_ns = parts.clock.now_ns()
                 done.append(f"frames take {wanted.dwell_s:g} s")
         except DriverError as error:
@@ -287,8 +288,3 @@ def in_words(firing: Firing) -> str:
         case Event() as event:
             saw = f"{event.column} {firing.values[0]:.6g} is above {event.above:g}"
     return f"rule {firing.rule.name!r}: {saw} in frame {firing.last_frame}"
-
-
-def _note(into: InstrumentState, state: InstrumentState) -> None:
-    into.CopyFrom(state)
-    into.ClearField("defined_scans")

@@ -8,7 +8,7 @@ from functools import partial
 
 from nextem.edge.control.at_driver import Parts
 from nextem.edge.control.blanking import blank
-from nextem.edge.control.driver import DriverError
+from nextem.edge.control.driver import DriverError, insist
 from nextem.edge.control.journal import JournalError
 from nextem.edge.control.outcomes import digest, loop_latency_ms
 from nextem.edge.control.proposals import Proposals
@@ -17,8 +17,6 @@ from nextem.edge.control.states import DONE, FAILED
 from nextem.v1.control_pb2 import Command, Outcome
 
 logger = logging.getLogger(__name__)
-
-_TRIES = 3
 
 
 class Stopper:
@@ -74,13 +72,10 @@ class Stopper:
         running = self._runner.stop_all(reason)
         epoch = self._parts.journal.command_epoch + 1
         error: DriverError | None = None
-        for _ in range(_TRIES if driver_too else 0):
+        if driver_too:
             try:
-                self._parts.driver.stop(epoch, reason)
-                error = None
-                break
+                insist(partial(self._parts.driver.stop, epoch, reason), "the driver could not be stopped")
             except DriverError as failure:
-                logger.error("the driver could not be stopped: %s", failure)
                 error = failure
         if running is not None:
             running.stop(reason)
