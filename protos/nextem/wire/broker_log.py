@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import count
 from zlib import crc32
 
@@ -17,6 +17,7 @@ from nextem.wire.log import (
     FatalLogError,
     LogError,
     LogUnavailable,
+    Position,
     check_record,
     check_topic,
     record_bytes,
@@ -32,6 +33,15 @@ DELIVERY_S = 30.0
 def addresses(bootstrap: str) -> list[str]:
     """The brokers named by ``host:port[,host:port]``."""
     return [address.strip() for address in bootstrap.split(",")]
+
+
+def next_offsets(positions: Iterable[Position]) -> dict[tuple[str, int], int]:
+    """By topic and partition, the offset after the last of ``positions``: what a commit tells the broker."""
+    after: dict[tuple[str, int], int] = {}
+    for at in positions:
+        place = (at.topic, at.partition)
+        after[place] = max(at.offset + 1, after.get(place, 0))
+    return after
 
 
 class Window:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import cast
 
-from nextem.wire.broker_log import CONNECT_S
+from nextem.wire.broker_log import CONNECT_S, next_offsets
 from nextem.wire.confluent_client import (
     CLIENT,
     OFFSET_BEGINNING,
@@ -108,12 +108,7 @@ class ConfluentConsumer:
         """Waits up to two seconds while the group rebalances; then what is still ours is committed at later
         polls.
         """
-        done = dict(self._returned)
-        if positions is not None:
-            done = {}
-            for at in positions:
-                ours = (at.topic, at.partition)
-                done[ours] = max(at.offset + 1, done.get(ours, 0))
+        done = dict(self._returned) if positions is None else next_offsets(positions)
         if self._group is not None:
             self._uncommitted.update(done)
             self._commit(SETTLE_S)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from nextem.wire.broker_log import CONNECT_S
+from nextem.wire.broker_log import CONNECT_S, next_offsets
 from nextem.wire.kafka_client import (
     CLIENT,
     KafkaConsumer,
@@ -83,10 +83,7 @@ class KafkaLogConsumer:
         """
         done = dict(self._returned)
         if positions is not None:
-            done = {}
-            for at in positions:
-                ours = TopicPartition(at.topic, at.partition)
-                done[ours] = max(at.offset + 1, done.get(ours, 0))
+            done = {TopicPartition(*place): offset for place, offset in next_offsets(positions).items()}
         if self._group is not None:
             self._uncommitted.update(done)
             self._commit(SETTLE_S)
