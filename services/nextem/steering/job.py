@@ -16,10 +16,10 @@ from nextem.steering.policy import (
     Following,
     PolicyError,
     Suggestion,
-    derived_id,
 )
 from nextem.steering.procedure import command_of
 from nextem.v1 import acquisition_pb2, control_pb2, plan_pb2, product_pb2
+from nextem.wire.ids import derived_id
 
 logger = logging.getLogger(__name__)
 

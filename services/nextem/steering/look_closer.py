@@ -12,8 +12,9 @@ import numpy as np
 
 from nextem.steering.novelty_map import FloatMap, NoveltyMap
 from nextem.steering.picker import Pick, Picker, Target
-from nextem.steering.policy import Evidence, PolicyError, Suggestion, derived_id, read_parameters
+from nextem.steering.policy import Evidence, PolicyError, Suggestion, read_parameters
 from nextem.v1 import acquisition_pb2, control_pb2, frames_pb2, plan_pb2, product_pb2
+from nextem.wire.ids import derived_id
 
 NAME = "look_closer"
 

@@ -11,8 +11,6 @@ safe, because the suggestions get the same command ids and the edge's journal kn
 from __future__ import annotations
 
 import difflib
-import hashlib
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -115,23 +113,6 @@ class Following(Checkpointable, Protocol):
 
 
 PolicyFactory = Callable[[], AcquisitionPolicy]
-
-
-def derived_id(acquisition_id: str, what: str) -> str:
-    """An id in the form of a UUIDv7 that is always the same for the same arguments.
-
-    Its time is that of ``acquisition_id`` (0 where that is no UUID), its other bits are a hash, so that
-    it sorts beside the acquisition and a repeat is known as one.
-    """
-    try:
-        stamp = uuid.UUID(acquisition_id).int >> 80
-    except ValueError:
-        stamp = 0
-    digest = hashlib.sha256(f"{acquisition_id}\n{what}".encode()).digest()
-    value = (stamp << 80) | int.from_bytes(digest[:10], "big")
-    value = (value & ~(0xF << 76)) | (0x7 << 76)
-    value = (value & ~(0x3 << 62)) | (0x2 << 62)
-    return str(uuid.UUID(int=value))
 
 
 def read_parameters(given: struct_pb2.Struct, defaults: Mapping[str, object]) -> dict[str, object]:

@@ -16,8 +16,9 @@ from typing import Any, Protocol
 
 from google.protobuf import json_format
 
-from nextem.steering.policy import Action, Answer, Evidence, PolicyError, Suggestion, derived_id
+from nextem.steering.policy import Action, Answer, Evidence, PolicyError, Suggestion
 from nextem.v1 import acquisition_pb2, control_pb2, plan_pb2, product_pb2
+from nextem.wire.ids import derived_id
 
 logger = logging.getLogger(__name__)
 

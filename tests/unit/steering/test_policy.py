@@ -5,8 +5,7 @@ import uuid
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nextem.steering.policy import derived_id
-from nextem.wire.ids import uuid7
+from nextem.wire.ids import derived_id, uuid7
 
 
 @given(st.text(max_size=40), st.text(max_size=40))

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from nextem.steering.hub import Hub
-from nextem.steering.policy import derived_id
 from nextem.steering.runner import GROUP, MAX_CAUSE_AGE_NS, PolicyRunner
 from nextem.v1 import acquisition_pb2, control_pb2, product_pb2
 from nextem.wire import signing
+from nextem.wire.ids import derived_id
 from nextem.wire.log import ACQUISITIONS, PRODUCTS, FatalLogError
 from nextem.wire.proof import Credential, signed_content
 

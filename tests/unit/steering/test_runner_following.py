@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from nextem.steering.hub import Hub
-from nextem.steering.policy import Answer, Evidence, Suggestion, derived_id
+from nextem.steering.policy import Answer, Evidence, Suggestion
 from nextem.steering.runner import MAX_CAUSE_AGE_NS, PolicyRunner
 from nextem.v1 import acquisition_pb2, control_pb2, plan_pb2, product_pb2
 from nextem.wire import checkpoints
+from nextem.wire.ids import derived_id
 from nextem.wire.log import ACQUISITIONS, PRODUCTS
 
 NAME = "01890a5d-ac96-774b-bcce-b302099a8057"
