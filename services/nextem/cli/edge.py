@@ -9,12 +9,13 @@ import click
 from nextem.cli.console import set_up_logging, stop_on_signals, tell_ready
 from nextem.cli.home import Home
 from nextem.cli.modes import MODES, mode_option
-from nextem.cli.process_options import LOG_HELP, common, secured
+from nextem.cli.process_options import common, log_option, secured
+from nextem.cli.settings import Process
 from nextem.cli.sizes import size
 
 
-@click.command()
-@click.option("--log", "log_address", help=LOG_HELP)
+@click.command(cls=Process)
+@log_option
 @click.option(
     "--detector",
     default="127.0.0.1:6342",
@@ -29,12 +30,13 @@ from nextem.cli.sizes import size
 @click.option("--steering", help="Steering service to attach to, HOST:PORT.")
 @click.option("--name", default="simulator", show_default=True, help="Name of the instrument.")
 @click.option(
-    "--limits", type=click.Path(path_type=Path), help="Limits file (JSON).  [default: the simulator's]"
+    "--limits", type=click.Path(path_type=Path), show_default="the simulator's", help="Limits file (JSON)."
 )
 @click.option(
     "--limits-key",
     type=click.Path(path_type=Path),
-    help="Public key (PEM) that must have signed the limits, in FILE.sig.  [default: limits.pub of the keys]",
+    show_default="limits.pub of the keys",
+    help="Public key (PEM) that must have signed the limits, in FILE.sig.",
 )
 @click.option(
     "--passive-plan",
@@ -48,26 +50,31 @@ from nextem.cli.sizes import size
     "--workers",
     default=0,
     type=click.IntRange(0),
-    help="Threads that reduce frames.  [default: one a processor, at most 4]",
+    show_default="one a processor, at most 4",
+    help="Threads that reduce frames.",
 )
 @click.option(
     "--calibrations",
     type=click.Path(path_type=Path),
-    help="Folder of dark, gain and bad pixels, named by their hash.  [default: HOME/calibrations]",
+    show_default="HOME/calibrations",
+    help="Folder of dark, gain and bad pixels, named by their hash.",
 )
 @click.option(
     "--raw-ring",
     type=size,
     default="0",
-    help="Disk for the newest raw frames of plans that say keep_raw, such as 4GiB.  [default: none]",
+    show_default="none",
+    help="Disk for the newest raw frames of plans that say keep_raw, such as 4GiB.",
 )
-@click.option("--raw-minutes", type=float, help="Raw frames that are older are gone.  [default: any age]")
+@click.option("--raw-minutes", type=float, show_default="any age", help="Raw frames that are older are gone.")
 @click.option(
-    "--store", type=click.Path(path_type=Path), help="Where asked-for raw frames go.  [default: HOME/store]"
+    "--store",
+    type=click.Path(path_type=Path),
+    show_default="HOME/store",
+    help="Where asked-for raw frames go.",
 )
 @click.option(
     "--rule-off",
-    "rules_off",
     multiple=True,
     metavar="NAME",
     help="Rules of plans by this name do not act; what they would have done is told.  [repeatable]",
@@ -83,7 +90,7 @@ from nextem.cli.sizes import size
 @secured
 @common
 def edge(
-    log_address: str | None,
+    log: str | None,
     detector: str,
     instrument: str | None,
     steering: str | None,
@@ -97,7 +104,7 @@ def edge(
     raw_ring: int,
     raw_minutes: float | None,
     store: Path | None,
-    rules_off: tuple[str, ...],
+    rule_off: tuple[str, ...],
     mode: str | None,
     lost_after_s: float,
     tls: Path | None,
@@ -148,7 +155,7 @@ def edge(
     plan = json_format.Parse(passive_plan.read_text(), plan_pb2.Plan()) if passive_plan else None
     options = EdgeOptions(
         instrument=name,
-        log=log_address or str(place.log),
+        log=log or str(place.log),
         detector=detector,
         spool_dir=place.folder / "spool",
         journal_path=place.folder / "journal.db",
@@ -164,7 +171,7 @@ def edge(
         raw_ring_dir=place.folder / "raw-ring",
         raw_ring_age_s=None if raw_minutes is None else 60 * raw_minutes,
         store_dir=(store or place.store).resolve(),
-        rules_off=rules_off,
+        rules_off=rule_off,
         mode=MODES[mode] if mode else None,
         lost_after_s=lost_after_s,
         keys=keys,

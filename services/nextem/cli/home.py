@@ -43,6 +43,11 @@ class Home:
         return KeyFolder(self.folder / "keys")
 
     @property
+    def settings(self) -> Path:
+        """Settings of the processes, where nobody names another file (:mod:`nextem.cli.settings`)."""
+        return self.folder / "nextem.toml"
+
+    @property
     def console(self) -> Path:
         """Socket file of the edge that keeps its journal here, while it runs."""
         return self.folder / FILE_NAME

@@ -30,6 +30,7 @@ _COMMANDS: Mapping[str, tuple[str, str]] = {
     "products": ("nextem.cli.products:products", "List what was made; `products show ID` draws it."),
     "fetch-raw": ("nextem.cli.fetch_raw:fetch_raw", "Bring raw frames from the edge's disk into the store."),
     "keys": ("nextem.cli.keys:keys", "Certificates, signing keys and tokens: who may do what."),
+    "config": ("nextem.cli.config:config", "Settings: where each comes from; check a file of them."),
     "kafka": ("nextem.cli.kafka:kafka", "Start, stop or ask a Kafka broker on this machine."),
 }
 
@@ -59,9 +60,18 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "NEXTEM"},
+)
+@click.option(
+    "--config",
+    type=click.Path(exists=True, dir_okay=False),
+    show_default="$NEXTEM_CONFIG or HOME/nextem.toml",
+    help="Settings of the processes (TOML).",
+)
 @click.version_option(package_name="nextem")
-def main() -> None:
+def main(config: str | None) -> None:
     """NexTEM runs an electron microscope as a closed loop.
 
     Frames are reduced beside the detector, travel as compressed blocks on a log, are analysed on Ray while

@@ -10,7 +10,7 @@ import click
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-LOG_HELP = "The log: a folder, or kafka://HOST:PORT.  [default: HOME/log]"
+log_option = click.option("--log", show_default="HOME/log", help="The log: a folder, or kafka://HOST:PORT.")
 
 
 def common(function: F) -> F:
@@ -21,8 +21,10 @@ def common(function: F) -> F:
         click.option("-v", "--verbose", is_flag=True, help="Log more."),
         click.option(
             "--home",
+            envvar="NEXTEM_HOME",
             type=click.Path(path_type=Path),
-            help="Folder of everything NexTEM keeps.  [default: $NEXTEM_HOME or ./nextem-home]",
+            show_default="$NEXTEM_HOME or ./nextem-home",
+            help="Folder of everything NexTEM keeps.",
         ),
     ):
         function = option(function)
@@ -32,5 +34,6 @@ def common(function: F) -> F:
 secured = click.option(
     "--tls",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Folder of `nextem keys`: certificates, and who may do what.  [default: HOME/keys, where it is]",
+    show_default="HOME/keys, where it is",
+    help="Folder of `nextem keys`: certificates, and who may do what.",
 )

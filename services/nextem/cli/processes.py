@@ -8,10 +8,11 @@ import click
 
 from nextem.cli.console import set_up_logging, stop_on_signals, tell_ready
 from nextem.cli.home import Home
-from nextem.cli.process_options import LOG_HELP, common, secured
+from nextem.cli.process_options import common, log_option, secured
+from nextem.cli.settings import Process
 
 
-@click.command()
+@click.command(cls=Process)
 @click.option(
     "--specimen",
     default="polycrystal",
@@ -102,14 +103,16 @@ def simulate(
     )
 
 
-@click.command()
-@click.option("--log", "log_address", help=LOG_HELP)
-@click.option("--store", type=click.Path(path_type=Path), help="Folder for products.  [default: HOME/store]")
+@click.command(cls=Process)
+@log_option
+@click.option(
+    "--store", type=click.Path(path_type=Path), show_default="HOME/store", help="Folder for products."
+)
 @click.option("--workers", default=1, show_default=True, help="Ray actors that read frame blocks.")
-@click.option("--ray-address", help="An existing Ray cluster.  [default: Ray is started in place]")
+@click.option("--ray-address", show_default="Ray is started in place", help="An existing Ray cluster.")
 @common
 def analyse(
-    log_address: str | None,
+    log: str | None,
     store: Path | None,
     workers: int,
     ray_address: str | None,
@@ -134,7 +137,7 @@ def analyse(
     stop = stop_on_signals(with_parent)
     run_analysis(
         AnalysisOptions(
-            log=log_address or str(place.log),
+            log=log or str(place.log),
             store=(store or place.store).resolve(),
             workers=workers,
             ray_address=ray_address,
@@ -144,8 +147,8 @@ def analyse(
     )
 
 
-@click.command()
-@click.option("--log", "log_address", help=LOG_HELP)
+@click.command(cls=Process)
+@log_option
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", default=50051, show_default=True, help="gRPC service Steering; 0: any free one.")
 @click.option(
@@ -154,7 +157,7 @@ def analyse(
 @secured
 @common
 def steer(
-    log_address: str | None,
+    log: str | None,
     host: str,
     port: int,
     policies: bool,
@@ -181,7 +184,7 @@ def steer(
     set_up_logging(verbose)
     stop = stop_on_signals(with_parent)
     options = SteeringOptions(
-        log=log_address or str(place.log),
+        log=log or str(place.log),
         host=host,
         port=port,
         policies=policies,

@@ -13,7 +13,7 @@ from nextem.cli.main import main
 
 COMMANDS = ["demo", "replay", "up", "simulate", "edge", "analyse", "steer", "products", "kafka"]
 COMMANDS += ["watch", "approve", "refuse", "undo", "stop", "mode", "audit", "keys"]
-COMMANDS += ["preempt", "release", "safe", "rule", "submit"]
+COMMANDS += ["preempt", "release", "safe", "rule", "submit", "config"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
