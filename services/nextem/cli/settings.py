@@ -188,9 +188,10 @@ class Process(click.Command):
         try:
             return super().parse_args(ctx, args)
         except click.BadParameter as error:
-            if error.param is not None and (told := _told(ctx, error.param)):
-                error.message = f"{error.message} ({told})"
-            raise
+            if error.param is None or not (told := _told(ctx, error.param)):
+                raise
+            text = f"{error.message} ({told})"
+            raise click.BadParameter(text, ctx, error.param, error.param_hint) from error
 
     def _take_up(self, ctx: click.Context, given: Mapping[str, Any]) -> None:
         """Makes what the settings file says the defaults of ``ctx``. Raises :class:`SettingsError`."""
