@@ -7,7 +7,7 @@ ARGS ?=
 NEXTEM_TEST_DATA ?= $(abspath $(wildcard ../shared/data))
 export NEXTEM_TEST_DATA
 
-.PHONY: demo test lint bench fuzz fuzz-control clean install
+.PHONY: demo test test-kubernetes images lint bench fuzz fuzz-control clean install
 
 demo: $(VENV)/.installed
 	$(BIN)/nextem demo $(ARGS)
@@ -32,6 +32,16 @@ fuzz: $(VENV)/.installed-dev
 N ?= 100000
 fuzz-control: $(VENV)/.installed-dev
 	NEXTEM_FUZZ_SEQUENCES=$(N) $(BIN)/python -m pytest --timeout 14400 -s tests/fuzz/test_fuzz_control.py $(ARGS)
+
+# One container image a deployable; images/make.sh says which variables it takes (BASE, ENGINE, FLAGS, …).
+images:
+	images/make.sh
+
+# On a real cluster, with images built from this checkout. LOAD brings an image to its nodes; kind's way unless told.
+KUBECONFIG ?=
+test-kubernetes: $(VENV)/.installed-dev
+	@if [ -z "$(KUBECONFIG)" ]; then echo "test-kubernetes: skipped, no cluster: say make test-kubernetes KUBECONFIG=FILE"; else \
+	NEXTEM_TEST_KUBERNETES=1 $(BIN)/python -m pytest --timeout 1200 tests/kubernetes $(ARGS); fi
 
 install: $(VENV)/.installed
 
