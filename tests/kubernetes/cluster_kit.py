@@ -15,6 +15,15 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 Object = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[2]
+VERSION = next(
+    line.split('"')[1] for line in (ROOT / "pyproject.toml").read_text().splitlines() if "version =" in line
+)
+DEPLOYABLES = ("edge", "simulator", "analysis", "steering", "operator")
+COMPONENTS = ("kafka", "s3", "simulator", "steering", "operator", "analysis", "edge")
+
+
+def image_of(deployable: str) -> str:
+    return f"nextem-{deployable}:{VERSION}"
 
 
 class Refused(Exception):
@@ -105,3 +114,19 @@ class Namespace:
 def is_ready(pod: Object) -> bool:
     conditions = pod["status"].get("conditions", [])
     return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
+
+
+@dataclass(frozen=True)
+class Release:
+    """A release of the charts, its namespace, and the time from `helm install` until all was ready."""
+
+    name: str
+    namespace: Namespace
+    install_s: float
+
+
+def helm(verb: str, name: str, namespace: Namespace, *settings: str) -> list[str]:
+    """``helm install`` or ``upgrade`` of the quickstart with ``KEY=VALUE`` values of one's own."""
+    values = ["quickstart.enabled=true", *settings]
+    chart = str(ROOT / "helm" / "nextem")
+    return ["helm", verb, name, chart, "-n", namespace.name, *(a for v in values for a in ("--set", v))]
