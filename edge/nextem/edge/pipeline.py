@@ -59,6 +59,7 @@ from nextem.wire.log import Log
 log = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT_S = 10.0
+_NEARLY_FULL = 0.95
 
 MakeDetector = Callable[[Sink, Clock], Detector]
 
@@ -204,6 +205,11 @@ class EdgePipeline:
     def failure(self) -> DetectorFailed | None:
         """Set once the detector's thread has died: this pipeline receives nothing any more."""
         return self._failure
+
+    def why_full(self) -> str:
+        """Empty while the spool has room for what the log does not take."""
+        share = self._storing.backlog()
+        return f"{share:.0%} of the spool wait for the log" if share > _NEARLY_FULL else ""
 
     def subscribe(self, capacity: int = CAPACITY) -> Subscription:
         """The figures of each block from now on, as soon as it is spooled. Close it when done."""

@@ -11,13 +11,14 @@ from functools import partial
 from pathlib import Path
 from threading import Event
 
-from nextem.edge.control.driver import Driver
+from nextem.edge.control.driver import Driver, DriverError
 from nextem.edge.pipeline import EdgePipeline, PipelineConfig
 from nextem.edge.retention.fetch import FetchRaw, RawFetcher, without_ring
 from nextem.edge.retention.raw_ring import RawRing
 from nextem.edge.rules.plan import InvalidRule, read_rules
 from nextem.v1 import control_pb2, plan_pb2
 from nextem.wire.clock import Clock, MonotonicClock
+from nextem.wire.health import Health, log_reached
 from nextem.wire.key_folder import KeyFolder, edge_files
 from nextem.wire.log import Log, open_log
 from nextem.wire.threads import short_turns, spared_collector
@@ -61,7 +62,12 @@ class EdgeOptions:
     keys: KeyFolder | None = None  # certificates, and the key set by which tokens are checked
 
 
-def run_edge(options: EdgeOptions, stop: Event, ready: Callable[[], None] | None = None) -> None:
+def run_edge(
+    options: EdgeOptions,
+    stop: Event,
+    ready: Callable[[], None] | None = None,
+    health: Health | None = None,
+) -> None:
     """Runs until ``stop`` is set, then closes everything in order; calls ``ready`` once it listens.
 
     The agent goes first, so that nothing can be commanded while the data path drains. Raises
@@ -74,6 +80,7 @@ def run_edge(options: EdgeOptions, stop: Event, ready: Callable[[], None] | None
         for rule in read_rules(options.passive_plan):
             raise InvalidRule(rule.name, "this edge commands no instrument, so no rule can act")
     clock = MonotonicClock()
+    health = health or Health()
     with ExitStack() as stack:
         stack.enter_context(short_turns())
         to = open_log(options.log)
@@ -99,12 +106,14 @@ def run_edge(options: EdgeOptions, stop: Event, ready: Callable[[], None] | None
         stack.callback(pipeline.close)
         pipeline.start()
         if options.instrument_address:
-            _start_agent(stack, options, pipeline, clock, to)
+        health.watch("log", log_reached(options.log))
+        health.check("spool", pipeline.why_full)
+            _start_agent(stack, options, pipeline, clock, to, health)
         stack.enter_context(spared_collector())
         logger.info("the edge of %s runs, boot %s", options.instrument, clock.boot_id)
         if ready is not None:
             ready()
-        while not stop.wait(_LOOK_S):
+        for _ in health.rounds(stop, _LOOK_S):
             if pipeline.failure is not None:
                 raise pipeline.failure
 
@@ -142,7 +151,16 @@ def _open_driver(stack: ExitStack, address: str, keys: KeyFolder | None, instrum
 
 
 def _start_agent(
-    stack: ExitStack, options: EdgeOptions, pipeline: EdgePipeline, clock: Clock, to: Log
+def _why_away(driver: Driver) -> str:
+    """Empty where the instrument answers."""
+    try:
+        driver.get_state()
+    except DriverError as error:
+        return str(error)
+    return ""
+
+
+    stack: ExitStack, options: EdgeOptions, pipeline: EdgePipeline, clock: Clock, to: Log, health: Health
 ) -> None:
     from nextem.edge.control.agent import ControlAgent, ControlOptions
     from nextem.edge.control.console import ConsoleServer
@@ -189,4 +207,7 @@ def _start_agent(
     for name in options.rules_off:
         agent.rules.switch(name, on=False, who=CONSOLE, reason="set at the start")
     console = ConsoleServer(options.journal_path.with_name(FILE_NAME), agent.console.answer)
+    health.watch("instrument", partial(_why_away, driver))
+    if options.steering_address:
+        health.check("steering", agent.why_alone)
     stack.callback(console.close)

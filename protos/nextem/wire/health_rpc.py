@@ -14,11 +14,8 @@ SERVICE = "grpc.health.v1.Health"
 
 
 def add_health(server: grpc.Server, health: Health, services: Sequence[str]) -> None:
-    """``server`` tells of ``services``, and of itself as "", SERVING exactly while the process is ready.
-
-    Somebody who watches takes one thread of the server's pool.
-    """
-    servicer = HealthServicer(experimental_non_blocking=False)
+    """``server`` tells of ``services``, and of itself as "", SERVING exactly while the process is ready."""
+    servicer = HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
 
     def tell(ready: bool) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import ray
 
 from nextem.analysis.actors import start_host, start_worker
+from nextem.wire.health import Health, log_reached
 from nextem.analysis.log_relay import tell
 from nextem.wire.ids import uuid7
 
@@ -54,22 +55,28 @@ class ActorPids:
 
 
 def run_analysis(
-    options: AnalysisOptions, stop: threading.Event, ready: Callable[[], None] | None = None
+    options: AnalysisOptions,
+    stop: threading.Event,
+    ready: Callable[[], None] | None = None,
+    health: Health | None = None,
 ) -> None:
     """Works until ``stop`` is set; calls ``ready`` once frames are analysed without delay.
 
     Raises :class:`ray.exceptions.RayTaskError` with the cause when log or store cannot be opened at start.
     After that it does not end by itself: actors that die are started anew.
     """
+    health = health or Health()
+    health.watch("log", log_reached(options.log))
     with ray_running(options):
         crew = Crew(options)
         try:
             crew.start()
             text = "analysis reads %s into %s with %d worker(s)"
             logger.info(text, options.log, options.store, options.workers)
+            health.check("workers", crew.why_short)
             if ready is not None:
                 ready()
-            while not stop.wait(CHECK_S):
+            for _ in health.rounds(stop, CHECK_S):
                 crew.check()
         finally:
             crew.close()
@@ -110,6 +117,11 @@ class Crew:
             del self._again[number]
             self._run(number)
         self._relay()
+
+    def why_short(self) -> str:
+        """Empty while every worker is at work."""
+        stopped = sorted(self._again)
+        return f"worker {', '.join(map(str, stopped))} stopped, and is started anew" if stopped else ""
 
     def close(self) -> None:
         """Stops the workers, then the host; whoever does not stop in time is stopped by the end of Ray."""

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import click
 
-from nextem.cli.console import set_up_logging, stop_on_signals, tell_ready
 from nextem.cli.home import Home
 from nextem.cli.modes import MODES, mode_option
-from nextem.cli.process_options import common, log_option, secured
+from nextem.cli.process_options import Running, common, log_option, secured
 from nextem.cli.settings import Process
 from nextem.cli.sizes import size
 
@@ -108,10 +107,7 @@ def edge(
     mode: str | None,
     lost_after_s: float,
     tls: Path | None,
-    home: Path | None,
-    verbose: bool,
-    ready_file: Path | None,
-    with_parent: bool,
+    process: Running,
 ) -> None:
     """The edge: runs beside the microscope and is the only authority over it.
 
@@ -146,12 +142,10 @@ def edge(
     from nextem.wire.tls import TlsError
     from nextem.wire.tokens import TokenRefused
 
-    place = Home.at(home)
+    place = Home.at(process.home)
     keys = place.secured(tls)
     if limits is not None and limits_key is None and keys is not None and keys.limits.exists():
         limits_key = keys.limits  # whoever has keys has signed the limits
-    set_up_logging(verbose)
-    stop = stop_on_signals(with_parent)
     plan = json_format.Parse(passive_plan.read_text(), plan_pb2.Plan()) if passive_plan else None
     options = EdgeOptions(
         instrument=name,
@@ -177,7 +171,7 @@ def edge(
         keys=keys,
     )
     try:
-        run_edge(options, stop, lambda: tell_ready(ready_file, {"instrument": name}))
+        run_edge(options, process.stop, lambda: process.tell_ready({"instrument": name}), process.health)
     except (
         *(BadAddress, DetectorError, TlsError, BadName, TokenRefused),
         *(UnknownAddress, AdapterUnavailable, ConsoleError, InvalidRule),

@@ -1,35 +1,22 @@
-"""Options that several processes have."""
+"""Options that several processes have, and what every process does with them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
-F = TypeVar("F", bound=Callable[..., Any])
+from nextem.cli.console import set_up_logging, stop_on_signals, tell_ready
+from nextem.wire.health import Health
 
 log_option = click.option("--log", show_default="HOME/log", help="The log: a folder, or kafka://HOST:PORT.")
-
-
-def common(function: F) -> F:
-    """The options that every process has."""
-    for option in (
-        click.option("--with-parent", is_flag=True, hidden=True),
-        click.option("--ready-file", type=click.Path(path_type=Path), hidden=True),
-        click.option("-v", "--verbose", is_flag=True, help="Log more."),
-        click.option(
-            "--home",
-            envvar="NEXTEM_HOME",
-            type=click.Path(path_type=Path),
-            show_default="$NEXTEM_HOME or ./nextem-home",
-            help="Folder of everything NexTEM keeps.",
-        ),
-    ):
-        function = option(function)
-    return function
-
 
 secured = click.option(
     "--tls",
@@ -37,3 +24,90 @@ secured = click.option(
     show_default="HOME/keys, where it is",
     help="Folder of `nextem keys`: certificates, and who may do what.",
 )
+
+_OPTIONS = (
+    click.option("--with-parent", is_flag=True, hidden=True),
+    click.option("--ready-file", type=click.Path(path_type=Path), hidden=True),
+    click.option(
+        "--health-host",
+        default="127.0.0.1",
+        show_default=True,
+        help="Where probes may ask; 0.0.0.0: anywhere.",
+    ),
+    click.option(
+        "--health-port",
+        type=click.IntRange(0, 65535),
+        show_default="none",
+        help="Answer /startupz, /readyz and /livez by HTTP.",
+    ),
+    click.option("-v", "--verbose", is_flag=True, help="Log more."),
+    click.option(
+        "--home",
+        envvar="NEXTEM_HOME",
+        type=click.Path(path_type=Path),
+        show_default="$NEXTEM_HOME or ./nextem-home",
+        help="Folder of everything NexTEM keeps.",
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """One process: where it keeps what it makes, when it is to end, and what it says of itself."""
+
+    home: Path | None
+    stop: threading.Event
+    health: Health
+    ready_file: Path | None
+
+    def tell_ready(self, facts: Mapping[str, object]) -> None:
+        """To the log, and to whoever started us."""
+        tell_ready(self.ready_file, facts)
+
+
+@contextmanager
+def _running(
+    *,
+    home: Path | None,
+    verbose: bool,
+    health_host: str,
+    health_port: int | None,
+    ready_file: Path | None,
+    with_parent: bool,
+) -> Iterator[Running]:
+    """Logs, answers probes, and has SIGTERM, SIGINT and the end of a parent end the process."""
+    set_up_logging(verbose)
+    process = Running(home, stop_on_signals(with_parent), Health(), ready_file)
+    with ExitStack() as stack:
+        stack.callback(process.health.close)
+        if health_port is not None:
+            from nextem.wire.health_server import served
+
+            try:
+                stack.enter_context(served(process.health, health_host, health_port))
+            except OSError as error:
+                where = f"{health_host}:{health_port}"
+                raise click.ClickException(f"--health-port: {where}: {error.strerror}") from error
+        yield process
+
+
+def common(function: Callable[..., None]) -> Callable[..., None]:
+    """The options that every process has; the function is given ``process``, a :class:`Running`.
+
+    Signals are handled before it is called and so before it imports anything: what runs as the first process
+    of a container and handles none does not end by them.
+    """
+
+    @wraps(function)
+    def called(**given: Any) -> None:
+        own = {name: given.pop(name) for name in _NAMES}
+        with _running(**own) as process:
+            function(process=process, **given)
+
+    command: Callable[..., None] = called
+    for option in _OPTIONS:
+        command = option(command)
+    return command
+
+
+_NAMES = tuple(inspect.signature(_running).parameters)

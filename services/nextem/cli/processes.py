@@ -6,9 +6,8 @@ from pathlib import Path
 
 import click
 
-from nextem.cli.console import set_up_logging, stop_on_signals, tell_ready
 from nextem.cli.home import Home
-from nextem.cli.process_options import common, log_option, secured
+from nextem.cli.process_options import Running, common, log_option, secured
 from nextem.cli.settings import Process
 
 
@@ -48,10 +47,7 @@ def simulate(
     instrument_port: int,
     physics: str | None,
     truth: Path | None,
-    home: Path | None,
-    verbose: bool,
-    ready_file: Path | None,
-    with_parent: bool,
+    process: Running,
 ) -> None:
     """A simulated microscope: stage, optics, scan, and a detector that speaks Merlin's TCP protocol.
 
@@ -68,14 +64,12 @@ def simulate(
     from nextem.simulator.replay import ReplayOptions, run_replay
     from nextem.simulator.service import SimulatorOptions, run_simulator
 
-    set_up_logging(verbose)
-    stop = stop_on_signals(with_parent)
     rate_fps = rate or None
     if replay is not None:
         run_replay(
             ReplayOptions(path=replay, rate_fps=rate_fps, host=host, data_port=data_port, loops=loops),
-            stop,
-            lambda port: tell_ready(ready_file, {"data_port": port}),
+            process.stop,
+            lambda port: process.tell_ready({"data_port": port}),
         )
         return
     try:
@@ -95,11 +89,11 @@ def simulate(
             truth_path=truth,
             physics=described,
         ),
-        stop,
-        lambda ports: tell_ready(
-            ready_file,
-            {"data_port": ports.data, "control_port": ports.control, "instrument_port": ports.instrument},
+        process.stop,
+        lambda ports: process.tell_ready(
+            {"data_port": ports.data, "control_port": ports.control, "instrument_port": ports.instrument}
         ),
+        process.health,
     )
 
 
@@ -116,10 +110,7 @@ def analyse(
     store: Path | None,
     workers: int,
     ray_address: str | None,
-    home: Path | None,
-    verbose: bool,
-    ready_file: Path | None,
-    with_parent: bool,
+    process: Running,
 ) -> None:
     """Analysis: Ray actors that read frame blocks and make products while the scan still runs.
 
@@ -132,9 +123,7 @@ def analyse(
     """
     from nextem.analysis.service import AnalysisOptions, run_analysis
 
-    place = Home.at(home)
-    set_up_logging(verbose)
-    stop = stop_on_signals(with_parent)
+    place = Home.at(process.home)
     run_analysis(
         AnalysisOptions(
             log=log or str(place.log),
@@ -142,8 +131,9 @@ def analyse(
             workers=workers,
             ray_address=ray_address,
         ),
-        stop,
-        lambda: tell_ready(ready_file, {"workers": workers}),
+        process.stop,
+        lambda: process.tell_ready({"workers": workers}),
+        process.health,
     )
 
 
@@ -162,10 +152,7 @@ def steer(
     port: int,
     policies: bool,
     tls: Path | None,
-    home: Path | None,
-    verbose: bool,
-    ready_file: Path | None,
-    with_parent: bool,
+    process: Running,
 ) -> None:
     """The steering service: the edge attaches to it; people and policies submit commands and watch.
 
@@ -180,9 +167,7 @@ def steer(
     from nextem.wire.tls import TlsError
     from nextem.wire.tokens import TokenRefused
 
-    place = Home.at(home)
-    set_up_logging(verbose)
-    stop = stop_on_signals(with_parent)
+    place = Home.at(process.home)
     options = SteeringOptions(
         log=log or str(place.log),
         host=host,
@@ -192,6 +177,6 @@ def steer(
         progress=place.folder / "steering",
     )
     try:
-        run_steering(options, stop, lambda bound: tell_ready(ready_file, {"port": bound}))
+        run_steering(options, process.stop, lambda bound: process.tell_ready({"port": bound}), process.health)
     except (TlsError, TokenRefused) as error:
         raise click.ClickException(f"{error}; `nextem keys init` makes what is needed") from error

@@ -27,6 +27,8 @@ from nextem.steering.hub import Hub
 from nextem.steering.mailbox import Mailbox, MailboxClosed
 from nextem.steering.session import EdgeSession
 from nextem.v1 import control_pb2, control_pb2_grpc
+from nextem.wire.health import Health
+from nextem.wire.health_rpc import add_health
 from nextem.wire.key_folder import STEERING, KeyFolder
 from nextem.wire.tls import Party, check_plaintext, server_credentials
 
@@ -212,7 +214,13 @@ class SteeringServer:
     """
 
     def __init__(
-        self, hub: Hub, host: str, port: int, streams: int = 64, keys: KeyFolder | None = None
+        self,
+        hub: Hub,
+        host: str,
+        port: int,
+        streams: int = 64,
+        keys: KeyFolder | None = None,
+        health: Health | None = None,
     ) -> None:
         """Raises :class:`nextem.wire.tls.TlsError` and :class:`nextem.wire.tokens.KeySetUnreadable`."""
         if keys is None:
@@ -226,6 +234,8 @@ class SteeringServer:
             self._pool, interceptors=interceptors, options=OPTIONS, maximum_concurrent_rpcs=streams
         )
         control_pb2_grpc.add_SteeringServicer_to_server(self._servicer, self._server)
+        if health is not None:
+            add_health(self._server, health, ["nextem.v1.Steering"])
 
     def start(self) -> int:
         """Returns the port. Raises :class:`OSError` when the address cannot be bound."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from nextem.steering.hub import Hub
 from nextem.steering.runner import PolicyRunner
 from nextem.steering.server import SteeringServer
+from nextem.wire.health import Health, log_reached
 from nextem.wire.key_folder import POLICY, KeyFolder
 from nextem.wire.log import open_log
 from nextem.wire.proof import Credential
@@ -47,17 +48,22 @@ def _policies(keys: KeyFolder | None) -> Callable[[], Credential]:
 
 
 def run_steering(
-    options: SteeringOptions, stop: threading.Event, ready: Callable[[int], None] | None = None
+    options: SteeringOptions,
+    stop: threading.Event,
+    ready: Callable[[int], None] | None = None,
+    health: Health | None = None,
 ) -> None:
     """Serves until ``stop`` is set; ``ready`` gets the port once edges, people and policies can work.
 
-    Raises :class:`OSError` when the port is taken, :class:`nextem.wire.log.LogError` when the log fails for
-    good, :class:`nextem.wire.tls.TlsError` and :class:`nextem.wire.tokens.KeySetUnreadable`.
+    ``health`` is told over the same port too. Raises :class:`OSError` when the port is taken,
+    :class:`nextem.wire.log.LogError` when the log fails for good, :class:`nextem.wire.tls.TlsError` and
+    :class:`nextem.wire.tokens.KeySetUnreadable`.
     """
+    health = health or Health()
     with ExitStack() as closing:
         closing.enter_context(short_turns())
         hub = Hub()
-        server = SteeringServer(hub, options.host, options.port, options.streams, options.keys)
+        server = SteeringServer(hub, options.host, options.port, options.streams, options.keys, health)
         closing.callback(server.close)
         runner: PolicyRunner | None = None
         if options.policies:
@@ -67,10 +73,11 @@ def run_steering(
             runner = PolicyRunner(log, hub, credential=credential, progress=options.progress)
             closing.callback(runner.close)
             runner.start()
+            health.watch("log", log_reached(options.log))
         port = server.start()
         logger.info("steering listens on %s:%d, policies %s", options.host, port, "on" if runner else "off")
         if ready is not None:
             ready(port)
-        while not stop.wait(CHECK_S):
+        for _ in health.rounds(stop, CHECK_S):
             if runner is not None:
                 runner.check()

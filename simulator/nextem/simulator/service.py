@@ -24,11 +24,13 @@ from nextem.simulator.servicer import serve
 from nextem.simulator.settings import ScanDefinition
 from nextem.simulator.specimen import Specimen, open_specimen, scan_positions_nm
 from nextem.simulator.world import World
+from nextem.wire.health import Health
 from nextem.wire.threads import short_turns, spared_collector
 
 log = logging.getLogger(__name__)
 
 _ROWS_AT_ONCE = 4096  # positions that the specimen is asked for in one call
+_ROUND_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,13 +128,17 @@ class ScanSource:
 
 
 def run_simulator(
-    options: SimulatorOptions, stop: threading.Event, ready: Callable[[SimulatorPorts], None] | None = None
+    options: SimulatorOptions,
+    stop: threading.Event,
+    ready: Callable[[SimulatorPorts], None] | None = None,
+    health: Health | None = None,
 ) -> None:
     """Simulates a microscope until ``stop`` is set; calls ``ready`` once it can be commanded and read.
 
     Raises SpecimenError for a specimen that is not there, UnknownCounterDepth, and OSError or RuntimeError
     for a port that is taken.
     """
+    health = health or Health()
     mode = FrameFormat(options.detector_px, options.counter_depth)
     specimen = open_specimen(options.specimen, options.seed)
     tables = build_tables(specimen.components(options.detector_px))
@@ -153,7 +159,7 @@ def run_simulator(
         instrument = Instrument(options.name, detector, mode, make_source, world)
         control = ControlServer(ControlPort(instrument), options.host, options.control_port)
         parts.callback(control.close)
-        commands, instrument_port = serve(instrument, options.host, options.instrument_port)
+        commands, instrument_port = serve(instrument, options.host, options.instrument_port, health)
         parts.callback(lambda: commands.stop(1.0).wait())
         server.start()
         control.start()
@@ -162,7 +168,8 @@ def run_simulator(
         log.info("%s (%s) simulated at %s", specimen.name, specimen.label, ports)
         if ready is not None:
             ready(ports)
-        stop.wait()
+        for _ in health.rounds(stop, _ROUND_S):
+            pass
 
 
 def write_truth(specimen: Specimen, path: Path, world: World | None = None) -> None:

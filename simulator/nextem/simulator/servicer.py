@@ -21,6 +21,8 @@ from nextem.simulator.settings import (
 )
 from nextem.v1 import control_pb2 as pb
 from nextem.v1.control_pb2_grpc import InstrumentServicer, add_InstrumentServicer_to_server
+from nextem.wire.health import Health
+from nextem.wire.health_rpc import add_health
 
 _CAPABILITIES = (
     *(f"stage.{field.name}" for field in pb.Stage.DESCRIPTOR.fields),
@@ -118,9 +120,12 @@ class Servicer(InstrumentServicer):
         return state
 
 
-def serve(instrument: Instrument, host: str, port: int) -> tuple[grpc.Server, int]:
+def serve(
+    instrument: Instrument, host: str, port: int, health: Health | None = None
+) -> tuple[grpc.Server, int]:
     """Starts a server for ``instrument`` and returns it with its port (``port`` 0: any free one).
 
+    Where there is ``health`` it tells of it too, by gRPC's standard service.
     Raises RuntimeError (from grpc) when the port is taken.
     """
     server = grpc.server(
@@ -129,6 +134,8 @@ def serve(instrument: Instrument, host: str, port: int) -> tuple[grpc.Server, in
         options=(("grpc.so_reuseport", 0),),
     )
     add_InstrumentServicer_to_server(Servicer(instrument), server)
+    if health is not None:
+        add_health(server, health, ["nextem.v1.Instrument"])
     bound = server.add_insecure_port(f"{host}:{port}")
     server.start()
     return server, bound

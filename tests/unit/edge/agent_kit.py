@@ -241,6 +241,10 @@ class FakeLink:
         self.sent.put(message)
         return True
 
+    @property
+    def answered(self) -> bool:
+        return True
+
     def close(self) -> None:
         pass
 

@@ -96,6 +96,9 @@ class LinkLike(Protocol):
     def close(self) -> None: ...
 
 
+    @property
+    def answered(self) -> bool: ...
+
 MakeLink = Callable[[str, LinkCalls, LinkTimes], LinkLike]
 
 
@@ -212,6 +215,10 @@ class ControlAgent:
     def set_mode(self, mode: Mode, reason: str) -> ModeChange:
         """Changes the mode from this machine, whatever the role of whoever does; link or no link."""
         return self._people.console(mode, reason)
+    def why_alone(self) -> str:
+        """Empty while the steering service answers our heartbeats."""
+        return "" if self._link.answered else f"{self._options.steering} answers no heartbeat"
+
 
     def close(self) -> None:
         """Refuses what comes, stops what runs, tells the last outcomes, ends every thread."""

@@ -128,6 +128,10 @@ class NoLink:
         """Nobody takes it: outcomes are in the journal and on the audit topic."""
         return False
 
+    @property
+    def answered(self) -> bool:
+        return False
+
     def close(self) -> None:
         pass
 
@@ -164,6 +168,12 @@ class Link:
         """Queues a message for the present connection; False, and dropped, when there is none."""
         session = self._session
         return session is not None and session.put(message)
+
+    @property
+    def answered(self) -> bool:
+        """Whether the service has answered a heartbeat of the present connection, which it still keeps."""
+        session = self._session
+        return session is not None and session.last_answer_s is not None
 
     def close(self) -> None:
         """Sends what waits (for a second at most), then hangs up and ends both threads."""
