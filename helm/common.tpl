@@ -18,6 +18,7 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 {{- define "nextem.image" -}}
 {{- $i := .root.Values.image -}}
 {{- $digest := get ($i.digests | default dict) .component -}}
+{{- if eq $i.tag "latest" }}{{ fail "image.tag is latest: nobody would know what runs; give a version, or leave it empty for the chart's" }}{{ end }}
 {{- with $i.registry }}{{ trimSuffix "/" . }}/{{ end }}nextem-{{ .component }}
 {{- if $digest }}@{{ $digest }}{{ else }}:{{ $i.tag | default .root.Chart.AppVersion }}{{ end }}
 {{- end }}
@@ -310,4 +311,23 @@ key_file = "/etc/nextem-kafka/user.key"
 - from: {{ toJson .root.Values.networkPolicy.monitoring.from }}
   ports: [{protocol: TCP, port: 9464}]
 {{- end }}
+{{- end }}
+
+{{- /* A PodMonitor on the pods that (dict "root" $ "name" … "match" labels) says. */ -}}
+{{- define "nextem.podMonitor" -}}
+{{- $m := .root.Values.telemetry.podMonitors -}}
+apiVersion: monitoring.coreos.com/v1
+kind: PodMonitor
+metadata:
+  name: {{ .name }}
+  labels:
+    {{- include "nextem.labels" (dict "root" .root "component" "monitoring") | nindent 4 }}
+    {{- with $m.labels }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+spec:
+  selector:
+    matchLabels: {{- .match | nindent 6 }}
+  podMetricsEndpoints:
+  - {port: metrics, interval: {{ $m.interval }}}
 {{- end }}

@@ -1,0 +1,40 @@
+"""The five examples render as they did: a change of a template shows what it changes for a facility.
+
+NEXTEM_UPDATE_GOLDEN=1 writes the files anew.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+from chart_kit import CHARTS, EXAMPLES, render_text, run
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def _steady(text: str) -> str:
+    text = re.sub(r"secret-access-key: \w+=*", "secret-access-key: MADE-AT-RANDOM", text)
+    text = re.sub(r"checksum/settings: \w+", "checksum/settings: SUM", text)
+    return "".join(line.rstrip() + "\n" for line in text.splitlines() if line.strip())
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_an_example_renders_as_it_did(example: str) -> None:
+    now, file = _steady(render_text(example)), GOLDEN / f"{example}.yaml"
+    if os.environ.get("NEXTEM_UPDATE_GOLDEN"):
+        file.write_text(now)
+    assert now == file.read_text()
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_helm_finds_nothing_to_complain_about(example: str) -> None:
+    values = str(CHARTS / "examples" / f"{example}.yaml")
+    told = run("lint", "--strict", "--quiet", str(CHARTS / EXAMPLES[example][1]), "-f", values)
+    assert "ERROR" not in told and "WARNING" not in told
+
+
+def test_every_example_is_tried() -> None:
+    assert {file.stem for file in (CHARTS / "examples").glob("*.yaml")} == set(EXAMPLES)
