@@ -25,7 +25,7 @@ from nextem.wire.blocks import EVENTS, Block, decode_block
 from nextem.wire.events import encode_events
 from nextem.wire.packing import encode_run
 from nextem.wire.representations import Pixels, fill
-from nextem.wire.store import ProductStore
+from nextem.wire.store import open_store
 
 Array = npt.NDArray[Any]
 
@@ -147,7 +147,7 @@ def codec_rows(frames: dict[str, Array]) -> list[Row]:
 
 def store_rows() -> list[Row]:
     with tempfile.TemporaryDirectory(prefix="nextem-bench-") as folder:
-        store = ProductStore(Path(folder))
+        store = open_store(Path(folder))
         state = {"sums": np.random.default_rng(0).normal(size=(1 << 20,))}
         product = Product(product_id="a/map", acquisition_id="a", name="map")
         values = np.random.default_rng(0).normal(size=(128, 128))

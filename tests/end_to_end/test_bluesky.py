@@ -25,7 +25,7 @@ from nextem.client import SteeringClient
 from nextem.client.bluesky import HANDLERS, CommandFailed, CommandRefused, LeaseRefused, Microscope
 from nextem.v1 import control_pb2 as pb
 from nextem.v1 import plan_pb2
-from nextem.wire.store import ProductStore
+from nextem.wire.store import open_store
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 
@@ -88,7 +88,7 @@ def named(documents: list[tuple[str, dict[str, Any]]], name: str) -> list[dict[s
 
 def test_count_points_at_the_products(place: Place) -> None:
     documents = place.run(bp.count([place.survey], 2))
-    store = ProductStore(place.home / "store")
+    store = open_store(place.home / "store")
     events = named(documents, "event")
     assert len({event["data"]["tem-survey-acquisition_id"] for event in events}) == 2
     for event in events:

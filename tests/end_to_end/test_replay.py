@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from nextem.cli.plans import replay_plan
 from nextem.v1 import plan_pb2
-from nextem.wire.store import ProductStore
+from nextem.wire.store import open_store
 
 pytestmark = [pytest.mark.ray, pytest.mark.data, pytest.mark.timeout(240)]
 
@@ -41,7 +41,7 @@ def weights(mask: plan_pb2.Mask, shape: tuple[int, int]) -> NDArray[np.bool_]:
 
 def check_products(home: Path, frames: NDArray[np.uint64], scan: tuple[int, int]) -> None:
     """Sums and virtual images exactly, centre of mass to 1e-6, and the mean pattern from its exact sum."""
-    store = ProductStore(home / "store")
+    store = open_store(home / "store")
     found = {p.name: store.read(p.product_id) for p in store.list()}
     shape = (frames.shape[1], frames.shape[2])
     sums = frames.sum(axis=(1, 2))

@@ -12,7 +12,7 @@ import pytest
 from file_kit import Frames
 
 from nextem.simulator.timepix3 import Timepix3Camera, Timepix3Scan, record
-from nextem.wire.store import ProductStore
+from nextem.wire.store import open_store
 
 SCAN = (8, 12)
 FRAMES = file_kit.sparse(96)
@@ -32,7 +32,7 @@ def floats(folder: Path) -> tuple[Path, Sequence[str]]:
 
 
 def check_products(home: Path, frames: Frames) -> None:
-    store = ProductStore(home / "store")
+    store = open_store(home / "store")
     found = {p.name: store.read(p.product_id) for p in store.list()}
     assert np.array_equal(found["virtual/sum"][1], frames.sum(axis=(1, 2)).reshape(SCAN))
     np.testing.assert_allclose(found["mean_pattern"][1], frames.mean(axis=0), rtol=1e-12)
@@ -67,7 +67,7 @@ def test_a_timepix3_file_is_replayed(nextem: Callable[..., Any], tmp_path: Path)
     nextem(
         "replay", str(path), "--rate", "0", "--scan", "8x12", "-p", f"dwell_ns={scan.dwell_ticks * 25 / 16}"
     )
-    store = ProductStore(tmp_path / "home" / "store")
+    store = open_store(tmp_path / "home" / "store")
     found = {p.name: store.read(p.product_id)[1] for p in store.list()}
     wanted = np.bincount(truth.frames[truth.frames >= 0], minlength=96)
     assert np.array_equal(found["virtual/sum"], wanted.reshape(SCAN))

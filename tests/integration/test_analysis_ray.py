@@ -21,7 +21,7 @@ from nextem.wire.blocks import EVENTS, Block, encode_block
 from nextem.wire.ids import uuid7
 from nextem.wire.log import ACQUISITIONS, FRAMES, PRODUCTS, Consumer, Log, LogError, open_log
 from nextem.wire.representations import fill
-from nextem.wire.store import ProductStore
+from nextem.wire.store import ProductStore, open_store
 from nextem.wire.zstd import pack_zstd
 
 pytestmark = pytest.mark.ray
@@ -159,7 +159,7 @@ def test_service_makes_the_offline_products(
         assert ready.wait(WAIT_S)
         with closing(open_log(log_address)) as log:
             publish(log, made)
-            seen = check_products(log, ProductStore(options.store), made)
+            seen = check_products(log, open_store(options.store), made)
     finally:
         stop.set()
         service.join(WAIT_S)
@@ -178,7 +178,7 @@ def test_a_killed_process_changes_no_product(tmp_path: Path) -> None:
     with closing(open_log(options.log)) as log, crew_at_work(options) as pids:
         assert pids.workers == (pids.host,)
         publish(log, made, lambda: os.kill(pids.host, signal.SIGKILL))
-        check_products(log, ProductStore(options.store), made)
+        check_products(log, open_store(options.store), made)
 
 
 @pytest.mark.parametrize("victim", ["host", "worker"])
@@ -188,7 +188,7 @@ def test_killed_actors_change_no_product(tmp_path: Path, victim: str) -> None:
         assert len({pids.host, *pids.workers}) == 3
         pid = pids.host if victim == "host" else pids.workers[0]
         publish(log, made, lambda: os.kill(pid, signal.SIGKILL))
-        check_products(log, ProductStore(options.store), made)
+        check_products(log, open_store(options.store), made)
 
 
 def test_a_log_that_cannot_be_opened_is_told_at_start(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from nextem.steering.server import SteeringServer
 from nextem.v1.control_pb2 import InstrumentState
 from nextem.wire.clock import MonotonicClock
 from nextem.wire.local_log import LocalLog
+from nextem.wire.object_store import open_objects
 
 SIZE = 64
 ACQUISITION = "01890a5d-ac96-774b-bcce-b302099a8057"
@@ -71,7 +72,7 @@ class Site:
             self._closing.append(ring.close)
             ring.start()
             _fill(ring)
-            fetcher = RawFetcher(ring, self.store, max_bytes=self.max_bytes)
+            fetcher = RawFetcher(ring, open_objects(self.store), max_bytes=self.max_bytes)
             self._closing.append(fetcher.close)
             fetcher.start()
             fetch = fetcher.fetch
@@ -116,7 +117,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
 def test_the_very_bytes_end_to_end(site: Site) -> None:
     with SteeringClient(site.open()) as client:
-        got = client.read_raw(site.store, ACQUISITION, 12, 20)
+        got = client.read_raw(open_objects(site.store), ACQUISITION, 12, 20)
         assert [bytes(message) for message in got] == [frame(number) for number in range(12, 32)]
         assert (got.acquisition_id, got.first_frame) == (ACQUISITION, 12)
         again = client.fetch_raw(ACQUISITION, 12, 20, instrument="scope")

@@ -30,7 +30,7 @@ from nextem.steering.policies.sparse import SparseScan
 from nextem.steering.service import SteeringOptions, run_steering
 from nextem.v1 import control_pb2, plan_pb2
 from nextem.wire.ids import uuid7
-from nextem.wire.store import ProductStore
+from nextem.wire.store import open_store
 
 pytestmark = pytest.mark.ray
 
@@ -133,7 +133,7 @@ class Station:
 
     def values(self, outcome: control_pb2.Outcome, name: str) -> dict[str, float]:
         """A "values" product of what a command acquired."""
-        product, _ = ProductStore(self.store).read(f"{outcome.acquisition_id}/{name}")
+        product, _ = open_store(self.store).read(f"{outcome.acquisition_id}/{name}")
         found: dict[str, float] = json_format.MessageToDict(product.provenance)["notes"]["values"]
         return found
 

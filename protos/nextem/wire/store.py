@@ -1,25 +1,28 @@
-"""The product store: results as Zarr v3 arrays in a folder, and the checkpoints of those who make them.
+"""The product store: results as Zarr v3 arrays, and the checkpoints of those who make them.
 
-===========================================  ================================================================
-``products/<acquisition>/<name>.zarr``       one product: a Zarr array whose attribute ``nextem`` is the
-                                             ``Product`` message as JSON. A symbolic link, so that a new
-                                             version takes the place of the old one in one step
-``products/.versions/<time>-<random>.zarr``  what the links point to; never changed once linked
-``checkpoints/<name>/.checkpoint``           see :mod:`nextem.wire.checkpoints`
-===========================================  ================================================================
+A folder or a bucket of S3, see :mod:`nextem.wire.object_store`; the keys and the arrays' bytes are the same.
+
+========================================  ===================================================================
+``products/<acquisition>/<name>.zarr``    one product: a pointer to a version, so that a new one takes the
+                                          place of the old one in one step. In a folder a symbolic link, which
+                                          any reader of Zarr follows; in S3 an object with the version's key
+``versions/<time>-<random>.zarr``         a Zarr array whose attribute ``nextem`` is the ``Product`` message
+                                          as JSON; never changed once it is pointed to
+``checkpoints/<name>/.checkpoint``        see :mod:`nextem.wire.checkpoints`
+``raw/``                                  see :mod:`nextem.wire.raw_objects`
+========================================  ===================================================================
 
 A slash in a name makes a folder; characters that a file name may not have are percent-encoded. A reader gets
-the old version or the new one, whole, whatever is written or dies meanwhile. Everything survives the death of
-any process, not of the machine's power. Any number of processes may use one store.
+the old version or the new one, whole, whatever is written or dies meanwhile. Any number of processes may use
+one store.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -29,10 +32,21 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 from google.protobuf import json_format
+from zarr.storage import StorePath
 
 from nextem.v1.product_pb2 import Product
 from nextem.wire import checkpoints
 from nextem.wire.checkpoints import Checkpoint
+from nextem.wire.object_store import ObjectNotFound, Objects, StoreError, open_objects
+
+__all__ = [
+    "CorruptProduct",
+    "InvalidProduct",
+    "ProductNotFound",
+    "ProductStore",
+    "StoreError",
+    "open_store",
+]
 
 Array = npt.NDArray[Any]
 T = TypeVar("T")
@@ -40,11 +54,11 @@ T = TypeVar("T")
 ATTRIBUTE = "nextem"
 CHUNK_BYTES = 8 << 20
 MAX_COMPONENT = 200
+PRODUCTS, VERSIONS, CHECKPOINTS = "products", "versions", "checkpoints"
+_SUFFIX = ".zarr"
+_KEPT_SUFFIXES = (_SUFFIX, ".png")  # of what we put there ourselves
 _ATTEMPTS = 100
-
-
-class StoreError(Exception):
-    """Something is wrong with the store."""
+_AT_ONCE = 16
 
 
 class ProductNotFound(StoreError):
@@ -59,17 +73,18 @@ class CorruptProduct(StoreError):
     """What lies in the store is not a product."""
 
 
-class ProductStore:
-    """Products and checkpoints in one folder, which is made when it is not there. Thread-safe."""
+def open_store(address: str | Path) -> ProductStore:
+    """The store at an address: a folder, or ``s3://BUCKET/PREFIX``; see
+    :func:`nextem.wire.object_store.open_objects`, also for what is raised."""
+    return ProductStore(open_objects(address))
 
-    def __init__(self, folder: Path) -> None:
-        folder = folder.resolve()
-        self._products = folder / "products"
-        self._versions = self._products / ".versions"
-        self._checkpoints = folder / "checkpoints"
-        self._folder = folder
-        self._versions.mkdir(parents=True, exist_ok=True)
-        self._checkpoints.mkdir(parents=True, exist_ok=True)
+
+class ProductStore:
+    """Products and checkpoints. Thread-safe. Every method raises a :class:`StoreError`."""
+
+    def __init__(self, objects: Objects) -> None:
+        self.objects = objects
+        self._zarr = objects.zarr()
 
     def write(self, product: Product, array: Array) -> Product:
         """Stores ``array`` under ``product.product_id``, in place of what was there; returns the stored
@@ -79,127 +94,117 @@ class ProductStore:
         are not those of the array, where the id is not ``<acquisition id>/<name>``, and for arrays that are
         not of numbers.
         """
-        link = self._link(product.product_id)
-        stored = _completed(product, array, link.relative_to(self._folder).as_posix())
-        version = self._fresh(".zarr")
-        _write_zarr(version, stored, array)
-        link.parent.mkdir(parents=True, exist_ok=True)
-        before = _target(link)
-        beside = self._fresh(".link")
-        beside.symlink_to(os.path.relpath(version, link.parent), target_is_directory=True)
-        os.replace(beside, link)
+        key = product_key(product.product_id)
+        stored = _completed(product, array, key)
+        version = f"{VERSIONS}/{time.time_ns():020d}-{uuid4().hex}{_SUFFIX}"  # its age stands in its name
+        with self.objects.errors(key):
+            _write_zarr(StorePath(self._zarr, version), stored, array)
+        before = self.objects.point(key, version)
         if before is not None:
-            self._discard(before)
+            self.objects.delete_tree(before)
         return stored
 
     def read(self, product_id: str) -> tuple[Product, Array]:
         """Raises :class:`ProductNotFound` and :class:`CorruptProduct`."""
-        return self._whole(self._link(product_id), lambda version: (_message(version), _read_zarr(version)))
+        return self._whole(
+            product_key(product_id), lambda version: (self._message(version), self._array(version))
+        )
 
     def list(self) -> list[Product]:
         """Every product, the newest first; those written meanwhile may or may not be among them."""
-        found = []
-        for link in _links(self._products):
+
+        def find(key: str) -> tuple[str, Product] | None:
             try:
-                found.append(self._whole(link, lambda version: (version.name, _message(version))))
+                return self._whole(key, lambda version: (version, self._message(version)))
             except ProductNotFound:
-                continue  # taken away since the folder was read
+                return None  # taken away since the keys were read
+
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            found = [pair for pair in pool.map(find, self._pointers()) if pair is not None]
         return [product for _, product in sorted(found, key=lambda pair: pair[0], reverse=True)]
 
     def sweep(self, older_than_s: float = 3600.0) -> int:
         """Removes what nothing points to, left by writers that died, if older than this; returns how many."""
-        linked = {_target(link) for link in _links(self._products)}
+        linked = {self.objects.pointed(key) for key in self._pointers()}
         latest = f"{time.time_ns() - int(older_than_s * 1e9):020d}"
-        orphans = [path for path in self._versions.iterdir() if path not in linked and path.name < latest]
+        versions = [f"{VERSIONS}/{name}" for name in self.objects.children(VERSIONS) if name < latest]
+        orphans = [version for version in versions if version not in linked]
         for orphan in orphans:
-            self._discard(orphan)
-        return len(orphans)
+            self.objects.delete_tree(orphan)
+        return len(orphans) + self.objects.sweep(older_than_s)
 
     def write_checkpoint(self, name: str, arrays: Mapping[str, Array], meta: Mapping[str, Any]) -> None:
         """As :func:`nextem.wire.checkpoints.write`."""
-        checkpoints.write(self._checkpoints / _path(name), arrays, meta)
+        checkpoints.write(self.objects, f"{CHECKPOINTS}/{_path(name)}", arrays, meta)
 
     def read_checkpoint(self, name: str) -> Checkpoint | None:
         """As :func:`nextem.wire.checkpoints.read`."""
-        return checkpoints.read(self._checkpoints / _path(name))
+        return checkpoints.read(self.objects, f"{CHECKPOINTS}/{_path(name)}")
 
     def delete_checkpoint(self, name: str) -> None:
         """As :func:`nextem.wire.checkpoints.delete`."""
-        checkpoints.delete(self._checkpoints / _path(name))
+        checkpoints.delete(self.objects, f"{CHECKPOINTS}/{_path(name)}")
 
-    def _link(self, product_id: str) -> Path:
-        path = self._products / _path(product_id)
-        return path.with_name(f"{path.name}.zarr")
+    def version(self, product_id: str) -> str:
+        """Key of the Zarr array that the product is now. Raises :class:`ProductNotFound`."""
+        key = product_key(product_id)
+        version = self.objects.pointed(key)
+        if version is None:
+            raise ProductNotFound(f"no product at {key}")
+        return version
 
-    def _whole(self, link: Path, read: Callable[[Path], T]) -> T:
-        """Reads one version, again if it was replaced meanwhile: it is renamed before its files go."""
+    def _pointers(self) -> Iterable[str]:
+        return (key for key in self.objects.keys(PRODUCTS) if key.endswith(_SUFFIX))
+
+    def _whole(self, key: str, read: Callable[[str], T]) -> T:
+        """Reads one version, again if it was replaced meanwhile.
+
+        What is there of a version never changes. So a read that found all of it is right, even if the version
+        goes away while it is read.
+        """
         for _ in range(_ATTEMPTS):
-            version = _target(link)
+            version = self.objects.pointed(key)
             if version is None:
-                raise ProductNotFound(f"no product at {link.relative_to(self._folder)}")
+                raise ProductNotFound(f"no product at {key}")
             try:
-                result = read(version)
-            except (OSError, CorruptProduct) as error:
-                if version.is_dir():
-                    raise CorruptProduct(f"{link.relative_to(self._folder)}: {error}") from error
-                if _target(link) == version:
-                    raise CorruptProduct(f"{link.relative_to(self._folder)} points to nothing") from error
-                continue
-            if version.is_dir():
-                return result
-        raise StoreError(f"{link.relative_to(self._folder)} was replaced {_ATTEMPTS} times while it was read")
+                return read(version)
+            except (CorruptProduct, ObjectNotFound) as error:
+                if self.objects.pointed(key) == version:
+                    gone = isinstance(error, ObjectNotFound)
+                    raise CorruptProduct(f"{key} points to nothing" if gone else f"{key}: {error}") from error
+        raise StoreError(f"{key} was replaced {_ATTEMPTS} times while it was read")
 
-    def _fresh(self, suffix: str) -> Path:
-        """A new path beside the versions; its age stands in its name."""
-        return self._versions / f"{time.time_ns():020d}-{uuid4().hex}{suffix}"
-
-    def _discard(self, version: Path) -> None:
-        gone = self._fresh(".gone")
+    def _message(self, version: str) -> Product:
         try:
-            version.rename(gone)
-        except FileNotFoundError:
-            return  # another writer of the same product was here first
-        if gone.is_symlink():
-            gone.unlink()
-        else:
-            shutil.rmtree(gone)
+            attributes = json.loads(self.objects.get(f"{version}/zarr.json"))["attributes"]
+            return json_format.ParseDict(attributes[ATTRIBUTE], Product())
+        except (ValueError, KeyError, TypeError, json_format.ParseError) as error:
+            raise CorruptProduct(f"no product message in the attributes: {error}") from error
+
+    def _array(self, version: str) -> Array:
+        with self.objects.errors(version):
+            return _read_zarr(StorePath(self._zarr, version))
 
 
-def _path(name: str) -> Path:
-    return Path(*(_component(part) for part in name.split("/")))
+def product_key(product_id: str) -> str:
+    """Where a product lies in the store. Raises :class:`InvalidProduct`."""
+    return f"{PRODUCTS}/{_path(product_id)}{_SUFFIX}"
+
+
+def _path(name: str) -> str:
+    return "/".join(_component(part) for part in name.split("/"))
 
 
 def _component(part: str) -> str:
     """One file name for one part of a name; different parts have different file names."""
     file = quote(part, safe=" +=@,")
-    if file.startswith(".") or file.endswith(".zarr"):
+    if file.startswith(".") or file.endswith(_KEPT_SUFFIXES):
         file = file.replace(".", "%2E")
     if not part or len(file) > MAX_COMPONENT:
         raise InvalidProduct(
             f"a part of a name must have 1 to {MAX_COMPONENT} characters as file name: {part!r}"
         )
     return file
-
-
-def _target(link: Path) -> Path | None:
-    try:
-        return Path(os.path.normpath(link.parent / os.readlink(link)))
-    except FileNotFoundError:
-        return None
-
-
-def _links(folder: Path) -> Iterator[Path]:
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_symlink():
-                    yield Path(entry.path)
-                elif entry.is_dir():
-                    yield from _links(Path(entry.path))
-    except FileNotFoundError:
-        return
 
 
 def _completed(product: Product, array: Array, uri: str) -> Product:
@@ -219,11 +224,11 @@ def _completed(product: Product, array: Array, uri: str) -> Product:
     return stored
 
 
-def _write_zarr(version: Path, product: Product, array: Array) -> None:
+def _write_zarr(version: StorePath, product: Product, array: Array) -> None:
     rows = max(1, CHUNK_BYTES * len(array) // max(1, array.nbytes)) if array.ndim else 0
     chunks = tuple(max(1, min(rows, size) if axis == 0 else size) for axis, size in enumerate(array.shape))
     target = zarr.create_array(
-        str(version),
+        version,
         shape=array.shape,
         chunks=chunks,
         dtype=array.dtype.newbyteorder("="),
@@ -233,18 +238,13 @@ def _write_zarr(version: Path, product: Product, array: Array) -> None:
     target[...] = array
 
 
-def _read_zarr(version: Path) -> Array:
-    array = zarr.open_array(str(version), mode="r")
-    if array.nchunks_initialized != array.nchunks:
-        raise CorruptProduct(
-            f"{array.nchunks - array.nchunks_initialized} of {array.nchunks} chunks are missing"
-        )
-    return np.asarray(array[...])
-
-
-def _message(version: Path) -> Product:
+def _read_zarr(version: StorePath) -> Array:
     try:
-        attributes = json.loads((version / "zarr.json").read_bytes())["attributes"]
-        return json_format.ParseDict(attributes[ATTRIBUTE], Product())
-    except (ValueError, KeyError, TypeError, json_format.ParseError) as error:
-        raise CorruptProduct(f"no product message in the attributes: {error}") from error
+        array = zarr.open_array(version, mode="r")
+    except FileNotFoundError as error:
+        raise CorruptProduct("there is no Zarr array") from error
+    values = np.asarray(array[...])
+    missing = array.nchunks - array.nchunks_initialized  # asked afterwards: then all were there before
+    if missing:
+        raise CorruptProduct(f"{missing} of {array.nchunks} chunks are missing")
+    return values

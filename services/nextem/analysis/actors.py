@@ -17,7 +17,6 @@ from __future__ import annotations
 import os
 import threading
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -28,7 +27,7 @@ from nextem.analysis.messages import Batch, HostLost, Pending, Reply
 from nextem.analysis.warm_up import warm_up
 from nextem.analysis.worker import Worker
 from nextem.wire.log import Log, open_log
-from nextem.wire.store import ProductStore
+from nextem.wire.store import open_store
 from nextem.wire.threads import short_turns
 
 NAMESPACE = "nextem"
@@ -37,7 +36,7 @@ NAMESPACE = "nextem"
 class HostActor:
     """The reducer host in a process of its own; with ``run`` also a worker. Calls come in side by side."""
 
-    def __init__(self, log: str, store: Path) -> None:
+    def __init__(self, log: str, store: str) -> None:
         self._relay = Relay.install()
         self._turns = ExitStack()
         self._turns.enter_context(short_turns())
@@ -47,7 +46,7 @@ class HostActor:
         self._open: tuple[Log, ReducerHost] | None = None
 
     def prepare(self) -> int:
-        """Opens log and store and loads the kernels; the process id. Raises :class:`LogError`."""
+        """Opens log and store and loads the kernels; the process id. Raises LogError and StoreError."""
         self._host()
         warm_up()
         return os.getpid()
@@ -86,7 +85,7 @@ class HostActor:
         with self._opening:
             if self._open is None:
                 log = open_log(self._address)
-                self._open = log, ReducerHost(log, ProductStore(self._store))
+                self._open = log, ReducerHost(log, open_store(self._store))
             return self._open[1]
 
 
@@ -148,7 +147,7 @@ class _RayPending:
         return reply
 
 
-def start_host(name: str, log: str, store: Path) -> Any:
+def start_host(name: str, log: str, store: str) -> Any:
     """The handle of a new host actor that workers find by ``name``."""
     actor = ray.remote(HostActor).options(
         name=name, namespace=NAMESPACE, max_restarts=-1, max_task_retries=0, num_cpus=1, max_concurrency=4

@@ -23,7 +23,7 @@ from nextem.client.client import SteeringClient
 from nextem.client.errors import SteeringError
 from nextem.v1 import control_pb2, plan_pb2
 from nextem.wire.log import ACQUISITIONS, PRODUCTS, LogError, open_log
-from nextem.wire.store import ProductStore
+from nextem.wire.store import ProductStore, open_store
 
 
 @click.command()
@@ -116,7 +116,7 @@ def _demo(
         statuses = launcher.stop()
     with screen(stderr=True).status("drawing the report"):
         summary = _summary(record, study, statuses)
-        page = _report(folder, study, summary, record, ProductStore(place.store))
+        page = _report(folder, study, summary, record, open_store(place.store))
     return summary, page
 
 

@@ -22,7 +22,7 @@ def _frames(text: str) -> tuple[int, int]:
 @click.argument("frames", type=_frames, metavar="FIRST:COUNT")
 @click.option("--steering", default="127.0.0.1:50051", show_default=True, help="Steering service, HOST:PORT.")
 @click.option("--instrument", default="", help="Which instrument, where several are attached.")
-@click.option("--store", type=click.Path(path_type=Path), help="Folder of the store.  [default: HOME/store]")
+@click.option("--store", help="The store: a folder, or s3://BUCKET/PREFIX.  [default: HOME/store]")
 @click.option("--out", type=click.Path(path_type=Path), help="Copy the bytes to this file as well.")
 @click.option("--timeout", "timeout_s", default=60.0, show_default=True, help="Seconds to wait for the edge.")
 @as_whom
@@ -32,7 +32,7 @@ def fetch_raw(
     frames: tuple[int, int],
     steering: str,
     instrument: str,
-    store: Path | None,
+    store: str | None,
     out: Path | None,
     timeout_s: float,
     tls: Path | None,
@@ -48,18 +48,18 @@ def fetch_raw(
     nextem fetch-raw 0198c2f1-... 0:100 --out raw.bin   and into a file of one's own
     """
     from nextem.client import RawFramesGone, RawFramesRefused, SteeringError
-    from nextem.wire.raw_objects import RawObjectError
+    from nextem.wire.object_store import StoreError, open_objects, store_address
 
-    place = store or Home.at(home).store
     first, count = frames
     try:
+        place = open_objects(store_address(store, Home.at(home).store))
         with connect(steering, home, tls, token) as client:
             got = client.read_raw(
                 place, acquisition, first, count, instrument=instrument, timeout_s=timeout_s
             )
-    except (RawFramesGone, RawFramesRefused, SteeringError, RawObjectError) as error:
+    except (RawFramesGone, RawFramesRefused, SteeringError, StoreError) as error:
         raise click.ClickException(str(error)) from error
     if out is not None:
         out.write_bytes(got.data)
-    where = out or place / "raw" / acquisition
+    where = out or f"{place.address}/raw/{acquisition}"
     click.echo(f"{len(got)} frames, {len(got.data):,} bytes: {where}")

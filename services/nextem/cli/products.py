@@ -9,7 +9,7 @@ import click
 
 from nextem.cli.console import screen
 from nextem.cli.home import Home
-from nextem.wire.store import ProductNotFound, ProductStore
+from nextem.wire.store import ProductNotFound, ProductStore, open_store
 
 
 @click.group(invoke_without_command=True)
@@ -27,7 +27,7 @@ def products(ctx: click.Context, home: Path | None) -> None:
     nextem products show 0198c2f1          every product of an acquisition (a unique beginning of its id)
     nextem products show 0198c2f1/novelty  one product
     """
-    ctx.obj = ProductStore(Home.at(home).store)
+    ctx.obj = open_store(Home.at(home).store)
     if ctx.invoked_subcommand is None:
         _list(ctx.obj, Home.at(home).store)
 

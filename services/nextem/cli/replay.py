@@ -19,7 +19,7 @@ from nextem.cli.plans import replay_plan
 from nextem.cli.station import StationOptions, log_at, serve_mib, start_replay
 from nextem.v1 import acquisition_pb2
 from nextem.wire.log import ACQUISITIONS, PRODUCTS, open_log
-from nextem.wire.store import ProductStore
+from nextem.wire.store import open_store
 
 
 @click.command()
@@ -170,7 +170,7 @@ def _leave(done: Scan, place: Home, folder: Path) -> None:
     """Pictures, summary and a table of what came out."""
     from nextem.cli.pictures import save_picture
 
-    store = ProductStore(place.store)
+    store = open_store(place.store)
     folder.mkdir(parents=True, exist_ok=True)
     for product_id in sorted(done.products):
         product, array = store.read(product_id)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 
 import grpc
 
@@ -17,6 +16,7 @@ from nextem.client.errors import (
 from nextem.client.stream import Stream
 from nextem.v1 import control_pb2, frames_pb2
 from nextem.wire.ids import uuid7
+from nextem.wire.object_store import Objects
 from nextem.wire.raw_objects import RawMessages
 from nextem.wire.raw_objects import read as read_raw_object
 from nextem.wire.roles import OPERATOR, RETURN_TTL_MS
@@ -208,7 +208,7 @@ class SteeringClient(Connection):
 
     def read_raw(
         self,
-        store: Path,
+        store: Objects,
         acquisition_id: str,
         first_frame: int,
         count: int,
@@ -216,7 +216,9 @@ class SteeringClient(Connection):
         instrument: str = "",
         timeout_s: float = 60.0,
     ) -> RawMessages:
-        """As :meth:`fetch_raw`, and reads them from the ``store``'s folder: the very bytes of the detector.
+        """As :meth:`fetch_raw`, and reads them from the ``store``: the very bytes of the detector.
+
+        A store is opened by :func:`nextem.wire.object_store.open_objects`.
 
         Raises also :class:`nextem.wire.raw_objects.RawObjectError`.
         """

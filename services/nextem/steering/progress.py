@@ -8,6 +8,8 @@ from pathlib import Path
 from nextem.steering.job import Job
 from nextem.steering.policy import Following, PolicyError
 from nextem.wire import checkpoints
+from nextem.wire.folder_store import FolderObjects
+from nextem.wire.object_store import StoreError
 
 logger = logging.getLogger(__name__)
 
@@ -19,25 +21,25 @@ class Progress:
     """
 
     def __init__(self, folder: Path | None) -> None:
-        self._folder = folder
+        self._objects = None if folder is None else FolderObjects(folder)
 
     def keep(self, job: Job) -> None:
         """Before a command is sent: a restart then knows that it may have been."""
-        if self._folder is None or not isinstance(job.policy, Following):
+        if self._objects is None or not isinstance(job.policy, Following):
             return
         meta = {"name": job.name, "policy": job.policy.checkpoint(), "sent": sorted(job.sent)}
         try:
-            checkpoints.write(self._folder / job.acquisition_id, {}, meta)
-        except OSError as error:
+            checkpoints.write(self._objects, job.acquisition_id, {}, meta)
+        except StoreError as error:
             logger.error("%s on acquisition %s cannot be saved: %s", job.name, job.acquisition_id, error)
 
     def restore(self, job: Job) -> None:
         """Puts a fresh job back to where it was. Raises :class:`nextem.steering.policy.PolicyError`."""
-        if self._folder is None or not isinstance(job.policy, Following):
+        if self._objects is None or not isinstance(job.policy, Following):
             return
         try:
-            kept = checkpoints.read(self._folder / job.acquisition_id)
-        except (OSError, checkpoints.CheckpointError) as error:
+            kept = checkpoints.read(self._objects, job.acquisition_id)
+        except StoreError as error:
             raise PolicyError(f"its checkpoint cannot be read: {error}") from error
         if kept is None:
             return
@@ -51,9 +53,6 @@ class Progress:
 
     def drop(self, job: Job) -> None:
         """It is over."""
-        if self._folder is None:
+        if self._objects is None:
             return
-        folder = self._folder / job.acquisition_id
-        checkpoints.delete(folder)
-        if folder.is_dir():
-            folder.rmdir()
+        checkpoints.delete(self._objects, job.acquisition_id)

@@ -14,6 +14,7 @@ from nextem.v1 import control_pb2, frames_pb2, plan_pb2
 from nextem.wire import raw_objects
 from nextem.wire.binning import bin_pixels
 from nextem.wire.blocks import BINNED, SCALARS
+from nextem.wire.object_store import open_objects
 
 Rig = Any
 Kit = Any
@@ -29,11 +30,11 @@ def test_raw_frames_are_the_bytes_that_the_camera_sent(rig: Rig, kit: Kit, tmp_p
     assert handle.wait(kit.wait_s).frames_stored == 300
     ring = pipeline.raw_ring
     rig.wait_for(lambda: ring.counters()["frames_kept"] == 300)
-    fetcher = RawFetcher(ring, tmp_path / "store")
+    fetcher = RawFetcher(ring, open_objects(tmp_path / "store"))
     frames = frames_pb2.FrameRange(first=17, count=200)
     request = control_pb2.FetchRawRequest(request_id="r", acquisition_id="scan", frames=frames)
     reply = fetcher.bring(request)
-    got = raw_objects.read(tmp_path / "store", reply.store_key)
+    got = raw_objects.read(open_objects(tmp_path / "store"), reply.store_key)
     messages = [kit.stream(sent[i : i + 1], i + 1)[PREFIX_BYTES:] for i in range(17, 217)]
     assert [bytes(message) for message in got] == messages
     rig.stop()

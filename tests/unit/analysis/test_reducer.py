@@ -12,7 +12,7 @@ from nextem.analysis.messages import Item
 from nextem.analysis.offline import analyse_offline
 from nextem.analysis.plugin import Partial, Result, State, Summary
 from nextem.analysis.reducer import Reducer
-from nextem.wire.store import ProductStore
+from nextem.wire.store import open_store
 
 
 def item(reducer: Reducer, scan: Any, start: int, stop: int) -> Item:
@@ -38,7 +38,7 @@ def test_each_frame_is_taken_once(small: Any) -> None:
 def test_a_checkpoint_goes_on_as_if_nothing_had_been(small: Any, tmp_path: Any) -> None:
     reducer = Reducer.of(small.started)
     reducer.add(item(reducer, small, 20, 70))
-    store = ProductStore(tmp_path)
+    store = open_store(tmp_path)
     store.write_checkpoint("analysis/a", *reducer.snapshot())
     reducer.add(item(reducer, small, 0, 20))
     kept = store.read_checkpoint("analysis/a")

@@ -21,7 +21,7 @@ from nextem.v1 import acquisition_pb2, product_pb2
 from nextem.wire.blocks import encode_block
 from nextem.wire.local_log import LocalLog
 from nextem.wire.log import ACQUISITIONS, FRAMES, PRODUCTS
-from nextem.wire.store import ProductStore
+from nextem.wire.store import open_store
 
 WAIT_S = 30.0
 
@@ -33,7 +33,7 @@ class Site:
     folder: Path
 
     def __post_init__(self) -> None:
-        self.log, self.store = LocalLog(self.folder / "log"), ProductStore(self.folder / "store")
+        self.log, self.store = LocalLog(self.folder / "log"), open_store(self.folder / "store")
         self.reader = self.log.consumer([PRODUCTS], None)
         self.products: dict[str, product_pb2.Product] = {}
         self.updates: list[product_pb2.LiveUpdate] = []

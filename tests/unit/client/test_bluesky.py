@@ -36,7 +36,7 @@ from nextem.client.bluesky.session import Session
 from nextem.v1 import control_pb2 as pb
 from nextem.v1 import control_pb2_grpc, plan_pb2
 from nextem.v1.product_pb2 import Product
-from nextem.wire.store import ProductStore
+from nextem.wire.store import open_store
 
 WAIT_S = 20.0
 
@@ -371,7 +371,7 @@ def test_a_failed_analysis_and_a_late_product_fail_the_trigger(
         product = Product(product_id="a1/novelty/failed", acquisition_id="a1", name="novelty/failed")
         product.kind = "failed"
         product.provenance.update({"notes": {"error": "it rains"}})
-        ProductStore(tmp_path).write(product, np.empty(0))
+        open_store(tmp_path).write(product, np.empty(0))
         with pytest.raises(FailedStatus, match="novelty: novelty failed: it rains") as failed:
             engine(bp.count([late]))
     assert isinstance(failed.value.__cause__, ProductsMissing)

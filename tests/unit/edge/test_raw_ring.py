@@ -23,6 +23,7 @@ from nextem.edge.retention.raw_ring import RawGone, RawRing, RawRingBusy
 from nextem.edge.retention.skipped import MAX_ACQUISITIONS, MAX_RANGES, Skipped
 from nextem.v1.control_pb2 import FetchRawRequest
 from nextem.v1.frames_pb2 import FrameRange
+from nextem.wire.object_store import open_objects
 
 SEGMENT = 1 << 16
 HEADER, PIXELS, PREFIX = 20, 100, 5
@@ -173,7 +174,7 @@ def test_what_was_skipped_is_told_apart_from_what_was_written_over(tmp_path: Pat
     assert gone.value.skipped == ((110, 130),)
     assert "frames 110..129 were not kept" in str(gone.value)
     request = FetchRawRequest(request_id="r", acquisition_id="a", frames=FrameRange(first=90, count=40))
-    reply = RawFetcher(ring, tmp_path / "store").bring(request)
+    reply = RawFetcher(ring, open_objects(tmp_path / "store")).bring(request)
     assert [(each.first, each.count) for each in reply.never_kept] == [(110, 20)]
     assert reply.gone[0].first == 90
     ring.close()

@@ -16,6 +16,7 @@ from nextem.v1 import acquisition_pb2, control_pb2, plan_pb2, product_pb2
 from nextem.wire import checkpoints
 from nextem.wire.ids import derived_id
 from nextem.wire.log import ACQUISITIONS, PRODUCTS
+from nextem.wire.object_store import open_objects
 
 NAME = "01890a5d-ac96-774b-bcce-b302099a8057"
 OPTICS, STAGE, SCAN = (
@@ -119,7 +120,7 @@ def test_answers_come_back_to_the_policy(start, fake_edge, log, policy, tmp_path
 def test_a_restarted_runner_goes_on_from_the_checkpoint(start, fake_edge, log, tmp_path: Path) -> None:
     """Also where what was sent is older than what would be acted on anew."""
     meta = {"name": "follower", "policy": {"answers": ["Outcome"]}, "sent": [1, 2]}
-    checkpoints.write(tmp_path / "progress" / NAME, {}, meta)
+    checkpoints.write(open_objects(tmp_path / "progress"), NAME, {}, meta)
     edge = fake_edge(start(), now_ns=2 * MAX_CAUSE_AGE_NS)
     started(log)
     edge.wait(lambda: len(edge.commands) == 1)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from pathlib import Path
 
 from nextem.edge.control.worker import Worker
 from nextem.edge.retention.raw_ring import RawGone, RawRing
@@ -17,6 +16,7 @@ from nextem.edge.retention.skipped import Ranges
 from nextem.v1.control_pb2 import FetchRawReply, FetchRawRequest
 from nextem.v1.frames_pb2 import FrameRange
 from nextem.wire import raw_objects
+from nextem.wire.object_store import Objects, StoreError
 from nextem.wire.raw_objects import InvalidRawObject
 
 log = logging.getLogger(__name__)
@@ -45,8 +45,8 @@ def _messages(ranges: Ranges) -> list[FrameRange]:
 class RawFetcher:
     """A thread that answers requests; an instance's :meth:`fetch` is a :data:`FetchRaw`."""
 
-    def __init__(self, ring: RawRing, store: Path, *, max_bytes: int = MAX_FETCH_BYTES) -> None:
-        """``store``: the folder of the store. More than ``max_bytes`` in one request are refused."""
+    def __init__(self, ring: RawRing, store: Objects, *, max_bytes: int = MAX_FETCH_BYTES) -> None:
+        """``store``: where they go. More than ``max_bytes`` in one request are refused."""
         self._ring, self._store, self._max_bytes = ring, store, max_bytes
         self._worker: Worker[tuple[FetchRawRequest, Answer]] = Worker(
             "raw-fetch", self._handle, at_most=_MOST_WAITING
@@ -86,7 +86,7 @@ class RawFetcher:
             )
         except (InvalidRawObject, ValueError) as error:
             return refusal(request, "request", str(error))
-        except OSError as error:
+        except (StoreError, OSError) as error:
             log.error("raw frames of acquisition %s cannot be stored: %s", name, error)
             return refusal(request, "store", str(error))
         log.info("%d raw frames of acquisition %s are in the store: %s", count, name, stored.key)

@@ -33,7 +33,7 @@ from nextem.client.bluesky.product_handler import resource
 from nextem.client.bluesky.session import Session
 from nextem.v1 import control_pb2, plan_pb2
 from nextem.v1.product_pb2 import Product
-from nextem.wire.store import ProductNotFound, ProductStore
+from nextem.wire.store import ProductNotFound, ProductStore, open_store
 
 _POLL_S = 0.05
 _DIMS = {"map": ["scan_y", "scan_x"], "vector_map": ["component", "scan_y", "scan_x"], "pattern": ["y", "x"]}
@@ -136,7 +136,7 @@ class Acquisition(
 
     async def _come(self, wanted: ProductPlace, acquisition_id: str) -> dict[str, Product]:
         """The products, by data key, once all of them are in the store."""
-        store, found = ProductStore(wanted.folder), dict[str, Product]()
+        store, found = open_store(wanted.folder), dict[str, Product]()
         until_s = time.monotonic() + wanted.timeout_s
         while True:
             for name in wanted.names:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from event_model import ComposeResource, ComposeResourceBundle
 
 from nextem.v1.product_pb2 import Product
-from nextem.wire.store import ProductStore
+from nextem.wire.store import open_store
 
 SPEC = "NEXTEM_PRODUCT"
 """Kind of the Resource documents: one product, a Zarr v3 array."""
@@ -36,7 +36,7 @@ class ProductHandler:
 
     def __call__(self) -> npt.NDArray[np.generic]:
         """The array. Raises :class:`nextem.wire.store.StoreError`."""
-        return ProductStore(self._store).read(self._product_id)[1]
+        return open_store(self._store).read(self._product_id)[1]
 
 
 HANDLERS: Mapping[str, Callable[..., Any]] = MappingProxyType({SPEC: ProductHandler})
