@@ -21,6 +21,7 @@ from nextem.wire.clock import Clock, MonotonicClock
 from nextem.wire.health import Health, log_reached
 from nextem.wire.key_folder import KeyFolder, edge_files
 from nextem.wire.log import Log, open_log
+from nextem.wire.object_store import open_objects
 from nextem.wire.threads import short_turns, spared_collector
 
 logger = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ class EdgeOptions:
     raw_ring_age_s: float | None = None  # older raw frames are gone; None: only the bytes are a bound
     mode: control_pb2.Mode | None = None  # None: as the journal has it, automatic in a new one
     lost_after_s: float = 6.0  # a steering service that is silent for so long is lost
-    store_dir: Path | None = None  # where raw frames that are asked for are brought
+    store: str | None = None  # where raw frames that are asked for are brought: a folder or s3://…
     rules_off: tuple[str, ...] = ()  # names of rules of plans that do not act
     keys: KeyFolder | None = None  # certificates, and the key set by which tokens are checked
 
@@ -120,9 +121,9 @@ def run_edge(
 
 def _fetch_raw(stack: ExitStack, options: EdgeOptions, ring: RawRing | None) -> FetchRaw:
     """Who brings raw frames to the store, where the edge keeps any and has a store; running."""
-    if ring is None or options.store_dir is None:
+    if ring is None or options.store is None:
         return without_ring
-    fetcher = RawFetcher(ring, options.store_dir)
+    fetcher = RawFetcher(ring, open_objects(options.store))
     stack.callback(fetcher.close)
     fetcher.start()
     return fetcher.fetch

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -33,7 +32,8 @@ OBJECT_STORE_BYTES = 128 << 20
 class AnalysisOptions:
     """Where to read and where to keep.
 
-    ``log``: address for :func:`nextem.wire.log.open_log`. ``store``: folder of products and checkpoints.
+    ``log``: address for :func:`nextem.wire.log.open_log`. ``store``: address
+    for :func:`nextem.wire.store.open_store`, of products and checkpoints.
     ``workers``: how many read frame blocks; more than the frames topic has partitions are idle. A lone one
     works in the process of the reducer host, see :mod:`nextem.analysis.actors`.
     ``ray_address``: a cluster to join, where every node must see ``store`` and ``log``; None: Ray is started
@@ -41,7 +41,7 @@ class AnalysisOptions:
     """
 
     log: str
-    store: Path
+    store: str
     workers: int = 1
     ray_address: str | None = None
 

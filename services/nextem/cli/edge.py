@@ -68,7 +68,6 @@ from nextem.cli.sizes import size
 @click.option("--raw-minutes", type=float, show_default="any age", help="Raw frames that are older are gone.")
 @click.option(
     "--store",
-    type=click.Path(path_type=Path),
     show_default="HOME/store",
     help="Where asked-for raw frames go.",
 )
@@ -102,7 +101,7 @@ def edge(
     calibrations: Path | None,
     raw_ring: int,
     raw_minutes: float | None,
-    store: Path | None,
+    store: str | None,
     rule_off: tuple[str, ...],
     mode: str | None,
     lost_after_s: float,
@@ -139,6 +138,7 @@ def edge(
     from nextem.v1 import plan_pb2
     from nextem.wire.console import ConsoleError
     from nextem.wire.key_folder import BadName
+    from nextem.wire.object_store import store_address
     from nextem.wire.tls import TlsError
     from nextem.wire.tokens import TokenRefused
 
@@ -164,7 +164,7 @@ def edge(
         raw_ring_bytes=raw_ring,
         raw_ring_dir=place.folder / "raw-ring",
         raw_ring_age_s=None if raw_minutes is None else 60 * raw_minutes,
-        store_dir=(store or place.store).resolve(),
+        store=store_address(store, place.store),
         rules_off=rule_off,
         mode=MODES[mode] if mode else None,
         lost_after_s=lost_after_s,

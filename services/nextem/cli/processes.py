@@ -100,14 +100,14 @@ def simulate(
 @click.command(cls=Process)
 @log_option
 @click.option(
-    "--store", type=click.Path(path_type=Path), show_default="HOME/store", help="Folder for products."
+    "--store", show_default="HOME/store", help="Products and checkpoints: a folder, or s3://BUCKET/PREFIX."
 )
 @click.option("--workers", default=1, show_default=True, help="Ray actors that read frame blocks.")
 @click.option("--ray-address", show_default="Ray is started in place", help="An existing Ray cluster.")
 @common
 def analyse(
     log: str | None,
-    store: Path | None,
+    store: str | None,
     workers: int,
     ray_address: str | None,
     process: Running,
@@ -122,12 +122,13 @@ def analyse(
     From Kafka, two workers:   nextem analyse --log kafka://broker:9092 --workers 2
     """
     from nextem.analysis.service import AnalysisOptions, run_analysis
+    from nextem.wire.object_store import store_address
 
     place = Home.at(process.home)
     run_analysis(
         AnalysisOptions(
             log=log or str(place.log),
-            store=(store or place.store).resolve(),
+            store=store_address(store, place.store),
             workers=workers,
             ray_address=ray_address,
         ),
