@@ -63,7 +63,7 @@ def render_text(example: str | None, sets: Sequence[str] = (), chart: str = "nex
 
 def render(example: str | None = None, sets: Sequence[str] = (), chart: str = "nextem") -> list[Object]:
     """The objects of an example, or of a chart with values set."""
-    return [one for one in yaml.safe_load_all(render_text(example, sets, chart)) if one]
+    return [one for one in yaml.load_all(render_text(example, sets, chart), yaml.CSafeLoader) if one]
 
 
 def named(objects: list[Object], kind: str, name: str) -> Object:

@@ -1,0 +1,170 @@
+"""Every rendered object is valid, and every pod and role asks for no more than it must."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import kubernetes_validate
+import pytest
+from chart_kit import CHARTS, EXAMPLES, Object, pods, render, render_text
+
+FOREIGN = ("nextem.dev/", "ray.io/", "kafka.strimzi.io/", "monitoring.coreos.com/")
+"""API groups whose schemas are not Kubernetes' own."""
+
+
+@pytest.fixture(scope="module", params=list(EXAMPLES))
+def objects(request: pytest.FixtureRequest) -> list[Object]:
+    return render(request.param)
+
+
+def test_kubernetes_takes_each_object(objects: list[Object]) -> None:
+    for one in objects:
+        if not one["apiVersion"].startswith(FOREIGN):
+            kubernetes_validate.validate(one, "1.34", strict=True)
+
+
+def test_the_pods_of_ray_are_valid_too(objects: list[Object]) -> None:
+    for at, template in pods(objects).items():
+        pod = {"apiVersion": "v1", "kind": "Pod", **template}
+        kubernetes_validate.validate(pod, "1.34", strict=True)
+        assert len(at.split("/")) in (2, 3)
+
+
+def _restricted(pod: dict[str, Any]) -> list[str]:
+    """What the Pod Security Standard "restricted" has against ``pod``; its controls by name.
+
+    Source: Kubernetes, Pod Security Standards.
+    """
+    wrong = []
+    spec, security = pod["spec"], pod["spec"].get("securityContext", {})
+    if any(spec.get(key) for key in ("hostNetwork", "hostPID", "hostIPC")):
+        wrong.append("host namespaces")
+    allowed = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim"}
+    allowed |= {"projected", "secret", "name"}
+    wrong += [f"volume {volume['name']}" for volume in spec.get("volumes", ()) if not set(volume) <= allowed]
+    for container in (*spec["containers"], *spec.get("initContainers", ())):
+        own = security | container.get("securityContext", {})
+        tests = {
+            "privileged": not own.get("privileged"),
+            "privilege escalation": own.get("allowPrivilegeEscalation") is False,
+            "non-root": own.get("runAsNonRoot") is True and own.get("runAsUser", 1) != 0,
+            "seccomp": own.get("seccompProfile", {}).get("type") in ("RuntimeDefault", "Localhost"),
+            "capabilities": own.get("capabilities") == {"drop": ["ALL"]},
+            "host ports": not any("hostPort" in port for port in container.get("ports", ())),
+        }
+        wrong += [f"{container['name']}: {name}" for name, passed in tests.items() if not passed]
+    return wrong
+
+
+def test_every_pod_passes_restricted(objects: list[Object]) -> None:
+    assert [f"{at}: {wrong}" for at, pod in pods(objects).items() for wrong in _restricted(pod)] == []
+
+
+def test_every_root_file_system_is_read_only_and_every_container_has_bounds(objects: list[Object]) -> None:
+    for at, template in pods(objects).items():
+        for container in template["spec"]["containers"]:
+            assert container["securityContext"]["readOnlyRootFilesystem"] is True, at
+            assert container["resources"]["requests"], at
+            assert container["resources"]["limits"]["memory"], at
+
+
+def test_every_long_lived_container_is_probed(objects: list[Object]) -> None:
+    for at, template in pods(objects).items():
+        if not at.startswith("Job/"):
+            for container in template["spec"]["containers"]:
+                assert {"readinessProbe", "livenessProbe"} <= set(container), at
+
+
+def test_no_image_is_without_version(objects: list[Object]) -> None:
+    for template in pods(objects).values():
+        for container in template["spec"]["containers"]:
+            _, _, version = container["image"].rpartition("/")
+            assert re.search(r":[^:@]+$|@sha256:[0-9a-f]{64}$", version), container["image"]
+            assert not version.endswith(":latest")
+
+
+def test_only_the_operator_and_the_jobs_of_keys_speak_to_the_api(objects: list[Object]) -> None:
+    speak = {at for at, t in pods(objects).items() if t["spec"]["automountServiceAccountToken"]}
+    assert speak <= {"Deployment/nextem-operator", "Job/nextem-keys", "Job/nextem-cleanup"}
+
+
+def test_no_role_reaches_beyond_the_namespace(objects: list[Object]) -> None:
+    assert not [one for one in objects if one["kind"] in ("ClusterRole", "ClusterRoleBinding")]
+
+
+def test_who_may_ask_the_api_for_what() -> None:
+    may = {
+        (one["metadata"]["name"], group, resource, *sorted(rule["verbs"]))
+        for one in render("quickstart")
+        if one["kind"] == "Role"
+        for rule in one["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+    }
+    assert may == {
+        ("nextem-operator", "nextem.dev", "experiments", "get", "list", "patch", "update", "watch"),
+        ("nextem-operator", "nextem.dev", "experiments/status", "get", "patch", "update"),
+        ("nextem-operator", "", "events", "create"),
+        ("nextem-operator", "coordination.k8s.io", "leases", "create", "get", "patch", "update"),
+        ("nextem-operator", "ray.io", "rayclusters", "get", "patch"),
+        ("nextem-keys", "", "secrets", "create", "get", "list"),
+        ("nextem-cleanup", "nextem.dev", "experiments", "delete", "get", "list", "patch"),
+        ("nextem-cleanup", "", "secrets", "delete", "get", "list"),
+        ("nextem-cleanup", "", "persistentvolumeclaims", "get", "list"),
+        ("nextem-cleanup", "coordination.k8s.io", "leases", "delete", "get", "list"),
+    }
+
+
+@pytest.mark.parametrize("example", sorted(set(EXAMPLES) - {"quickstart", "air-gapped"}))
+def test_no_secret_is_rendered(example: str) -> None:
+    """The quickstart alone makes one, of its own S3 server."""
+    assert not [one for one in render(example) if one["kind"] == "Secret"]
+
+
+def test_nothing_that_is_not_a_reference_looks_like_a_secret() -> None:
+    for example in EXAMPLES:
+        for line in render_text(example).splitlines():
+            assert not re.search(r"(password|token) *[=:] *\S", line), line
+
+
+def test_with_strimzi_topics_and_users_are_its_own_and_no_job_makes_them() -> None:
+    objects = render("strimzi")
+    topics = {one["metadata"]["name"]: one["spec"] for one in objects if one["kind"] == "KafkaTopic"}
+    assert set(topics) == {f"nextem.{name}" for name in ("acquisitions", "audit", "frames", "products")}
+    assert topics["nextem.frames"]["partitions"] == 12
+    jobs = pods(objects)["Job/nextem-setup"]["spec"]["containers"]
+    assert [container["name"] for container in jobs] == ["store"]
+
+
+def test_a_kafka_user_may_do_what_its_part_does_and_no_more() -> None:
+    may = {}
+    for one in render("strimzi"):
+        if one["kind"] == "KafkaUser":
+            rules = one["spec"]["authorization"]["acls"]
+            user = one["metadata"]["name"].removeprefix("nextem-")
+            for rule in rules:
+                may[user, rule["resource"]["name"].removeprefix("nextem.")] = rule["operations"]
+    assert may == {
+        ("edge", "acquisitions"): ["Write", "Describe"],
+        ("edge", "frames"): ["Write", "Describe"],
+        ("edge", "audit"): ["Write", "Describe"],
+        ("steering", "acquisitions"): ["Read", "Describe"],
+        ("steering", "products"): ["Read", "Describe"],
+        ("steering", "steering"): ["Read", "Describe"],
+        ("analysis", "acquisitions"): ["Read", "Describe"],
+        ("analysis", "frames"): ["Read", "Describe"],
+        ("analysis", "products"): ["Write", "Describe"],
+        ("analysis", "analysis"): ["Read", "Describe"],
+        ("operator", "acquisitions"): ["Read", "Describe"],
+        ("operator", "products"): ["Read", "Describe"],
+        ("operator", "frames"): ["Describe"],
+        ("operator", "analysis"): ["Describe"],
+    }
+
+
+def test_one_file_one_object() -> None:
+    several = {"users.yaml", "topics.yaml", "networkpolicies.yaml"}  # a list of alike ones
+    for chart in ("nextem", "nextem-edge"):
+        for file in (CHARTS / chart / "templates").rglob("*.yaml"):
+            assert file.name in several or file.read_text().count("\nkind:") <= 1, file
