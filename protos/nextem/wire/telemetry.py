@@ -107,6 +107,8 @@ class Backend(Protocol):
     def observe(self, observed: Observed, read: Callable[[], Reading]) -> None: ...
 
 
+_CLOCK_WAS_SET_NS = 5_000_000
+_offset_ns = 0
 _backend: Backend | None = None
 _here: ContextVar[str] = ContextVar(HEADER, default="")
 
@@ -211,9 +213,18 @@ def _begin(
 ) -> Span:
     now_ns = time.monotonic_ns()
     began_ns = now_ns if since_ns is None else min(since_ns, now_ns)
-    began_unix_ns = time.time_ns() - (now_ns - began_ns)
+    began_unix_ns = began_ns + _unix_offset_ns(now_ns)
     recording = backend.begin(name, kind, parent, began_unix_ns, attributes or {})
     return NOTHING if recording is None else Span(recording, began_ns, began_unix_ns)
+
+
+def _unix_offset_ns(now_ns: int) -> int:
+    """From the monotonic clock to the wall clock: one figure until that is set, so that spans fit together."""
+    global _offset_ns
+    offset_ns = time.time_ns() - now_ns
+    if abs(offset_ns - _offset_ns) > _CLOCK_WAS_SET_NS:
+        _offset_ns = offset_ns
+    return _offset_ns
 
 
 def to_headers(traceparent: str) -> dict[str, bytes] | None:

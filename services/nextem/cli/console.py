@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from nextem.wire.json_lines import JsonLines
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
@@ -22,8 +24,8 @@ log = logging.getLogger(__name__)
 _FORMAT = "%(asctime)s.%(msecs)03d %(levelname)-7s %(name)s: %(message)s"
 
 
-def set_up_logging(verbose: bool = False) -> None:
-    """Log lines to standard error, one format for all processes."""
+def set_up_logging(verbose: bool = False, json_of: str = "") -> None:
+    """Log lines to standard error, one format for all processes; ``json_of`` a service as JSON."""
     logging.basicConfig(
         level=logging.DEBUG if verbose else logging.INFO,
         format=_FORMAT,
@@ -31,6 +33,9 @@ def set_up_logging(verbose: bool = False) -> None:
         stream=sys.stderr,
         force=True,
     )
+    if json_of:
+        for handler in logging.getLogger().handlers:
+            handler.setFormatter(JsonLines(json_of))
     for chatty in ("kafka", "numba", "matplotlib", "grpc", "asyncio"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
 

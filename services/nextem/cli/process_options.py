@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from nextem.cli.console import set_up_logging, stop_on_signals, tell_ready
+from nextem.cli.observing import OPTIONS, observed, service_of
 from nextem.wire.health import Health
 
 log_option = click.option("--log", show_default="HOME/log", help="The log: a folder, or kafka://HOST:PORT.")
@@ -26,6 +27,7 @@ secured = click.option(
 )
 
 _OPTIONS = (
+    *OPTIONS,
     click.option("--with-parent", is_flag=True, hidden=True),
     click.option("--ready-file", type=click.Path(path_type=Path), hidden=True),
     click.option(
@@ -74,12 +76,17 @@ def _running(
     health_port: int | None,
     ready_file: Path | None,
     with_parent: bool,
+    log_format: str,
+    metrics_host: str,
+    metrics_port: int | None,
 ) -> Iterator[Running]:
     """Logs, answers probes, and has SIGTERM, SIGINT and the end of a parent end the process."""
-    set_up_logging(verbose)
+    service = service_of(click.get_current_context().info_name)
+    set_up_logging(verbose, service if log_format == "json" else "")
     process = Running(home, stop_on_signals(with_parent), Health(), ready_file)
     with ExitStack() as stack:
         stack.callback(process.health.close)
+        stack.enter_context(observed(service, process.health, metrics_host, metrics_port))
         if health_port is not None:
             from nextem.wire.health_server import served
 
