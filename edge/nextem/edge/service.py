@@ -80,8 +80,8 @@ def run_edge(
     if options.passive_plan is not None and not options.instrument_address:
         for rule in read_rules(options.passive_plan):
             raise InvalidRule(rule.name, "this edge commands no instrument, so no rule can act")
-    clock = MonotonicClock()
     health = health or Health()
+    clock = MonotonicClock()
     with ExitStack() as stack:
         stack.enter_context(short_turns())
         to = open_log(options.log)
@@ -106,9 +106,9 @@ def run_edge(
         )
         stack.callback(pipeline.close)
         pipeline.start()
-        if options.instrument_address:
         health.watch("log", log_reached(options.log))
         health.check("spool", pipeline.why_full)
+        if options.instrument_address:
             _start_agent(stack, options, pipeline, clock, to, health)
         stack.enter_context(spared_collector())
         logger.info("the edge of %s runs, boot %s", options.instrument, clock.boot_id)
@@ -151,7 +151,6 @@ def _open_driver(stack: ExitStack, address: str, keys: KeyFolder | None, instrum
     return driver
 
 
-def _start_agent(
 def _why_away(driver: Driver) -> str:
     """Empty where the instrument answers."""
     try:
@@ -161,6 +160,7 @@ def _why_away(driver: Driver) -> str:
     return ""
 
 
+def _start_agent(
     stack: ExitStack, options: EdgeOptions, pipeline: EdgePipeline, clock: Clock, to: Log, health: Health
 ) -> None:
     from nextem.edge.control.agent import ControlAgent, ControlOptions
@@ -207,8 +207,8 @@ def _why_away(driver: Driver) -> str:
     agent.start()
     for name in options.rules_off:
         agent.rules.switch(name, on=False, who=CONSOLE, reason="set at the start")
-    console = ConsoleServer(options.journal_path.with_name(FILE_NAME), agent.console.answer)
     health.watch("instrument", partial(_why_away, driver))
     if options.steering_address:
         health.check("steering", agent.why_alone)
+    console = ConsoleServer(options.journal_path.with_name(FILE_NAME), agent.console.answer)
     stack.callback(console.close)
