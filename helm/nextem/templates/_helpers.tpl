@@ -22,6 +22,7 @@ resources: {requests: {storage: {{ .size }}}}
 helm.sh/hook: {{ .events }}
 helm.sh/hook-weight: {{ .weight | quote }}
 helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
+helm.sh/hook-output-log-policy: hook-succeeded,hook-failed
 {{- end }}
 
 {{- /* The identity of a hook's job, there before it and gone after it: (dict "root" $ "name" … "events" … "rules" …). */ -}}
