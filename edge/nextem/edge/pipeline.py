@@ -245,6 +245,7 @@ class EdgePipeline:
             "publisher": dict(published),
             "raw_ring": dict(self.raw_ring.counters()) if self.raw_ring is not None else {},
             "spool_bytes": self._spool.bytes_used,
+            "spool_bytes_most": self._spool.max_bytes,
             "busy_ns": {
                 "receive": received["busy_ns"],
                 "reduce": times.reduce_ns,

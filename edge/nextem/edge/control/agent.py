@@ -35,12 +35,14 @@ from nextem.edge.control.reports import Reports
 from nextem.edge.control.rule_actions import KeepRaw, RuleActions, keeps_nothing
 from nextem.edge.control.runner import Acquisitions
 from nextem.edge.control.safe_state import LostHolders
-from nextem.edge.control.states import FAILED, REJECTED
+from nextem.edge.control.states import FAILED, FINAL, REJECTED
 from nextem.edge.control.stopping import Stopper, reason_of
 from nextem.edge.control.worker import Periodic, Worker
 from nextem.edge.retention.fetch import FetchRaw, refusal, without_ring
+from nextem.edge.telemetry import COMMANDS
 from nextem.v1.control_pb2 import (
     Command,
+    CommandState,
     EdgeMessage,
     FetchRawReply,
     FetchRawRequest,
@@ -50,6 +52,7 @@ from nextem.v1.control_pb2 import (
     SteeringMessage,
     Stop,
 )
+from nextem.wire import telemetry
 from nextem.wire.clock import Clock
 from nextem.wire.ids import uuid7
 from nextem.wire.log import Log
@@ -93,11 +96,11 @@ class LinkLike(Protocol):
 
     def send(self, message: EdgeMessage) -> bool: ...
 
-    def close(self) -> None: ...
-
-
     @property
     def answered(self) -> bool: ...
+
+    def close(self) -> None: ...
+
 
 MakeLink = Callable[[str, LinkCalls, LinkTimes], LinkLike]
 
@@ -212,13 +215,13 @@ class ControlAgent:
         command.stop.CopyFrom(Stop(reason=reason, safe_state=True))
         return self._stopper.stop(command)
 
-    def set_mode(self, mode: Mode, reason: str) -> ModeChange:
-        """Changes the mode from this machine, whatever the role of whoever does; link or no link."""
-        return self._people.console(mode, reason)
     def why_alone(self) -> str:
         """Empty while the steering service answers our heartbeats."""
         return "" if self._link.answered else f"{self._options.steering} answers no heartbeat"
 
+    def set_mode(self, mode: Mode, reason: str) -> ModeChange:
+        """Changes the mode from this machine, whatever the role of whoever does; link or no link."""
+        return self._people.console(mode, reason)
 
     def close(self) -> None:
         """Refuses what comes, stops what runs, tells the last outcomes, ends every thread."""
@@ -286,12 +289,23 @@ class ControlAgent:
         self._link.send(EdgeMessage(outcome=outcome))
         self._audit.outcome(outcome)
         self.rules.told(outcome)
+        _count(outcome)
         if outcome.state in (REJECTED, FAILED):
             verdict = "rejected" if outcome.state == REJECTED else "failed"
             logger.warning("command %s %s: %s: %s", outcome.command_id, verdict, outcome.rule, outcome.detail)
 
     def _delivered(self, command_ids: list[str]) -> None:
         self._desk.put(partial(self._reports.mark_delivered, command_ids))
+
+
+def _count(outcome: Outcome) -> None:
+    state = CommandState.Name(outcome.state).removeprefix("COMMAND_STATE_").lower()
+    if outcome.state in FINAL:
+        told = {"state": state, "rule": outcome.rule, "action": outcome.action}
+        COMMANDS.add(1, {f"nextem.command.{key}": value for key, value in told.items()})
+    telemetry.begin(
+        f"outcome {state}", telemetry.current(), attributes={"nextem.command.rule": outcome.rule}
+    ).end(error=outcome.detail if outcome.rule else "")
 
 
 def _open_parts(

@@ -17,13 +17,15 @@ from nextem.edge.control.journal import Journal, JournalError
 from nextem.edge.control.lease import SCAN, SCOPE_OF_ACTION, STAGE, Leases
 from nextem.edge.control.limits import Limits, LimitsUnreadable, Refusal
 from nextem.edge.control.modes import Modes
-from nextem.edge.control.outcomes import edge_error, loop_latency_ms, note_state, with_state
+from nextem.edge.control.outcomes import edge_error, note_at_driver, note_state, with_state
 from nextem.edge.control.runner import Acquisitions, Ended, Job, Runner
 from nextem.edge.control.states import DONE, FAILED
 from nextem.edge.control.usage import Usage
 from nextem.edge.control.validate import check_deadline
 from nextem.v1.control_pb2 import Command, LeaseScope, Outcome
+from nextem.wire import telemetry
 from nextem.wire.clock import Clock
+from nextem.wire.telemetry import NOTHING, Kind
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +83,7 @@ class AtDriver:
 
     def act(self, received: Received, outcome: Outcome) -> None:
         parts, command = self._parts, received.command
-        began_ns, bound = 0, Bound(parts.driver, command, outcome.command_epoch + 1)
+        began_ns, bound, effect = 0, Bound(parts.driver, command, outcome.command_epoch + 1), NOTHING
         try:
             with parts.driver_lock:
                 # The disk, or a start before us, may have taken its time: late is late, stopped is stopped,
@@ -94,9 +96,12 @@ class AtDriver:
                 )
                 if refusal is None:
                     began_ns = parts.clock.now_ns()
-                    with bound:
+                    effect = telemetry.begin(
+                        f"driver {outcome.action}", telemetry.current(), kind=Kind.CLIENT, since_ns=began_ns
+                    )
+                    with bound, effect.here():
                         self._call(received, outcome)
-                    outcome.at_driver_ns = parts.clock.now_ns()
+                    note_at_driver(outcome, command, parts.clock.now_ns(), parts.clock.boot_id)
         except DriverError as error:
             # A stop may have fenced it off. Its dose comes back in any case: a scan defined has not run.
             refusal = (
@@ -108,9 +113,10 @@ class AtDriver:
             logger.exception("command %s failed", command.command_id)
             refusal = edge_error(error)
         if refusal is not None:
+            effect.end(error=f"{refusal.rule}: {refusal.detail}")
             self._finish(with_state(outcome, FAILED, refusal), release_dose=True)
             return
-        outcome.loop_latency_ms = loop_latency_ms(command, outcome.at_driver_ns, parts.clock.boot_id)
+        effect.end(outcome.at_driver_ns, attributes={"nextem.loop.latency": outcome.loop_latency_ms / 1e3})
         if command.HasField("acquire"):
             self._queue(received, outcome)
             return

@@ -18,7 +18,9 @@ from nextem.edge.control.undo import resolved
 from nextem.edge.control.usage import Usage
 from nextem.edge.control.validate import MAX_ID_LENGTH, Context, check, planned_dose_e, planned_s
 from nextem.v1.control_pb2 import Command, InstrumentState, Outcome
+from nextem.wire import telemetry
 from nextem.wire.ids import uuid7
+from nextem.wire.telemetry import Kind
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +38,19 @@ class CommandHandler:
 
     def handle(self, received: Received) -> None:
         """Brings a command as far as it goes. Every way out emits an outcome."""
+        command = received.command
+        span = telemetry.begin(
+            "command",
+            command.cause.traceparent,
+            kind=Kind.CONSUMER,
+            since_ns=received.received_ns,
+            attributes={"nextem.command.id": command.command_id, "nextem.command.issuer": command.issuer},
+        )
+        with span.here():
+            self._bring(received)
+        span.end()
+
+    def _bring(self, received: Received) -> None:
         command = received.command
         outcome = Outcome(command_id=command.command_id, received_ns=received.received_ns)
         try:

@@ -11,6 +11,7 @@ from nextem.edge.control.driver import CapabilityMissing, DriverError, DriverRef
 from nextem.v1 import control_pb2 as pb
 from nextem.v1.control_pb2_grpc import InstrumentStub
 from nextem.v1.plan_pb2 import Scan
+from nextem.wire import telemetry
 from nextem.wire.certificates import driver_name
 from nextem.wire.dial import Line, Peer
 from nextem.wire.key_folder import KeyFolder, edge_files
@@ -121,7 +122,7 @@ class GrpcDriver:
     def _call(self, name: str, request: Any, deadline_s: float) -> pb.InstrumentState:
         try:
             method = getattr(self._line.stub(), name)
-            state: pb.InstrumentState = method(request, timeout=deadline_s)
+            state: pb.InstrumentState = method(request, timeout=deadline_s, metadata=telemetry.to_metadata())
         except TlsError as error:
             raise DriverUnreachable(f"{name} at {self.address}: {error}") from error
         except grpc.RpcError as error:

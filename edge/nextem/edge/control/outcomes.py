@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 
 from nextem.edge.control.limits import Refusal
+from nextem.edge.telemetry import LOOP_LATENCY
 from nextem.v1.control_pb2 import Command, CommandState, InstrumentState, Outcome
 
 _HOW_ASKED = ("lease_id", "lease_epoch", "edge_boot_id", "not_after_ns", "valid_for_ms", "cause", "proof")
@@ -28,12 +29,18 @@ def edge_error(error: Exception) -> Refusal:
     return Refusal("edge_error", f"{type(error).__name__}: {error}")
 
 
-def loop_latency_ms(command: Command, at_driver_ns: int, boot_id: str) -> float:
-    """From the last byte behind the decision to the driver; 0 when there is no cause on this clock."""
+def note_at_driver(
+    outcome: Outcome, command: Command, at_driver_ns: int, boot_id: str, by: str = "service"
+) -> None:
+    """When the driver had accepted it, and how long after the last byte behind the decision.
+
+    The latency stays 0 where there is no cause on this clock. ``by``: who decided, for the metric.
+    """
+    outcome.at_driver_ns = at_driver_ns
     cause = command.cause
-    if not cause.last_byte_ns or cause.edge_boot_id != boot_id:
-        return 0.0
-    return (at_driver_ns - cause.last_byte_ns) / 1e6
+    if cause.last_byte_ns and cause.edge_boot_id == boot_id:
+        outcome.loop_latency_ms = (at_driver_ns - cause.last_byte_ns) / 1e6
+        LOOP_LATENCY.record(outcome.loop_latency_ms / 1e3, {"nextem.loop.by": by})
 
 
 def note_state(into: InstrumentState, state: InstrumentState) -> None:

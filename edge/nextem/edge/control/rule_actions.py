@@ -19,7 +19,7 @@ from nextem.edge.control.journal import JournalError
 from nextem.edge.control.lease import STAGE, Lease
 from nextem.edge.control.limits import Refusal
 from nextem.edge.control.modes import AUTOMATIC, mode_name
-from nextem.edge.control.outcomes import digest, loop_latency_ms, note_state, with_state
+from nextem.edge.control.outcomes import digest, note_at_driver, note_state, with_state
 from nextem.edge.control.states import DONE, FAILED, FINAL, REJECTED
 from nextem.edge.control.worker import Worker
 from nextem.edge.rules.plan import Drift, Event, Saturation
@@ -244,8 +244,7 @@ class RuleActions:
 
     def _ended(self, command: Command, outcome: Outcome) -> Outcome:
         if outcome.at_driver_ns:
-            boot_id = self._parts.clock.boot_id
-            outcome.loop_latency_ms = loop_latency_ms(command, outcome.at_driver_ns, boot_id)
+            note_at_driver(outcome, command, outcome.at_driver_ns, self._parts.clock.boot_id, "edge rule")
         self._parts.emit(outcome)
         self._later(partial(self._record, command, outcome))
         return outcome

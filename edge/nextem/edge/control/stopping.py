@@ -10,11 +10,12 @@ from nextem.edge.control.at_driver import Parts
 from nextem.edge.control.blanking import blank
 from nextem.edge.control.driver import DriverError, insist
 from nextem.edge.control.journal import JournalError
-from nextem.edge.control.outcomes import digest, loop_latency_ms
+from nextem.edge.control.outcomes import digest, note_at_driver
 from nextem.edge.control.proposals import Proposals
 from nextem.edge.control.runner import Runner
 from nextem.edge.control.states import DONE, FAILED
 from nextem.v1.control_pb2 import Command, Outcome
+from nextem.wire import telemetry
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,9 @@ class Stopper:
     def stop(self, command: Command) -> Outcome:
         """Instrument first, then everything else. Nothing can refuse it, and a repeat stops again."""
         received_ns = self._parts.clock.now_ns()
+        span = telemetry.begin(
+            "stop", command.cause.traceparent, attributes={"nextem.command.id": command.command_id}
+        )
         epoch, error = self.halt(reason_of(command))
         if command.stop.safe_state:
             try:
@@ -55,10 +59,9 @@ class Stopper:
         )
         if not error:
             outcome.detail = _in_words(command)  # who did not see the command sees this
-            outcome.at_driver_ns = self._parts.clock.now_ns()
-            outcome.loop_latency_ms = loop_latency_ms(
-                command, outcome.at_driver_ns, self._parts.clock.boot_id
-            )
+            note_at_driver(outcome, command, self._parts.clock.now_ns(), self._parts.clock.boot_id)
+            span.end(outcome.at_driver_ns)
+        span.end(error=outcome.detail)
         self._tell(command)
         self._parts.emit(outcome)
         self._later(partial(self._record_stop, command, outcome))

@@ -24,6 +24,7 @@ from nextem.edge.accounting import amend
 from nextem.edge.detectors.base import DetectorError
 from nextem.edge.detectors.stream_socket import Backoff
 from nextem.edge.meter import Meter
+from nextem.edge.telemetry import BLOCK_LATENCY, UNTRACED, BlockSpans, BlockTraces
 from nextem.edge.uplink.spool import Entry, Kind, Spool
 from nextem.v1 import acquisition_pb2 as pb
 from nextem.wire.blocks import Block, decode_block
@@ -53,6 +54,7 @@ class _InFlight:
     entry: Entry
     appended: Appended
     since_ns: int
+    spans: BlockSpans = UNTRACED
 
 
 class Publisher:
@@ -80,6 +82,7 @@ class Publisher:
         self._memory_lock = Lock()
         self._waiting_bytes = spool.bytes_used if spool.committed < spool.end else 0
         self._meter = Meter()
+        self._traces = BlockTraces()
         self._news = Condition()
         self._closing = Event()
         self._giving_up = Event()
@@ -194,16 +197,22 @@ class Publisher:
     def _block(self, offset: int, entry: Entry) -> None:
         partitions = self._log.partitions(FRAMES)
         key = entry.acquisition_id.encode()
+        now_ns = self._clock.now_ns()
+        spans = self._traces.block(entry, now_ns)
         try:
             appended = self._log.append(
-                FRAMES, bytes(entry.value), key=key, partition=(crc32(key) + entry.number) % partitions
+                FRAMES,
+                bytes(entry.value),
+                key=key,
+                partition=(crc32(key) + entry.number) % partitions,
+                headers=spans.headers,
             )
         except FatalLogError as error:
             self._refuse(entry, error)
             self._drain()
             self._done(offset, entry)
             return
-        self._in_flight.append(_InFlight(offset, entry, appended, self._clock.now_ns()))
+        self._in_flight.append(_InFlight(offset, entry, appended, now_ns, spans))
 
     def _refuse(self, entry: Entry, error: FatalLogError) -> None:
         block = decode_block(entry.value)
@@ -227,7 +236,10 @@ class Publisher:
                 )
         try:
             appended = self._log.append(
-                ACQUISITIONS, event.SerializeToString(), key=entry.acquisition_id.encode()
+                ACQUISITIONS,
+                event.SerializeToString(),
+                key=entry.acquisition_id.encode(),
+                headers=self._traces.event(entry.acquisition_id),
             )
         except FatalLogError as fatal:
             log.error("%s: event of acquisition %s: %s", type(fatal).__name__, entry.acquisition_id, fatal)
@@ -237,6 +249,7 @@ class Publisher:
         self._drain()
         if entry.kind is Kind.FINISHED:
             self._refused.pop(entry.acquisition_id, None)
+            self._traces.ended(entry.acquisition_id)
             self._spool.prune()
 
     def _drain(self) -> None:
@@ -262,11 +275,14 @@ class Publisher:
             else:
                 self._published_entries += 1
                 self._published_bytes += len(first.entry.value)
-                self._meter.add(len(first.entry.value), self._clock.now_ns())
+                now_ns = self._clock.now_ns()
+                self._meter.add(len(first.entry.value), now_ns)
                 if first.entry.last_byte_ns:
-                    latency_ns = self._clock.now_ns() - first.entry.last_byte_ns
+                    latency_ns = now_ns - first.entry.last_byte_ns
                     self._latency_ns[self._latencies % _LATENCIES] = latency_ns
                     self._latencies += 1
+                    BLOCK_LATENCY.record(latency_ns / 1e9)
+                    first.spans.acknowledged(now_ns)
             self._in_flight.popleft()
             self._done(first.offset, first.entry)
             wait = False
