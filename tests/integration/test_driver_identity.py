@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import queue
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import grpc
 import pytest
 from click.testing import CliRunner
 from driver_kit import FakeColumn
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from nextem.cli.key_maker import init_keys, make_driver, renew_keys, revoke
 from nextem.cli.main import main
@@ -19,11 +23,13 @@ from nextem.edge.control.drivers.column import ColumnDriver
 from nextem.edge.control.drivers.serve import serve_driver
 from nextem.edge.control.grpc_driver import GrpcDriver
 from nextem.edge.service import _open_driver
+from nextem.simulator.service import SimulatorOptions, SimulatorPorts, run_simulator
 from nextem.v1.control_pb2 import Stage
-from nextem.wire.certificates import driver_name, uris_of
+from nextem.wire.certificates import driver_name, hosts_of, uris_of
 from nextem.wire.dial import Peer, PeerRefused
+from nextem.wire.health import Health
 from nextem.wire.key_folder import KeyFolder, driver_files, edge_files
-from nextem.wire.tls import CertificateUnusable, Party, PlaintextRefused
+from nextem.wire.tls import CertificateUnusable, Party, PlaintextRefused, open_channel
 
 Drive = Callable[[KeyFolder | None, str], GrpcDriver]
 
@@ -166,3 +172,66 @@ def test_a_certificate_for_another_computer(keys: KeyFolder) -> None:
     assert uris_of(certificate) == (driver_name("tem-9"),)
     make_driver(keys, "tem-9", ["192.0.2.1"], 1)
     assert keys.certificate(driver_files("tem-9")).read_bytes() != certificate
+
+
+@pytest.fixture
+def simulated(keys: KeyFolder) -> Iterator[str]:
+    """The address of a simulated microscope that is served with certificates."""
+    stop, ports, health = threading.Event(), queue.Queue[SimulatorPorts](), Health()
+    options = SimulatorOptions(
+        detector_px=128, data_port=0, control_port=0, instrument_port=0, name="tem", keys=keys
+    )
+    running = threading.Thread(target=run_simulator, args=(options, stop, ports.put, health))
+    running.start()
+    yield f"127.0.0.1:{ports.get(timeout=60).instrument}"
+    stop.set()
+    running.join()
+
+
+def test_a_simulated_microscope_obeys_its_edge_alone(
+    simulated: str, keys: KeyFolder, closing: ExitStack
+) -> None:
+    def dial(by: KeyFolder | None, name: str) -> GrpcDriver:
+        driver = GrpcDriver(simulated, keys=by, instrument=name)
+        closing.callback(driver.close)
+        return driver
+
+    assert dial(keys, "tem").get_state().instrument == "tem"
+    with pytest.raises(DriverUnreachable):
+        dial(None, "").get_state()
+    with pytest.raises(DriverUnreachable, match="urn:nextem:driver:tem"):
+        dial(keys, "tem-2").get_state()
+
+
+def test_health_is_told_to_every_certificate_that_is_not_revoked(simulated: str, keys: KeyFolder) -> None:
+    def check(name: str) -> health_pb2.HealthCheckResponse:
+        with open_channel(simulated, Party(keys, name)) as channel:
+            stub = health_pb2_grpc.HealthStub(channel)
+            return stub.Check(health_pb2.HealthCheckRequest(service="nextem.v1.Instrument"), timeout=10)
+
+    assert check(edge_files("tem-2")).status == health_pb2.HealthCheckResponse.SERVING
+    revoke(keys, keys.certificate(edge_files("tem-2")))
+    with pytest.raises(grpc.RpcError, match="is revoked"):
+        check(edge_files("tem-2"))
+
+
+def test_a_simulated_microscope_without_certificates_stays_on_loopback() -> None:
+    told = CliRunner().invoke(main, ["simulate", "--host", "0.0.0.0", "--home", "/nowhere"])
+    assert told.exit_code == 1
+    assert "needs TLS: only loopback may do without" in told.output
+
+
+def test_names_of_a_service_in_a_cluster(keys: KeyFolder, tmp_path: Path) -> None:
+    asked = ["keys", "driver", "--instrument", "tem-9", "--service", "nextem-simulator.lab"]
+    made = CliRunner().invoke(main, [*asked, "--keys", str(keys.folder)])
+    assert made.exit_code == 0, made.output
+    names = [f"nextem-simulator{end}" for end in ("", ".lab", ".lab.svc", ".lab.svc.cluster.local")]
+    assert hosts_of(keys.certificate(driver_files("tem-9")).read_bytes()) == tuple(names)
+    place = str(tmp_path / "others")
+    made = CliRunner().invoke(main, ["keys", "init", place, "--service", "nextem-steering.lab"])
+    assert made.exit_code == 0, made.output
+    found = hosts_of(KeyFolder(Path(place)).certificate("steering").read_bytes())
+    assert {"localhost", "127.0.0.1", "nextem-steering.lab.svc"} <= set(found)
+    refused = CliRunner().invoke(main, [*asked[:4], "--service", "nextem-simulator"])
+    assert refused.exit_code == 2
+    assert "is no SERVICE.NAMESPACE" in refused.output

@@ -50,6 +50,12 @@ def driver_name(instrument: str) -> str:
     return f"urn:nextem:driver:{quote(instrument, safe='')}"
 
 
+def service_names(service: str, namespace: str) -> list[str]:
+    """The names by which a Service of Kubernetes is dialled, from near and from far."""
+    near = [service, f"{service}.{namespace}", f"{service}.{namespace}.svc"]
+    return [*near, f"{near[-1]}.cluster.local"]
+
+
 def new_authority(name: str, days: float) -> Pair:
     """A self-signed authority that may sign certificates but no further authority."""
     key = ec.generate_private_key(ec.SECP256R1())
@@ -96,15 +102,7 @@ def new_certificate(
 def renewed(authority: Pair, certificate_pem: bytes, days: float) -> Pair:
     """A new key and certificate with the names of an older one. Raises :class:`AuthorityUnusable`."""
     old = x509.load_pem_x509_certificate(certificate_pem)
-    hosts: list[str] = []
-    uris: list[str] = []
-    try:
-        names = old.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        hosts += names.get_values_for_type(x509.DNSName)
-        hosts += map(str, names.get_values_for_type(x509.IPAddress))
-        uris += names.get_values_for_type(x509.UniformResourceIdentifier)
-    except x509.ExtensionNotFound:
-        pass  # a client's has none
+    hosts, uris = hosts_of(certificate_pem), uris_of(certificate_pem)
     name = str(old.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value)
     return new_certificate(authority, name, hosts=hosts, uris=uris, days=days)
 
@@ -118,12 +116,27 @@ def serial_number(certificate_pem: bytes) -> int:
 @lru_cache(maxsize=256)
 def uris_of(certificate_pem: bytes) -> tuple[str, ...]:
     """The URIs among the alternative names. Raises :class:`ValueError` for what is no certificate."""
+    names = _names_of(certificate_pem)
+    return tuple(names.get_values_for_type(x509.UniformResourceIdentifier)) if names else ()
+
+
+def hosts_of(certificate_pem: bytes) -> tuple[str, ...]:
+    """Names and addresses at which its owner may serve. Raises :class:`ValueError`, as :func:`uris_of`."""
+    names = _names_of(certificate_pem)
+    if names is None:
+        return ()
+    return (
+        *names.get_values_for_type(x509.DNSName),
+        *map(str, names.get_values_for_type(x509.IPAddress)),
+    )
+
+
+def _names_of(certificate_pem: bytes) -> x509.SubjectAlternativeName | None:
     found = x509.load_pem_x509_certificate(certificate_pem)
     try:
-        names = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        return found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
-        return ()
-    return tuple(names.get_values_for_type(x509.UniformResourceIdentifier))
+        return None  # a client's has none
 
 
 def revocation_list(authority: Pair, serials: Iterable[int], days: float) -> bytes:

@@ -16,7 +16,7 @@ from nextem.cli.key_maker import (
     revoke,
     write_token,
 )
-from nextem.wire.certificates import AuthorityUnusable
+from nextem.wire.certificates import AuthorityUnusable, service_names
 from nextem.wire.files import replace_file
 from nextem.wire.key_folder import BadName, KeyFolder
 from nextem.wire.roles import ROLES, SCOPES
@@ -29,6 +29,26 @@ _keys = click.option(
 )
 _home = click.option("--home", type=click.Path(path_type=Path), help="Folder of everything NexTEM keeps.")
 _days = click.option("--days", default=365.0, show_default=True, help="How long certificates are in force.")
+
+
+def _services(ctx: click.Context, param: click.Parameter, given: tuple[str, ...]) -> list[str]:
+    names = []
+    for each in given:
+        service, dot, namespace = each.partition(".")
+        if not (service and dot and namespace) or "." in namespace:
+            raise click.BadParameter(f"{each!r} is no SERVICE.NAMESPACE")
+        names += service_names(service, namespace)
+    return names
+
+
+_service = click.option(
+    "--service",
+    "services",
+    multiple=True,
+    metavar="SERVICE.NAMESPACE",
+    callback=_services,
+    help="A Service of Kubernetes at which it is reached: all of its names.",
+)
 
 
 def _at(folder: Path | None, home: Path | None) -> KeyFolder:
@@ -55,6 +75,7 @@ def keys() -> None:
 @click.option(
     "--host", "hosts", multiple=True, help="Name or address of the steering service, beside the loopback's."
 )
+@_service
 @click.option("--operator", envvar="USER", default="operator", help="Name in the first operator's token.")
 @_days
 @_home
@@ -62,6 +83,7 @@ def init(
     folder: Path | None,
     instruments: tuple[str, ...],
     hosts: tuple[str, ...],
+    services: list[str],
     operator: str,
     days: float,
     home: Path | None,
@@ -73,7 +95,7 @@ def init(
     """
     place = _at(folder, home)
     try:
-        made = init_keys(place, instruments, hosts, operator=operator, days=days)
+        made = init_keys(place, instruments, [*hosts, *services], operator=operator, days=days)
     except _ERRORS as error:
         raise click.ClickException(str(error)) from error
     for path, use in made.items():
@@ -143,16 +165,24 @@ def renew(days: float, folder: Path | None, home: Path | None) -> None:
 
 @keys.command()
 @click.option("--instrument", required=True)
-@click.option("--host", "hosts", multiple=True, required=True, help="Name or address at which it serves.")
+@click.option("--host", "hosts", multiple=True, help="Name or address at which it serves.")
+@_service
 @_days
 @_keys
 @_home
 def driver(
-    instrument: str, hosts: tuple[str, ...], days: float, folder: Path | None, home: Path | None
+    instrument: str,
+    hosts: tuple[str, ...],
+    services: list[str],
+    days: float,
+    folder: Path | None,
+    home: Path | None,
 ) -> None:
     """Make the certificate of the computer that serves the driver of an instrument to its edge."""
+    if not hosts and not services:
+        raise click.UsageError("where it serves is needed: --host or --service")
     try:
-        click.echo(str(make_driver(_at(folder, home), instrument, hosts, days)))
+        click.echo(str(make_driver(_at(folder, home), instrument, [*hosts, *services], days)))
     except _ERRORS as error:
         raise click.ClickException(str(error)) from error
 

@@ -29,9 +29,16 @@ from nextem.cli.settings import Process
 @click.option("--data-port", default=6342, show_default=True, help="Merlin data socket; 0: any free one.")
 @click.option("--control-port", default=6341, show_default=True, help="Merlin control socket.")
 @click.option("--instrument-port", default=50061, show_default=True, help="gRPC service Instrument.")
+@click.option("--instrument", default="simulator", show_default=True, help="Name of the instrument.")
 @click.option("--physics", help='"typical", or a JSON file: drift, backlash, aberrations, damage, vacuum.')
 @click.option(
     "--truth", type=click.Path(path_type=Path), help="Write the specimen's ground truth here (JSON)."
+)
+@click.option(
+    "--tls",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    show_default="beyond loopback HOME/keys",
+    help="Folder of `nextem keys`: only the instrument's edge may command.",
 )
 @common
 def simulate(
@@ -45,8 +52,10 @@ def simulate(
     data_port: int,
     control_port: int,
     instrument_port: int,
+    instrument: str,
     physics: str | None,
     truth: Path | None,
+    tls: Path | None,
     process: Running,
 ) -> None:
     """A simulated microscope: stage, optics, scan, and a detector that speaks Merlin's TCP protocol.
@@ -59,10 +68,13 @@ def simulate(
     The same at 5,000 images a second:         nextem simulate --rate 5000
     One that drifts and has backlash:          nextem simulate --physics typical
     A real file as if it came from a camera:   nextem simulate --replay scan.mib --rate 100
+    For an edge on another machine:            nextem simulate --host 0.0.0.0 --tls keys
     """
     from nextem.simulator.physics import PhysicsError, load_physics
     from nextem.simulator.replay import ReplayOptions, run_replay
     from nextem.simulator.service import SimulatorOptions, run_simulator
+    from nextem.wire.key_folder import BadName
+    from nextem.wire.tls import TlsError, is_loopback
 
     rate_fps = rate or None
     if replay is not None:
@@ -76,25 +88,32 @@ def simulate(
         described = None if physics is None else load_physics(physics)
     except PhysicsError as error:
         raise click.BadParameter(str(error), param_hint="--physics") from error
-    run_simulator(
-        SimulatorOptions(
-            specimen=specimen,
-            seed=seed,
-            detector_px=int(detector_px),
-            rate_fps=rate_fps,
-            host=host,
-            data_port=data_port,
-            control_port=control_port,
-            instrument_port=instrument_port,
-            truth_path=truth,
-            physics=described,
-        ),
-        process.stop,
-        lambda ports: process.tell_ready(
-            {"data_port": ports.data, "control_port": ports.control, "instrument_port": ports.instrument}
-        ),
-        process.health,
+    options = SimulatorOptions(
+        specimen=specimen,
+        seed=seed,
+        detector_px=int(detector_px),
+        rate_fps=rate_fps,
+        host=host,
+        data_port=data_port,
+        control_port=control_port,
+        instrument_port=instrument_port,
+        truth_path=truth,
+        name=instrument,
+        physics=described,
+        # the edge dials loopback in plain text unless it is told otherwise
+        keys=Home.at(process.home).secured(tls) if tls or not is_loopback(host) else None,
     )
+    try:
+        run_simulator(
+            options,
+            process.stop,
+            lambda ports: process.tell_ready(
+                {"data_port": ports.data, "control_port": ports.control, "instrument_port": ports.instrument}
+            ),
+            process.health,
+        )
+    except (TlsError, BadName) as error:
+        raise click.ClickException(f"{error}; `nextem keys init` makes what is needed") from error
 
 
 @click.command(cls=Process)
@@ -102,14 +121,25 @@ def simulate(
 @click.option(
     "--store", show_default="HOME/store", help="Products and checkpoints: a folder, or s3://BUCKET/PREFIX."
 )
-@click.option("--workers", default=1, show_default=True, help="Ray actors that read frame blocks.")
+@click.option("--workers", default=1, show_default=True, help="Ray actors that read frame blocks, at least.")
+@click.option(
+    "--max-workers",
+    type=click.IntRange(1),
+    show_default="--workers",
+    help="On a cluster: as many as it has processors for, up to this.",
+)
 @click.option("--ray-address", show_default="Ray is started in place", help="An existing Ray cluster.")
+@click.option("--ray-head", is_flag=True, help="Be the head of a Ray cluster that other nodes may join.")
+@click.option("--ray-port", default=6379, show_default=True, help="Where the head listens.")
 @common
 def analyse(
     log: str | None,
     store: str | None,
     workers: int,
+    max_workers: int | None,
     ray_address: str | None,
+    ray_head: bool,
+    ray_port: int,
     process: Running,
 ) -> None:
     """Analysis: Ray actors that read frame blocks and make products while the scan still runs.
@@ -120,17 +150,23 @@ def analyse(
     \b
     On one machine:            nextem analyse
     From Kafka, two workers:   nextem analyse --log kafka://broker:9092 --workers 2
+    On a cluster, as its head: nextem analyse --ray-head --max-workers 8 --log ... --store s3://...
     """
-    from nextem.analysis.service import AnalysisOptions, run_analysis
+    from nextem.analysis.options import AnalysisOptions
+    from nextem.analysis.service import run_analysis
     from nextem.wire.object_store import store_address
 
+    if ray_head and ray_address is not None:
+        raise click.UsageError("--ray-head starts a cluster, --ray-address joins one: give one of them")
     place = Home.at(process.home)
     run_analysis(
         AnalysisOptions(
             log=log or str(place.log),
             store=store_address(store, place.store),
             workers=workers,
+            max_workers=max_workers,
             ray_address=ray_address,
+            ray_head=ray_port if ray_head else None,
         ),
         process.stop,
         lambda: process.tell_ready({"workers": workers}),

@@ -17,7 +17,7 @@ from google.protobuf.message import Message
 
 from nextem.v1 import control_pb2
 from nextem.wire.certificates import Revocations, edge_name, uris_of
-from nextem.wire.health_rpc import SERVICE as HEALTH
+from nextem.wire.health_rpc import PREFIX, before
 from nextem.wire.key_folder import AUTHORITY, KeyFolder
 from nextem.wire.oidc import open_key_set
 from nextem.wire.proof import Signed, why_unproven, why_untimely
@@ -167,26 +167,15 @@ class AccessInterceptor(grpc.ServerInterceptor):
         handler: Any = continuation(handler_call_details)
         if handler is None:
             return None
-        service, _, method = handler_call_details.method.strip("/").rpartition("/")
+        if handler_call_details.method.startswith(PREFIX):  # told to every certificate that is not revoked
+            return before(handler, lambda context: _checked(context, self._access.check_certificate, context))
+        method = handler_call_details.method.rpartition("/")[2]
         codecs = (handler.request_deserializer, handler.response_serializer)
-        if service == HEALTH:
-            return self._health(handler, codecs)
         if handler.request_streaming:
             return grpc.stream_stream_rpc_method_handler(self._edge(handler.stream_stream), *codecs)
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(self._stream(method, handler.unary_stream), *codecs)
         return grpc.unary_unary_rpc_method_handler(self._unary(method, handler.unary_unary), *codecs)
-
-    def _health(self, handler: Any, codecs: tuple[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
-        """Whether we are ready is told to every certificate that is not revoked."""
-
-        def call(request: Any, context: grpc.ServicerContext) -> Any:
-            _checked(context, self._access.check_certificate, context)
-            return (handler.unary_stream or handler.unary_unary)(request, context)
-
-        if handler.response_streaming:
-            return grpc.unary_stream_rpc_method_handler(call, *codecs)
-        return grpc.unary_unary_rpc_method_handler(call, *codecs)
 
     def _unary(self, method: str, behaviour: Behaviour) -> Behaviour:
         def call(request: Any, context: grpc.ServicerContext) -> Any:

@@ -72,7 +72,7 @@ class Instrument:
     ) -> None:
         """``moves_while_scanning``: the stage may move under a scan, as is wanted for a film of one place."""
         self.moves_while_scanning = moves_while_scanning
-        self._name = name
+        self.name = name
         self._detector = detector
         self._make_source = make_source
         self._state = _State()
@@ -354,7 +354,7 @@ class Instrument:
         if self._world is not None:
             mechanics = self._world.stage.mechanics
         return InstrumentView(
-            name=self._name,
+            name=self.name,
             stage=state.stage,
             optics=state.optics,
             scanning=state.scanning,

@@ -25,6 +25,7 @@ from nextem.simulator.settings import ScanDefinition
 from nextem.simulator.specimen import Specimen, open_specimen, scan_positions_nm
 from nextem.simulator.world import World
 from nextem.wire.health import Health
+from nextem.wire.key_folder import KeyFolder
 from nextem.wire.threads import short_turns, spared_collector
 
 log = logging.getLogger(__name__)
@@ -39,7 +40,8 @@ class SimulatorOptions:
 
     ``specimen`` is "polycrystal" or an alloy's folder; ``detector_px`` 128 or 256; ``rate_fps`` None is as
     fast as it can; ``truth_path`` receives the specimen's ground truth as JSON before the simulator is ready.
-    With ``physics`` None everything but the detector's noise is perfect.
+    With ``physics`` None everything but the detector's noise is perfect. ``keys``: certificate of the driver
+    of ``name``; without, the instrument is served on loopback only.
     """
 
     specimen: str = "polycrystal"
@@ -54,6 +56,7 @@ class SimulatorOptions:
     name: str = "simulator"
     counter_depth: int = 12
     physics: Physics | None = None
+    keys: KeyFolder | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +162,9 @@ def run_simulator(
         instrument = Instrument(options.name, detector, mode, make_source, world)
         control = ControlServer(ControlPort(instrument), options.host, options.control_port)
         parts.callback(control.close)
-        commands, instrument_port = serve(instrument, options.host, options.instrument_port, health)
+        commands, instrument_port = serve(
+            instrument, options.host, options.instrument_port, health, options.keys
+        )
         parts.callback(lambda: commands.stop(1.0).wait())
         server.start()
         control.start()

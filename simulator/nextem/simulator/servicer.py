@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 
@@ -20,9 +19,10 @@ from nextem.simulator.settings import (
     StagePosition,
 )
 from nextem.v1 import control_pb2 as pb
-from nextem.v1.control_pb2_grpc import InstrumentServicer, add_InstrumentServicer_to_server
+from nextem.v1.control_pb2_grpc import InstrumentServicer
 from nextem.wire.health import Health
-from nextem.wire.health_rpc import add_health
+from nextem.wire.instrument_server import serve_instrument
+from nextem.wire.key_folder import KeyFolder
 
 _CAPABILITIES = (
     *(f"stage.{field.name}" for field in pb.Stage.DESCRIPTOR.fields),
@@ -121,24 +121,22 @@ class Servicer(InstrumentServicer):
 
 
 def serve(
-    instrument: Instrument, host: str, port: int, health: Health | None = None
+    instrument: Instrument,
+    host: str,
+    port: int,
+    health: Health | None = None,
+    keys: KeyFolder | None = None,
 ) -> tuple[grpc.Server, int]:
-    """Starts a server for ``instrument`` and returns it with its port (``port`` 0: any free one).
-
-    Where there is ``health`` it tells of it too, by gRPC's standard service.
-    Raises RuntimeError (from grpc) when the port is taken.
-    """
-    server = grpc.server(
-        ThreadPoolExecutor(_THREADS, thread_name_prefix="instrument"),
-        # with reuse, two simulators would share a port and each get half of the commands
-        options=(("grpc.so_reuseport", 0),),
+    """Serves ``instrument`` as :func:`nextem.wire.instrument_server.serve_instrument`, with its name."""
+    return serve_instrument(
+        Servicer(instrument),
+        host,
+        port,
+        threads=_THREADS,
+        keys=keys,
+        instrument=instrument.name,
+        health=health,
     )
-    add_InstrumentServicer_to_server(Servicer(instrument), server)
-    if health is not None:
-        add_health(server, health, ["nextem.v1.Instrument"])
-    bound = server.add_insecure_port(f"{host}:{port}")
-    server.start()
-    return server, bound
 
 
 def _require(present: bool, name: str) -> None:

@@ -16,7 +16,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from nextem.wire.health import LOOP_S, Health, Question, Watched, log_reached
-from nextem.wire.health_rpc import SERVICE, add_health
+from nextem.wire.health_rpc import PREFIX, add_health
 from nextem.wire.health_server import served
 
 READY, LIVE, STARTED = Question.READY, Question.LIVE, Question.STARTED
@@ -204,4 +204,4 @@ def test_health_by_grpc(health: Health) -> None:
             assert unknown.value.code() is grpc.StatusCode.NOT_FOUND
             watching.cancel()
         server.stop(1.0).wait()
-    assert health_pb2.DESCRIPTOR.services_by_name["Health"].full_name == SERVICE
+    assert health_pb2.DESCRIPTOR.services_by_name["Health"].full_name == PREFIX.strip("/")

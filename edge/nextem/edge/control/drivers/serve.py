@@ -11,9 +11,7 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import grpc
 
@@ -27,10 +25,9 @@ from nextem.edge.control.driver import (
 )
 from nextem.edge.control.drivers.column import ColumnDriver
 from nextem.v1 import control_pb2 as pb
-from nextem.v1.control_pb2_grpc import InstrumentServicer, add_InstrumentServicer_to_server
-from nextem.wire.certificates import Revocations, edge_name, uris_of
-from nextem.wire.key_folder import AUTHORITY, KeyFolder, driver_files
-from nextem.wire.tls import Party, check_plaintext, server_credentials, shown_certificate
+from nextem.v1.control_pb2_grpc import InstrumentServicer
+from nextem.wire.instrument_server import serve_instrument
+from nextem.wire.key_folder import KeyFolder
 
 _THREADS = 8  # a stop and reads must never queue behind what they overtake
 
@@ -74,35 +71,6 @@ class DriverServicer(InstrumentServicer):
         return _answer(context, lambda: driver.blank_beam(request.command_epoch))
 
 
-class EdgeOnly(grpc.ServerInterceptor):
-    """Lets in the edge of one instrument, by its certificate, for each call as long as it is not revoked."""
-
-    def __init__(self, keys: KeyFolder, instrument: str) -> None:
-        self._revocations = Revocations(keys.certificate(AUTHORITY), keys.revoked)
-        self._wanted = edge_name(instrument)
-
-    def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler[Any, Any] | None],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        handler: Any = continuation(handler_call_details)
-        if handler is None:
-            return None
-
-        def call(request: Any, context: grpc.ServicerContext) -> Any:
-            shown = shown_certificate(context)
-            if why := self._revocations.why_not(shown):
-                context.abort(grpc.StatusCode.UNAUTHENTICATED, f"certificate: {why}")
-            if self._wanted not in (names := uris_of(shown)):
-                why = f"certificate: it is for {list(names) or 'no edge'}, this takes {self._wanted}"
-                context.abort(grpc.StatusCode.PERMISSION_DENIED, why)
-            return handler.unary_unary(request, context)
-
-        codecs = (handler.request_deserializer, handler.response_serializer)
-        return grpc.unary_unary_rpc_method_handler(call, *codecs)
-
-
 def serve_driver(
     driver: Driver,
     host: str = "127.0.0.1",
@@ -111,29 +79,10 @@ def serve_driver(
     keys: KeyFolder | None = None,
     instrument: str = "",
 ) -> tuple[grpc.Server, int]:
-    """Starts a server for ``driver`` and returns it with its port (``port`` 0: any free one).
-
-    With ``keys`` it shows the certificate of the driver of ``instrument`` and serves the edge of that
-    instrument alone. Without, anybody on this machine: raises :class:`nextem.wire.tls.PlaintextRefused` for
-    any address but loopback. Raises also :class:`nextem.wire.tls.CertificateUnusable`,
-    :class:`nextem.wire.key_folder.BadName`, and RuntimeError (from grpc) when the port is taken.
-    """
-    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    if keys is None:
-        check_plaintext(address, "a driver at")
-    credentials = None if keys is None else server_credentials(Party(keys, driver_files(instrument)))
-    server = grpc.server(
-        ThreadPoolExecutor(_THREADS, thread_name_prefix="driver"),
-        interceptors=[] if keys is None else [EdgeOnly(keys, instrument)],
-        options=(("grpc.so_reuseport", 0),),
+    """Starts a server for ``driver``, as :func:`nextem.wire.instrument_server.serve_instrument`."""
+    return serve_instrument(
+        DriverServicer(driver), host, port, threads=_THREADS, keys=keys, instrument=instrument
     )
-    add_InstrumentServicer_to_server(DriverServicer(driver), server)
-    if credentials is None:
-        bound = server.add_insecure_port(address)
-    else:
-        bound = server.add_secure_port(address, credentials)
-    server.start()
-    return server, bound
 
 
 def _status(error: DriverError) -> grpc.StatusCode:
