@@ -106,7 +106,7 @@ def test_who_may_ask_the_api_for_what() -> None:
         ("nextem-operator", "nextem.dev", "experiments", "get", "list", "patch", "update", "watch"),
         ("nextem-operator", "nextem.dev", "experiments/status", "get", "patch", "update"),
         ("nextem-operator", "", "events", "create"),
-        ("nextem-operator", "coordination.k8s.io", "leases", "create", "get", "patch", "update"),
+        ("nextem-operator", "coordination.k8s.io", "leases", "create", "get", "update"),
         ("nextem-operator", "ray.io", "rayclusters", "get", "patch"),
         ("nextem-keys", "", "secrets", "create", "get", "list"),
         ("nextem-cleanup", "nextem.dev", "experiments", "delete", "get", "list", "patch"),
