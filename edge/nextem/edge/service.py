@@ -18,7 +18,7 @@ from nextem.edge.retention.raw_ring import RawRing
 from nextem.edge.rules.plan import InvalidRule, read_rules
 from nextem.v1 import control_pb2, plan_pb2
 from nextem.wire.clock import Clock, MonotonicClock
-from nextem.wire.health import Health, log_reached
+from nextem.wire.health import STORE_S, Health, log_reached, store_taken
 from nextem.wire.key_folder import KeyFolder, edge_files
 from nextem.wire.log import Log, open_log
 from nextem.wire.object_store import open_objects
@@ -119,10 +119,11 @@ def run_edge(
                 raise pipeline.failure
 
 
-def _fetch_raw(stack: ExitStack, options: EdgeOptions, ring: RawRing | None) -> FetchRaw:
+def _fetch_raw(stack: ExitStack, options: EdgeOptions, ring: RawRing | None, health: Health) -> FetchRaw:
     """Who brings raw frames to the store, where the edge keeps any and has a store; running."""
     if ring is None or options.store is None:
         return without_ring
+    health.watch("store", store_taken(options.store, f"edge-{options.instrument}"), STORE_S)
     fetcher = RawFetcher(ring, open_objects(options.store))
     stack.callback(fetcher.close)
     fetcher.start()
@@ -199,7 +200,7 @@ def _start_agent(
         clock,
         to,
         make_link=partial(Link, party=party) if options.steering_address else NoLink,
-        fetch_raw=_fetch_raw(stack, options, pipeline.raw_ring),
+        fetch_raw=_fetch_raw(stack, options, pipeline.raw_ring, health),
         keep_raw=keeps_nothing if pipeline.raw_ring is None else pipeline.raw_ring.pin,
     )
     pipeline.on_firing(agent.rules.fire)

@@ -29,7 +29,10 @@ WhyNot = Callable[[], str]
 LOOP_S = 30.0
 """A main loop that has not gone round for so long is taken for dead."""
 
+PERIOD_S = 10.0
 CONNECT_S = 2.0
+STORE_S = 30.0
+"""How often the store is asked to take something: where it keeps versions, each is one."""
 
 
 class Question(StrEnum):
@@ -61,7 +64,7 @@ class Watched:
         self,
         why_not: WhyNot,
         *,
-        period_s: float = 10.0,
+        period_s: float = PERIOD_S,
         patience_s: float = 10.0,
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -120,9 +123,9 @@ class Health:
         """The process is ready only while ``why_not`` has nothing to say. It must answer at once."""
         self._checks[name] = why_not
 
-    def watch(self, name: str, why_not: WhyNot) -> None:
-        """As :meth:`check` for what may take its time."""
-        watched = Watched(why_not)
+    def watch(self, name: str, why_not: WhyNot, period_s: float = PERIOD_S) -> None:
+        """As :meth:`check` for what may take its time; asked every ``period_s`` while anybody inquires."""
+        watched = Watched(why_not, period_s=period_s)
         self._watched.append(watched)
         self._checks[name] = watched
 
@@ -193,6 +196,21 @@ def log_reached(address: str) -> WhyNot:
             finally:
                 log.close()
         except LogError as error:
+            return str(error)
+        return ""
+
+    return why_not
+
+
+def store_taken(address: str, who: str) -> WhyNot:
+    """Whether the store at ``address`` takes an empty object ``health/WHO``; ask every :data:`STORE_S`."""
+
+    def why_not() -> str:
+        from nextem.wire.object_store import StoreError, open_objects
+
+        try:
+            open_objects(address).put(f"health/{who}", b"")
+        except StoreError as error:
             return str(error)
         return ""
 

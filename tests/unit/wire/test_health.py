@@ -15,7 +15,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from nextem.wire.health import LOOP_S, Health, Question, Watched, log_reached
+from nextem.wire.health import LOOP_S, Health, Question, Watched, log_reached, store_taken
 from nextem.wire.health_rpc import PREFIX, add_health
 from nextem.wire.health_server import served
 
@@ -136,6 +136,14 @@ def test_a_log_is_reached_or_not(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert log_reached(str(tmp_path / "file"))() != ""
     assert "127.0.0.1:9" in log_reached("kafka://127.0.0.1:9")()
+
+
+def test_a_store_takes_something_or_not(tmp_path: Path) -> None:
+    assert store_taken(str(tmp_path / "store"), "tests")() == ""
+    assert (tmp_path / "store" / "health" / "tests").read_bytes() == b""
+    (tmp_path / "file").touch()
+    assert "file" in store_taken(str(tmp_path / "file"), "tests")()
+    assert "is no store" in store_taken("ftp://somewhere", "tests")()
 
 
 def get(port: int | None, path: str) -> tuple[int, dict[str, object]]:
