@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 _AT_MOST = 10_000
 _AT_ONCE = 100
 _RETRY_S = 0.5
+_GATHER_S = 0.02
+"""The events of one command are sealed together, after it: meanwhile it needs the disk itself."""
 _LAST_S = 5.0
 _LARGEST = MAX_RECORD_BYTES - 8192  # key, headers with a certificate, and link come on top
 
@@ -110,6 +112,7 @@ class AuditTrail:
             with self._wake:
                 pause_s = _RETRY_S if self._away else None
                 self._wake.wait_for(lambda: (self._events and not self._full) or self._closing, pause_s)
+                self._wake.wait_for(lambda: self._closing, _GATHER_S)
                 more = not self._closing
             try:
                 self._seal()
