@@ -1,0 +1,1 @@
+"""The operator: experiments as Kubernetes objects, carried out by the steering service."""
