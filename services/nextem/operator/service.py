@@ -125,6 +125,7 @@ class Operator:
         kopf.index(*where, id=_INDEX, registry=registry)(self.index)
         kopf.timer(*where, interval=TICK_S, registry=registry, when=_open)(self.tick)
         kopf.on.delete(*where, registry=registry)(self.delete)
+        kopf.on.login(registry=registry)(kopf.login_via_client)
         kopf.on.startup(registry=registry)(configure)
 
     def index(self, body: kopf.Body, **_: Any) -> Mapping[str, Experiment]:
