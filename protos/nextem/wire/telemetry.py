@@ -245,6 +245,13 @@ def to_metadata() -> tuple[tuple[str, str], ...]:
     return ((HEADER, traceparent),) if traceparent else ()
 
 
+def from_metadata(metadata: Iterable[tuple[str, str | bytes]]) -> str:
+    """The trace that a gRPC call belongs to; empty: none."""
+    if _backend is None:
+        return ""
+    return next((value for key, value in metadata if key == HEADER and isinstance(value, str)), "")
+
+
 def trace_and_span(traceparent: str) -> tuple[str, str]:
     """Both ids in hexadecimal; empty where there is none."""
     if not _TRACEPARENT.fullmatch(traceparent):

@@ -24,6 +24,7 @@ import ray
 from nextem.analysis.host import ReducerHost
 from nextem.analysis.log_relay import Line, Relay
 from nextem.analysis.messages import Batch, HostLost, Pending, Reply
+from nextem.analysis.telemetry import Figures, spans_to_collector
 from nextem.analysis.warm_up import warm_up
 from nextem.analysis.worker import Worker
 from nextem.wire.log import Log, open_log
@@ -44,6 +45,8 @@ class HostActor:
         self._stop = threading.Event()
         self._opening = threading.Lock()
         self._open: tuple[Log, ReducerHost] | None = None
+        self._worker: Worker | None = None
+        self._turns.enter_context(spans_to_collector())
 
     def prepare(self) -> int:
         """Opens log and store and loads the kernels; the process id. Raises LogError and StoreError."""
@@ -59,7 +62,8 @@ class HostActor:
         """Works as a worker until :meth:`stop`. Raises :class:`LogError`."""
         log = open_log(self._address)
         try:
-            Worker(log, self._host()).run(self._stop)
+            self._worker = Worker(log, self._host())
+            self._worker.run(self._stop)
         finally:
             log.close()
 
@@ -79,7 +83,13 @@ class HostActor:
             self._open = None
             host.close()
             log.close()
+        self._turns.close()
         return self._relay.take()
+
+    def figures(self) -> Figures:
+        """What was counted in this process."""
+        products = {"products": float(self._open[1].products)} if self._open is not None else {}
+        return figures_of(self._worker) | products
 
     def _host(self) -> ReducerHost:
         with self._opening:
@@ -98,6 +108,7 @@ class WorkerActor:
         self._turns.enter_context(short_turns())
         self._address, self._host = log, host
         self._stop = threading.Event()
+        self._worker: Worker | None = None
 
     def prepare(self) -> int:
         """Loads the kernels; the process id."""
@@ -109,9 +120,15 @@ class WorkerActor:
         log = open_log(self._address)
         try:
             host = RayHost(ray.get_actor(self._host, namespace=NAMESPACE))
-            Worker(log, host).run(self._stop)
+            self._worker = Worker(log, host)
+            with spans_to_collector():
+                self._worker.run(self._stop)
         finally:
             log.close()
+
+    def figures(self) -> Figures:
+        """What was counted in this process."""
+        return figures_of(self._worker)
 
     def lines(self) -> list[Line]:
         """New log lines."""
@@ -120,6 +137,20 @@ class WorkerActor:
     def stop(self) -> None:
         """Lets :meth:`run` end."""
         self._stop.set()
+
+
+def figures_of(worker: Worker | None) -> dict[str, float]:
+    """By the names that :mod:`nextem.analysis.telemetry` has for them."""
+    if worker is None:
+        return {}
+    counts = worker.counts
+    return {
+        "blocks": counts.blocks,
+        "frames": counts.frames,
+        "blocks.corrupt": counts.corrupt,
+        "rewinds": counts.rewinds,
+        "lag": counts.lag,
+    }
 
 
 class RayHost:

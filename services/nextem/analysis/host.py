@@ -17,6 +17,7 @@ from nextem.analysis.plugin import AnalysisError
 from nextem.analysis.reducer import Finished, Reducer
 from nextem.analysis.tenant import Tenant
 from nextem.v1 import acquisition_pb2, product_pb2
+from nextem.wire import telemetry
 from nextem.wire.coverage import FrameSet
 from nextem.wire.ids import uuid7
 from nextem.wire.log import PRODUCTS, Log, RetryableLogError
@@ -42,6 +43,7 @@ class ReducerHost:
         self._handled: dict[str, int] = {}
         self._durable: dict[str, int] = {}
         self._over: set[str] = set()  # finished, or never to be
+        self.products = 0  # announced so far
         self._looked_at = 0  # acquisitions of the directory whose checkpoints were looked for
         self._checkpoint_lock = threading.Lock()
         self._checkpoint_at = time.monotonic() + checkpoint_s
@@ -69,11 +71,14 @@ class ReducerHost:
             tenant = self._tenant(item.acquisition_id)
             if tenant is None:
                 continue
+            span = telemetry.begin("merge", item.traceparent)
             taken = tenant.add(item)
             if taken.missing:
                 missing[place] = taken.missing
             for update in taken.updates:
-                self._publish(product_pb2.ProductEvent(update=update))
+                self._publish(product_pb2.ProductEvent(update=update), span.traceparent)
+            tenant.traceparent = span.traceparent or tenant.traceparent
+            span.end()
             failed[item.acquisition_id] = taken.failed
         with self._lock:
             self._handled[batch.worker] = batch.number
@@ -84,8 +89,8 @@ class ReducerHost:
         with self._lock:
             return Reply(self.generation, self._durable.get(batch.worker, -1), missing, failed)
 
-    def _publish(self, event: product_pb2.ProductEvent) -> None:
-        self._log.append(PRODUCTS, event.SerializeToString())
+    def _publish(self, event: product_pb2.ProductEvent, traceparent: str) -> None:
+        self._log.append(PRODUCTS, event.SerializeToString(), headers=telemetry.to_headers(traceparent))
 
     def _tenant(self, acquisition_id: str) -> Tenant | None:
         """The acquisition's tenant, from its checkpoint where there is one; None where it is over."""
@@ -136,8 +141,11 @@ class ReducerHost:
         for acquisition_id, tenant in tenants:
             finished = self._directory.finished(acquisition_id)
             complete = finished is not None and tenant.complete(finished.frames_stored)
-            for update in tenant.refit(complete):
-                self._publish(product_pb2.ProductEvent(update=update))
+            span = telemetry.begin("fit", tenant.traceparent)
+            if updates := tenant.refit(complete):
+                for update in updates:
+                    self._publish(product_pb2.ProductEvent(update=update), span.traceparent)
+                span.end()
             if finished is None:
                 continue
             if complete:
@@ -163,12 +171,17 @@ class ReducerHost:
     def _finish(self, tenant: Tenant, finished: acquisition_pb2.AcquisitionFinished) -> None:
         """Stores and announces the products. A repeat after a death gives the same ones."""
         acquisition_id = tenant.reducer.acquisition_id
+        span = telemetry.begin(
+            "finish", tenant.traceparent, attributes={"nextem.acquisition.id": acquisition_id}
+        )
         with tenant.lock:
             products = tenant.reducer.finish(finished, self._earlier)
             products += tenant.reducer.of_the_edge(self._maps(acquisition_id), finished)
         for event in stored(self._store, products):
-            self._publish(event)
+            self._publish(event, span.traceparent)
         self._log.flush()
+        span.end()
+        self.products += len(products)
         with self._checkpoint_lock:
             self._store.write_checkpoint(_checkpoint_name(acquisition_id), {}, {"over": True})
             with self._lock:

@@ -23,9 +23,12 @@ class Item:
     last_byte_ns: int
     whole: bool = True  # else only analyses that need no pixels have a partial
     reasons: frozenset[str] = frozenset()
+    traceparent: str = ""  # of whoever made the partials; empty: not traced
 
     @classmethod
-    def of(cls, run: FrameRun, partials: dict[str, Partial], failed: dict[str, str]) -> Item:
+    def of(
+        cls, run: FrameRun, partials: dict[str, Partial], failed: dict[str, str], traceparent: str = ""
+    ) -> Item:
         return cls(
             run.acquisition_id,
             run.first_frame,
@@ -37,6 +40,7 @@ class Item:
             run.last_byte_ns,
             run.whole,
             run.reasons,
+            traceparent,
         )
 
 

@@ -58,6 +58,7 @@ class Tenant:
     fit_at: float = 0.0
     tell_missing_at: float = 0.0  # 0: not before the acquisition is over
     tell_missing_every_s: float = TELL_MISSING_S
+    traceparent: str = ""  # of the newest traced frames
 
     def __post_init__(self) -> None:
         for name, analysis in self.reducer.live().items():

@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from nextem.analysis.directory import Directory
@@ -18,9 +19,11 @@ from nextem.analysis.frame_run import FrameRun, join
 from nextem.analysis.messages import Batch, Host, HostLost, Item, Pending, Reply
 from nextem.analysis.progress import Progress
 from nextem.analysis.registry import AnalysisSet
+from nextem.wire import telemetry
 from nextem.wire.blocks import Block, BlockError, decode_block
 from nextem.wire.ids import uuid7
 from nextem.wire.log import FRAMES, Log, OffsetOutOfRange, Position, Record, RetryableLogError
+from nextem.wire.telemetry import NOTHING, Kind, Span
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +33,7 @@ POLL_S = 0.05
 ASK_S = 0.5  # how often to ask what is durable where nothing comes
 RETRY_S = 0.5
 ORPHAN_S = 30.0
+LAG_S = 5.0  # how often the log is asked how far behind we are, where somebody wants to know
 KEPT_ACQUISITIONS = 32
 
 
@@ -41,6 +45,7 @@ class _Sent:
     runs: list[FrameRun]
     positions: list[Position]
     pending: Pending
+    spans: list[Span]
 
 
 @dataclass(slots=True)
@@ -51,6 +56,7 @@ class Counts:
     frames: int = 0
     corrupt: int = 0
     rewinds: int = 0
+    lag: int = 0  # records that nobody has read yet, of the partitions assigned to us
 
 
 @dataclass(slots=True)
@@ -73,7 +79,7 @@ class Worker:
         self._analyses: dict[str, AnalysisSet] = {}
         self._number = 0
         self._generation = ""
-        self._asked_at = 0.0
+        self._asked_at = self._lag_at = 0.0
         self._rewind_due = False
         self._forget()
 
@@ -82,6 +88,7 @@ class Worker:
         self._sent: _Sent | None = None
         self._undurable: dict[int, list[Position]] = {}
         self._waiting: dict[str, _Waiting] = {}
+        self._traces: dict[str, dict[int, str]] = {}  # by acquisition and first frame of a block
 
     def run(self, stop: threading.Event) -> None:
         """Works until ``stop`` is set, then commits what is durable and leaves the group.
@@ -115,10 +122,12 @@ class Worker:
         except OffsetOutOfRange as error:
             logger.error("frame blocks are lost to analysis: %s", error)
             return
+        polled_ns = time.monotonic_ns()
         fresh = self._decoded(records)
         for acquisition_id in {block.acquisition_id for _, block in fresh} | set(self._waiting):
             blocks = [(at, block) for at, block in fresh if block.acquisition_id == acquisition_id]
-            self._handle(acquisition_id, blocks)
+            self._handle(acquisition_id, blocks, polled_ns)
+        self._look_at_lag()
         self._answered(wait=False)
         if self._undurable and self._sent is None and time.monotonic() > self._asked_at + ASK_S:
             self._send([], [])
@@ -137,7 +146,10 @@ class Worker:
         for record in records:
             self._progress.begin(record.position)
             try:
-                blocks.append((record.position, decode_block(record.value)))
+                block = decode_block(record.value)
+                blocks.append((record.position, block))
+                if traceparent := telemetry.from_headers(record.headers):
+                    self._traces.setdefault(block.acquisition_id, {})[block.first_frame] = traceparent
             except BlockError as error:
                 self._spoilt([record.position], error)
         return blocks
@@ -149,7 +161,13 @@ class Worker:
         where = ", ".join(f"{at.topic}[{at.partition}] offset {at.offset}" for at in positions)
         logger.error("%s: %s: %s", where, type(error).__name__, error)
 
-    def _handle(self, acquisition_id: str, blocks: list[tuple[Position, Block]]) -> None:
+    def _look_at_lag(self) -> None:
+        if telemetry.listened() and time.monotonic() > self._lag_at + LAG_S:
+            self._lag_at = time.monotonic()
+            with suppress(RetryableLogError):  # the next poll says so, too
+                self.counts.lag = self._consumer.lag()
+
+    def _handle(self, acquisition_id: str, blocks: list[tuple[Position, Block]], polled_ns: int) -> None:
         analyses = self._analyses_of(acquisition_id)
         if analyses is None:
             self._wait(acquisition_id, blocks)
@@ -164,7 +182,8 @@ class Worker:
             runs = list(join([block for _, block in blocks]))
         except BlockError:
             runs, positions = self._one_by_one(blocks)
-        self._send(runs, positions)
+        traces = self._traces.pop(acquisition_id, {})
+        self._send(runs, positions, spans=[_span(run, traces, polled_ns) for run in runs])
 
     def _one_by_one(self, blocks: list[tuple[Position, Block]]) -> tuple[list[FrameRun], list[Position]]:
         """Some payload is broken: leaves out that block alone."""
@@ -201,15 +220,25 @@ class Worker:
 
     # ---- runs to the host ----------------------------------------------------------------------
 
-    def _item(self, run: FrameRun) -> Item:
+    def _item(self, run: FrameRun, traceparent: str) -> Item:
         analyses = self._analyses_of(run.acquisition_id)
         assert analyses is not None, "a run is made only of blocks whose acquisition is known"
-        return Item.of(run, analyses.process(run), dict(analyses.failed))
+        return Item.of(run, analyses.process(run), dict(analyses.failed), traceparent)
 
-    def _send(self, runs: list[FrameRun], positions: list[Position], *, flush: bool = False) -> None:
-        batch = Batch(self.name, self._number, [self._item(run) for run in runs], flush)
+    def _send(
+        self,
+        runs: list[FrameRun],
+        positions: list[Position],
+        *,
+        flush: bool = False,
+        spans: list[Span] | None = None,
+    ) -> None:
+        """``spans``: of each run, where they are traced."""
+        spans = spans or [NOTHING] * len(runs)
+        items = [self._item(run, span.traceparent) for run, span in zip(runs, spans, strict=True)]
+        batch = Batch(self.name, self._number, items, flush)
         self._settle()
-        self._sent = _Sent(self._number, runs, positions, self._host.submit(batch))
+        self._sent = _Sent(self._number, runs, positions, self._host.submit(batch), spans)
         self._number += 1
         self._asked_at = time.monotonic()
         self.counts.frames += sum(run.count for run in runs)
@@ -224,6 +253,8 @@ class Worker:
         if sent is None or not (wait or sent.pending.done()):
             return
         reply = sent.pending.result()
+        for span in sent.spans:
+            span.end()
         self._sent = None
         if self._generation and reply.generation != self._generation:
             self._generation = reply.generation
@@ -257,3 +288,22 @@ class Worker:
         self._generation = ""  # whoever answers next gets everything again
         self._forget()
         self._rewind_due = True
+
+
+def _span(run: FrameRun, traces: Mapping[int, str], polled_ns: int) -> Span:
+    """From the moment it was read until the host has taken it; goes on with its newest traced block."""
+    newest = max((first for first in traces if run.first_frame <= first < run.stop_frame), default=-1)
+    return telemetry.begin(
+        f"process {FRAMES}",
+        traces.get(newest, ""),
+        kind=Kind.CONSUMER,
+        since_ns=polled_ns,
+        attributes={
+            "messaging.operation.type": "process",
+            "messaging.destination.name": FRAMES,
+            "messaging.consumer.group.name": GROUP,
+            "nextem.acquisition.id": run.acquisition_id,
+            "nextem.frames.first": run.first_frame,
+            "nextem.frames.count": run.count,
+        },
+    )

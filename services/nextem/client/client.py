@@ -15,6 +15,7 @@ from nextem.client.errors import (
 )
 from nextem.client.stream import Stream
 from nextem.v1 import control_pb2, frames_pb2
+from nextem.wire import telemetry
 from nextem.wire.ids import uuid7
 from nextem.wire.object_store import Objects
 from nextem.wire.raw_objects import RawMessages
@@ -47,7 +48,7 @@ class SteeringClient(Connection):
         Closing the stream stops waiting; it takes nothing back.
         """
         with self._errors():
-            call = self._stub.Submit(self._shown(command), timeout=timeout_s)
+            call = self._stub.Submit(self._shown(_traced(command)), timeout=timeout_s)
         return self._open(call)
 
     def submit_and_wait(
@@ -260,3 +261,13 @@ class SteeringClient(Connection):
     def state(self, instrument: str = "", *, timeout_s: float = 10.0) -> control_pb2.InstrumentState:
         """What the instrument said of itself last. Raises as :meth:`heartbeat`."""
         return self.heartbeat(instrument, timeout_s=timeout_s).state
+
+
+def _traced(command: control_pb2.Command) -> control_pb2.Command:
+    """The command as it is, or one that goes on with the trace that the caller is in."""
+    traceparent = telemetry.current()
+    if not traceparent or command.cause.traceparent:
+        return command
+    traced = control_pb2.Command.FromString(command.SerializeToString())
+    traced.cause.traceparent = traceparent
+    return traced

@@ -176,6 +176,11 @@ class Hub:
             if not group:
                 self._submissions.pop(submission.command.command_id, None)
 
+    def attached(self) -> list[str]:
+        """The instruments whose edge is attached."""
+        with self._lock:
+            return list(self._sessions)
+
     def waiting(self) -> int:
         """How many callers wait for an outcome, a lease or an event."""
         with self._lock:

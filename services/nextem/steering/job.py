@@ -20,6 +20,7 @@ from nextem.steering.policy import (
 from nextem.steering.procedure import command_of
 from nextem.v1 import acquisition_pb2, control_pb2, plan_pb2, product_pb2
 from nextem.wire.ids import derived_id
+from nextem.wire.telemetry import NOTHING, Span
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +78,8 @@ class Job:
     numbers: dict[str, int] = field(default_factory=dict)
     sent: set[int] = field(default_factory=set)
     ended: bool = False
+    decides: Span = NOTHING  # since the newest traced evidence came
+    decisions: dict[int, Span] = field(default_factory=dict)  # by number, of what is pending
 
     @property
     def acquisition_id(self) -> str:
@@ -131,6 +134,8 @@ class Job:
             logger.exception("policy %s broke on acquisition %s", self.name, self.acquisition_id)
             self.ended = True
             return
+        for suggestion in found:
+            self.decisions[suggestion.number] = self.decides
         self.numbers.update({self.command_id(suggestion): suggestion.number for suggestion in found})
         self.pending = sorted([*self.pending, *found], key=lambda s: -s.priority)
 
@@ -150,6 +155,8 @@ class Job:
         command.issuer, command.instrument = f"policy:{self.name}", self.instrument
         command.lease_id, command.lease_epoch = lease.lease_id, lease.epoch
         command.cause.CopyFrom(suggestion.cause)
+        if traceparent := self.decisions.get(suggestion.number, NOTHING).traceparent:
+            command.cause.traceparent = traceparent
         return command
 
     def outcome(self, outcome: control_pb2.Outcome) -> None:

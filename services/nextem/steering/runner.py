@@ -22,6 +22,7 @@ from nextem.steering.orphans import Orphans
 from nextem.steering.policy import Evidence, Following, PolicyError, PolicyFactory
 from nextem.steering.progress import Progress
 from nextem.v1 import acquisition_pb2, product_pb2
+from nextem.wire import telemetry
 from nextem.wire.log import (
     ACQUISITIONS,
     PRODUCTS,
@@ -33,6 +34,7 @@ from nextem.wire.log import (
     RetryableLogError,
 )
 from nextem.wire.proof import Credential
+from nextem.wire.telemetry import NOTHING, Counter
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +48,8 @@ HEAR_OUT_S = 2.0
 MAX_CAUSE_AGE_NS = 60 * 10**9
 FORGET_NS = 600 * 10**9
 MAX_SETTLED = 4096
+
+COMMANDED = Counter("nextem.steering.commands", "{command}", "Commands that policies sent to an edge.")
 
 
 class PolicyRunner:
@@ -82,6 +86,7 @@ class PolicyRunner:
         self._inbox: Inbox = queue.SimpleQueue()
         self._stop, self._joined = threading.Event(), threading.Event()
         self._failure: Exception | None = None
+        self._traceparent = ""  # of the record that is being read
         self._thread = threading.Thread(target=self._run, name="steering-policies")
 
     def start(self) -> None:
@@ -139,6 +144,7 @@ class PolicyRunner:
             self._stop.wait(0.5)
 
     def _record(self, record: Record) -> None:
+        self._traceparent = telemetry.from_headers(record.headers)
         place = (record.position.topic, record.position.partition)
         self._read[place] = record.position.offset
         for holds in [job.holds for job in self._jobs.values()] + self._orphans.holds:
@@ -225,11 +231,19 @@ class PolicyRunner:
     def _answer(self, item: Evidence) -> None:
         job, command_id = self._owned[item.acquisition_id]
         if isinstance(item, product_pb2.Product):
+            self._trace(job)
             job.holds.touched_ns = self._now_ns()
             job.answer(command_id, item)
             self._send(job)
 
+    def _trace(self, job: Job) -> None:
+        """What the job decides now goes on with the trace of the record that is being read."""
+        job.decides = telemetry.begin(
+            "decide", self._traceparent, attributes={"nextem.acquisition.id": job.acquisition_id}
+        )
+
     def _ingest(self, job: Job, item: Evidence) -> None:
+        self._trace(job)
         job.holds.touched_ns = self._now_ns()
         job.ingest(item)
         self._send(job)
@@ -269,6 +283,10 @@ class PolicyRunner:
                 logger.warning("%s; trying again", error)
                 return
             del job.pending[0]
+            COMMANDED.add(1, {"nextem.policy": job.name})
+            job.decisions.pop(suggestion.number, NOTHING).end(
+                attributes={"nextem.command.id": command.command_id, "nextem.policy": job.name}
+            )
             job.open.add(command.command_id)
             job.unheard.add(command.command_id)
             logger.info("%s commands %s: %s", job.name, command.command_id, suggestion.reason)

@@ -12,15 +12,19 @@ from pathlib import Path
 from nextem.steering.hub import Hub
 from nextem.steering.runner import PolicyRunner
 from nextem.steering.server import SteeringServer
-from nextem.wire.health import Health, log_reached
+from nextem.wire import telemetry
+from nextem.wire.health import Health, log_reached, open_log_once_there
 from nextem.wire.key_folder import POLICY, KeyFolder
-from nextem.wire.log import open_log
 from nextem.wire.proof import Credential
+from nextem.wire.telemetry import Observed
 from nextem.wire.threads import short_turns
 
 logger = logging.getLogger(__name__)
 
 CHECK_S = 0.2
+
+ATTACHED = Observed("nextem.steering.edge.up", "1", "1 while the edge of this instrument is attached.")
+WAITING = Observed("nextem.steering.waiting", "{call}", "Callers that wait for an outcome or watch.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,19 +59,23 @@ def run_steering(
 ) -> None:
     """Serves until ``stop`` is set; ``ready`` gets the port once edges, people and policies can work.
 
-    ``health`` is told over the same port too. Raises :class:`OSError` when the port is taken,
-    :class:`nextem.wire.log.LogError` when the log fails for good, :class:`nextem.wire.tls.TlsError` and
-    :class:`nextem.wire.tokens.KeySetUnreadable`.
+    A log that cannot be reached at the start is waited for. ``health`` is told over the same port too. Raises
+    :class:`OSError` when the port is taken, :class:`nextem.wire.log.LogError` when the log fails for good,
+    :class:`nextem.wire.tls.TlsError` and :class:`nextem.wire.tokens.KeySetUnreadable`.
     """
     health = health or Health()
     with ExitStack() as closing:
         closing.enter_context(short_turns())
         hub = Hub()
+        telemetry.observe(ATTACHED, lambda: [(1.0, {"nextem.instrument": name}) for name in hub.attached()])
+        telemetry.observe_all({WAITING: lambda: float(hub.waiting())})
         server = SteeringServer(hub, options.host, options.port, options.streams, options.keys, health)
         closing.callback(server.close)
         runner: PolicyRunner | None = None
         if options.policies:
-            log = open_log(options.log)
+            log = open_log_once_there(options.log, stop, health)
+            if log is None:
+                return
             closing.callback(log.close)
             credential = _policies(options.keys)
             runner = PolicyRunner(log, hub, credential=credential, progress=options.progress)

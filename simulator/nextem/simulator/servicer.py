@@ -20,9 +20,11 @@ from nextem.simulator.settings import (
 )
 from nextem.v1 import control_pb2 as pb
 from nextem.v1.control_pb2_grpc import InstrumentServicer
+from nextem.wire import telemetry
 from nextem.wire.health import Health
 from nextem.wire.instrument_server import serve_instrument
 from nextem.wire.key_folder import KeyFolder
+from nextem.wire.telemetry import Kind
 
 _CAPABILITIES = (
     *(f"stage.{field.name}" for field in pb.Stage.DESCRIPTOR.fields),
@@ -107,8 +109,11 @@ class Servicer(InstrumentServicer):
         return self._answer(context, lambda: self._instrument.blank_beam(request.command_epoch))
 
     def _answer(self, context: grpc.ServicerContext, act: Callable[[], InstrumentView]) -> pb.InstrumentState:
+        caller = telemetry.from_metadata(context.invocation_metadata())
+        span = telemetry.begin("nextem.v1.Instrument", caller, kind=Kind.SERVER)
         try:
             state = _state(act())
+            span.end()
         except OutOfRange as error:
             context.abort(grpc.StatusCode.OUT_OF_RANGE, str(error))
         except Interrupted as error:
