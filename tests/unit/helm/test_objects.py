@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import jsonschema
 import kubernetes_validate
 import pytest
+import yaml
 from chart_kit import CHARTS, EXAMPLES, Object, pods, render, render_text
 
 FOREIGN = ("nextem.dev/", "ray.io/", "kafka.strimzi.io/", "monitoring.coreos.com/")
@@ -161,6 +163,23 @@ def test_a_kafka_user_may_do_what_its_part_does_and_no_more() -> None:
         ("operator", "frames"): ["Describe"],
         ("operator", "analysis"): ["Describe"],
     }
+
+
+def test_the_namespace_is_labelled_by_value_and_outlives_the_release() -> None:
+    objects = render(sets=("quickstart.enabled=true", "namespace.manage=true"))
+    (space,) = (one["metadata"] for one in objects if one["kind"] == "Namespace")
+    assert space["name"] == "tem"
+    assert space["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+    assert space["annotations"]["helm.sh/resource-policy"] == "keep"
+
+
+def test_the_first_experiment_is_one_that_the_cluster_takes() -> None:
+    definition = yaml.safe_load((CHARTS / "nextem" / "crds" / "experiments.yaml").read_text())
+    (version,) = definition["spec"]["versions"]
+    experiment = yaml.safe_load((CHARTS / "examples" / "experiment.yaml").read_text())
+    assert experiment["apiVersion"] == f"{definition['spec']['group']}/{version['name']}"
+    schema = version["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    jsonschema.Draft4Validator(schema).validate(experiment["spec"])  # OpenAPI 3.0 is of that draft's time
 
 
 def test_one_file_one_object() -> None:
