@@ -8,11 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell without job control starts what runs in the background so, and our children would inherit it:
     # Ctrl-C, which some tests send them, would do nothing.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# No test of ours is about the time an example takes, and a first example compiles kernels.
+settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session")

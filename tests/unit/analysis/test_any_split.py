@@ -16,7 +16,7 @@ FRAMES = np.random.default_rng(5).poisson(0.3, (96, 16, 16)).astype(np.uint8)
 FRAMES[40:52] = np.random.default_rng(6).poisson(1.5, (12, 16, 16))
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
 @given(st.data())
 def test_any_split_gives_the_same_bits(scan_of: Callable[..., Any], data: st.DataObject) -> None:
     scan = scan_of(FRAMES, (8, 12))

@@ -59,7 +59,7 @@ def test_without_such_blocks_nothing_is_said(small: Any) -> None:
     assert product.provenance["notes"]["edge_sum_agrees"] is True
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=25)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
 @given(st.data())
 def test_split_order_and_repeats_change_no_bit(small: Any, data: st.DataObject) -> None:
     """Which frames are whole is the edge's choice and the same each time; how they are cut is not."""

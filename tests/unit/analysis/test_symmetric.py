@@ -2,13 +2,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nextem.analysis.symmetric import NoConvergence, eigen
 
 
-@settings(deadline=None)  # the first call may compile
 @given(st.integers(1, 24), st.integers(0, 24), st.integers(0, 2**32 - 1))
 def test_eigen_agrees_with_lapack(size: int, rank: int, seed: int) -> None:
     rng = np.random.default_rng(seed)

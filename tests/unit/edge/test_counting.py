@@ -152,7 +152,7 @@ def cases(draw: st.DrawFn) -> Case:
 # --- the same electrons ------------------------------------------------------------------------------------
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(case=cases(), data=st.data())
 def test_exactly_as_numpy_for_every_split(case: Case, data: st.DataObject) -> None:
     counter, words, expected = case.counter, case.words, case.expected
@@ -200,7 +200,7 @@ def test_thresholds_are_strict_and_an_xray_hides_its_neighbours() -> None:
     assert counted([[0, 5, 900, 0]], NONE, threshold=4, xray=100) == []
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 999), threads=st.integers(2, 4))
 def test_threads_never_change_an_electron(seed: int, threads: int) -> None:
     rng = np.random.default_rng(seed)
@@ -227,7 +227,7 @@ def test_a_scratch_frame_holds_nothing_of_the_frame_before() -> None:
 # --- thresholds --------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     mean=st.floats(0, 3000),
     sigma=st.floats(0.5, 400),

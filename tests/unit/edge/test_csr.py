@@ -50,7 +50,7 @@ def decode_chunk(form: CsrFormat, message: bytes) -> tuple[np.ndarray, np.ndarra
     return counts, records[:made]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.sampled_from(NUMBERS[1:]),
     st.sampled_from(NUMBERS),
@@ -120,7 +120,6 @@ def test_zeros_are_left_out() -> None:
     assert records.tolist() == [(1, 5), (3, 6)]
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.integers(0, 2**32 - 1), min_size=2, max_size=6),
     st.lists(st.integers(0, 300), max_size=8),
@@ -131,7 +130,6 @@ def test_nothing_is_written_outside(indptr: list[int], indices: list[int]) -> No
     assert counts[counts > 0].sum() == len(records) <= len(indices)
 
 
-@settings(deadline=None)
 @given(st.binary(min_size=32, max_size=32))
 def test_any_header_is_read_or_refused(data: bytes) -> None:
     within = header_of(FORMAT)

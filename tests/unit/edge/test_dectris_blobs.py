@@ -67,7 +67,7 @@ def frames_of(shape: tuple[int, int], dtype: str, seed: int, mean: float, count:
     framed=st.booleans(),
     seed=st.integers(0, 1 << 30),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_every_packing_gives_the_frames_back(
     shape: tuple[int, int], dtype: str, mean: float, compression: Any, width: int, zero_header: bool,
     framed: bool, seed: int,
@@ -93,7 +93,7 @@ def test_every_packing_gives_the_frames_back(
     seed=st.integers(0, 1 << 30),
     bits=st.integers(0, 64),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_any_block_size_equals_bitshuffle(
     elements: int, dtype: str, block: int, seed: int, bits: int
 ) -> None:
@@ -111,7 +111,7 @@ def test_any_block_size_equals_bitshuffle(
 
 
 @given(data=st.binary(min_size=1, max_size=3000), repeat=st.integers(1, 40), period=st.integers(1, 40))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_lz4_with_matches_of_every_distance(data: bytes, repeat: int, period: int) -> None:
     plain = (data[:period] * repeat + data) * 2
     packed = lz4.block.compress(plain, store_size=False, mode="high_compression")
@@ -122,7 +122,7 @@ def test_lz4_with_matches_of_every_distance(data: bytes, repeat: int, period: in
 @given(
     seed=st.integers(0, 1 << 30), mean=st.sampled_from((0.01, 0.5, 50.0)), packing=st.sampled_from(Packing)
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_damaged_blobs_are_refused_or_read_and_nothing_else(seed: int, mean: float, packing: Packing) -> None:
     rng = np.random.default_rng(seed)
     frame = frames_of((33, 130), "u2", seed, mean, 1)[0]

@@ -112,7 +112,7 @@ def test_where_the_pixels_lie(version: type[StreamV1 | StreamV2], encoding: Enco
 
 
 @given(numbers=st.lists(st.integers(0, 1 << 39), min_size=1, max_size=30), version=st.booleans())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_the_kernels_read_what_the_parsers_read(numbers: list[int], version: bool) -> None:
     stream = (StreamV1 if version else StreamV2)(series())
     messages = [stream.image(number, [image(number % 100)]) for number in numbers]
@@ -144,7 +144,7 @@ VALUES = st.recursive(
 
 
 @given(before=VALUES, behind=VALUES, number=st.integers(0, 1 << 39))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_whatever_else_an_image_of_version_2_holds_is_walked_over(
     before: Any, behind: Any, number: int
 ) -> None:
@@ -159,7 +159,7 @@ def test_whatever_else_an_image_of_version_2_holds_is_walked_over(
 
 
 @given(data=st.binary(max_size=200))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_bytes_that_are_no_message_raise_the_typed_error(data: bytes) -> None:
     for parts in ([data], [b"{" + data], [b"\xa2dtype" + data], [b"\xa3dtypeeimage" + data]):
         try:

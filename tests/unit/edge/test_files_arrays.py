@@ -23,7 +23,7 @@ UNSIGNED = ["u1", "<u2", ">u2", "<u4", ">u4", "<u8", ">u8"]
 OTHERS = ["?", "i1", "<i2", ">i4", "<i8", "<f2", ">f4", "<f8"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     data=st.data(),
     dtype=st.sampled_from(UNSIGNED + OTHERS),
@@ -89,7 +89,7 @@ def test_signed_pixels_below_zero_are_refused(tmp_path: Path) -> None:
     assert "round(value * 1.0 + 10.0)" in shifted.announcement.text
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     values=hnp.arrays("f4", (3, 4, 5), elements=st.floats(0, 1000, width=32)),
     scale=st.floats(0.01, 100),

@@ -46,7 +46,7 @@ def test_what_only_hdf5s_own_filters_read(tmp_path: Path, packing: str) -> None:
     assert np.array_equal(kit.play(kit.write_nxmx(tmp_path, [frames], packing)).stack(), frames)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     shape=st.tuples(st.integers(1, 60), st.integers(1, 60)),
     dtype=st.sampled_from(["u1", "u2", "u4"]),
@@ -190,7 +190,7 @@ def test_hdf5_that_is_none(tmp_path: Path) -> None:
 LISTS = st.lists(st.lists(st.integers(0, 11 * 7 - 1), max_size=20), min_size=6, max_size=6)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(lists=LISTS, version=st.sampled_from([None, 1, 2, 3]), order=st.permutations(range(6)))
 def test_stempy_lists_are_events(lists: list[list[int]], version: int | None, order: list[int]) -> None:
     """Unsorted lists with equal indices, positions in any order; version 1 has them in place."""

@@ -57,7 +57,7 @@ def test_a_trigger_for_each_line_is_a_scan(tmp_path: Path) -> None:
     assert taken.announcement.scan == (3, 4)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(lost=st.sets(st.integers(0, 29), max_size=20), cut=st.integers(0, 2303))
 def test_gaps_are_losses_and_nothing_else_is(lost: set[int], cut: int) -> None:
     frames = kit.sparse(30)

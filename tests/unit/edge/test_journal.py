@@ -129,7 +129,7 @@ def test_a_journal_of_version_2_is_taken_over(tmp_path: Path) -> None:
     journal.close()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 250_000), st.booleans()), max_size=40))
 def test_no_signed_request_is_taken_twice(asked: list[tuple[int, int, bool]]) -> None:
     """Whatever the order of their times, and over restarts; and what is new and not old is taken."""
@@ -333,5 +333,5 @@ class JournalMachine(RuleBasedStateMachine):
         assert self.journal.command_epoch == self.epoch
 
 
-JournalMachine.TestCase.settings = settings(max_examples=30, stateful_step_count=20, deadline=None)
+JournalMachine.TestCase.settings = settings(max_examples=30, stateful_step_count=20)
 TestJournalMachine = JournalMachine.TestCase

@@ -280,5 +280,5 @@ class OneHolderForEachScope(RuleBasedStateMachine):
             assert len({lease.holder for lease in self.granted if self.good(lease, scope)}) <= 1
 
 
-OneHolderForEachScope.TestCase.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+OneHolderForEachScope.TestCase.settings = settings(max_examples=40, stateful_step_count=25)
 TestOneHolderForEachScope = OneHolderForEachScope.TestCase

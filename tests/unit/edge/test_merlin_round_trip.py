@@ -73,7 +73,7 @@ def test_headers_of_every_mode_are_read_and_checked(mode: FrameFormat) -> None:
     assert check(rows.reshape(-1), 2, expected).sequence.tolist() == [999_999, 1_000_000]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.integers(1, 9),
     st.integers(1, 3),
@@ -97,7 +97,7 @@ def test_raw_pixels_of_any_height_and_width_equal_their_numpy_twin(
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.sampled_from([6, 12]),
     st.integers(1, 4),

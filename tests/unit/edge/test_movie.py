@@ -43,7 +43,7 @@ def covered(blocks: Sequence[MovieBlock]) -> list[int]:
     return [frame for block in blocks for frame in range(block.first_frame, block.first_frame + block.count)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.integers(1, 9),
     st.integers(1, 9),
@@ -71,7 +71,7 @@ def test_without_drift_averages_are_the_exact_sums_of_the_wire(
     )
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.lists(st.integers(0, 90), max_size=12))
 def test_how_the_frames_came_changes_nothing(cuts: list[int]) -> None:
     scene = MovieScene(MovieOptions(shape=(48, 40), drift_px_per_frame=(0.05, 0.1)), 90)

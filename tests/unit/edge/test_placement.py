@@ -54,7 +54,7 @@ class Receiver:
         assert len({id(slab) for slab, *_ in self.batches}) * self.ring.slab_bytes <= RING_BYTES
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(
         st.one_of(

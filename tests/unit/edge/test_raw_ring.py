@@ -237,7 +237,7 @@ def test_damaged_bytes_have_gone(tmp_path: Path) -> None:
     again.close()
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
 @given(cut=st.floats(0, 1), flip=st.integers(0, 255))
 def test_an_index_that_ends_anywhere_gives_what_is_before(
     tmp_path_factory: pytest.TempPathFactory, cut: float, flip: int

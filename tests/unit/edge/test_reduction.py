@@ -96,7 +96,7 @@ def cases(draw: st.DrawFn) -> tuple[Array, PixelFormat, list[plan_pb2.Mask], int
     return frames.astype(pixel.native), pixel, drawn, draw(st.integers(0, 17))
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(cases(), st.sampled_from([SMALLEST, EVENTS, DENSE]), st.data())
 @example((np.zeros((1, 1, 1), np.uint8), PixelFormat(1), [], 0), SMALLEST, None)
 def test_exactly_as_numpy_for_every_split_into_blocks(
@@ -143,7 +143,6 @@ def test_no_center_of_mass_where_the_plan_asks_for_none() -> None:
     assert list(reduced.scalars()) == ["sum", "mask/bf"]
 
 
-@settings(deadline=None)
 @given(masks, st.integers(1, 12), st.integers(1, 12))
 @example(mask("", 0, 0, 0, 5), 6, 6)
 @example(mask("", 0, 0, 5, -1), 6, 6)
@@ -291,7 +290,7 @@ def test_the_id_names_all_that_decides() -> None:
     assert len(others | {first}) == 5
 
 
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=500)
 @given(st.integers(1, 2**31), st.integers(0, 2**31 - 1))
 @example(1, 2**31 - 1)
 @example(2**31 - 1, 2**31 - 1)

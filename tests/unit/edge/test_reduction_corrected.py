@@ -93,7 +93,7 @@ def as_words(frames: Array, pixel: PixelFormat) -> Array:
     return frames.astype(pixel.wire).reshape(len(frames), -1).view(np.uint8)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(cases(), st.booleans(), st.data())
 def test_within_the_bound_and_bit_for_bit_however_the_frames_come(
     case: tuple[Array, CorrectionArrays], big_endian: bool, data: st.DataObject

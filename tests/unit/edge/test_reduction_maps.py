@@ -69,7 +69,7 @@ def assert_maps(maps: Maps, frames: Array) -> None:
         assert np.array_equal(getattr(maps, name), wanted), name
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(drawn_frames(), st.sampled_from(POLICIES), st.data())
 def test_maps_and_rings_as_numpy_for_every_split_over_twins(
     frames: Array, policy: int, data: st.DataObject
@@ -98,7 +98,6 @@ def test_maps_and_rings_as_numpy_for_every_split_over_twins(
     assert_maps(reducer.maps, frames)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 2**64 - 1))
 def test_a_histogram_bin_holds_what_its_edges_say(value: int) -> None:
     edges = histogram_edges().astype(object)
@@ -107,7 +106,7 @@ def test_a_histogram_bin_holds_what_its_edges_say(value: int) -> None:
     assert found == len(edges) - 1 or value < edges[found + 1]
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(drawn_frames())
 def test_finished_maps_are_mean_variance_and_maximum(frames: Array) -> None:
     y, x = frames.shape[1:]

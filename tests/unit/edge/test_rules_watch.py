@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -25,7 +25,6 @@ def watch(*rules: Rule, dtype: str = "u1") -> tuple[RuleWatch, list[Firing]]:
     return RuleWatch("a", rules, np.dtype(dtype), fired.append), fired
 
 
-@settings(deadline=None)  # the first example of a type compiles
 @given(
     hnp.arrays(
         st.sampled_from([np.uint8, np.uint16, np.uint32]),

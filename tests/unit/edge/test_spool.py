@@ -106,7 +106,7 @@ def test_a_damaged_entry_is_skipped_and_the_others_are_read(folder: Path) -> Non
     again.close()
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=25)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
 @given(st.lists(st.tuples(st.integers(1, 3000), st.booleans()), min_size=1, max_size=30), st.integers(0, 30))
 def test_a_restart_finds_everything_that_was_not_published(
     tmp_path_factory: pytest.TempPathFactory, plan: list[tuple[int, bool]], published: int

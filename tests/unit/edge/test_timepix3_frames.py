@@ -25,7 +25,6 @@ from nextem.edge.detectors.timepix3_decoder import Reach
 from nextem.edge.detectors.timepix3_options import Sync
 
 
-@settings(deadline=None)
 @given(some_hits(START), st.randoms(use_true_random=False))
 def test_frames_equal_the_plain_twin(hits: list[Hit], random: object) -> None:
     lines = lines_at(START)
@@ -36,7 +35,6 @@ def test_frames_equal_the_plain_twin(hits: list[Hit], random: object) -> None:
     assert seen.counters["hits"] == len(hits)
 
 
-@settings(deadline=None)
 @given(some_hits(START), st.data())
 def test_the_order_of_words_inside_the_window_changes_nothing(hits: list[Hit], data: st.DataObject) -> None:
     lines = lines_at(START)
@@ -44,7 +42,7 @@ def test_the_order_of_words_inside_the_window_changes_nothing(hits: list[Hit], d
     assert decode(stream(shuffled, lines), OPTIONS) == decode(stream(hits, lines), OPTIONS)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(some_hits(START), st.data())
 def test_cuts_at_any_byte_change_nothing(hits: list[Hit], data: st.DataObject) -> None:
     """Also where hits are late: that is decided by the order of words, not by when they were read."""
@@ -55,7 +53,7 @@ def test_cuts_at_any_byte_change_nothing(hits: list[Hit], data: st.DataObject) -
 
 
 @pytest.mark.parametrize("start", [2**34 - 20_000, 2**34 - 500, 5 * 2**34 - 30_000, 2**35 - 1])
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(st.data())
 def test_time_wraps(start: int, data: st.DataObject) -> None:
     hits = data.draw(some_hits(start))
@@ -63,7 +61,7 @@ def test_time_wraps(start: int, data: st.DataObject) -> None:
     assert decode(stream(hits, lines), OPTIONS).frames == twin_frames(hits, lines)[0]
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(some_hits(START))
 def test_single_hits_without_clusters(hits: list[Hit]) -> None:
     lines = lines_at(START)

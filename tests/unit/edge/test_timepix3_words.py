@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from timepix3_kit import (
     OPTIONS,
@@ -19,7 +19,6 @@ from nextem.simulator import timepix3_words as written
 from nextem.simulator.timepix3 import Timepix3Camera
 
 
-@settings(deadline=None)
 @given(st.integers(0, 2**34 - 1), st.integers(0, 255), st.integers(0, 255), st.integers(0, 1023))
 def test_a_hit_is_read_as_it_was_written(tick: int, x: int, y: int, tot: int) -> None:
     word = written.hit_words(tick, x, y, tot)[0]
@@ -27,7 +26,6 @@ def test_a_hit_is_read_as_it_was_written(tick: int, x: int, y: int, tot: int) ->
     assert words.hit_place(word) == (x, y, tot)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 12 * 2**35 - 1), st.integers(0, 4095), st.sampled_from(sorted(words.EDGE_KINDS)))
 def test_an_edge_is_read_as_it_was_written(units: int, count: int, kind: str) -> None:
     word = written.edge_words(units, count, kind)[0]

@@ -68,7 +68,7 @@ def tables() -> PatternTables:
     return build_tables(patterns())
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     splits=st.lists(st.integers(1, 39), max_size=5), seed=st.integers(0, 2**63), key=st.integers(0, 2**64 - 1)
 )

@@ -51,7 +51,7 @@ def test_beats_random_in_noise(surveys, score: str) -> None:
     assert min(gains) > 3
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     seed=st.integers(0, 2**32 - 1),
     size=st.integers(8, 40),
@@ -150,7 +150,7 @@ def test_cause_names_the_frames_of_the_region(surveys) -> None:
     assert best.priority > late[1].priority
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(order=st.permutations(range(16)), repeat=st.integers(0, 15))
 def test_the_end_does_not_depend_on_how_updates_were_split(surveys, order, repeat) -> None:
     values = world(3)[1]

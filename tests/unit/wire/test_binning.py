@@ -25,7 +25,7 @@ def plain(frames: Array, bin_px: int, bin_frames: int) -> Array:
     return full.reshape(parts).sum((1, 3, 5), dtype=np.uint64)
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(
     st.sampled_from(["u1", "u2", "u4", "u8"]),
     st.tuples(st.integers(1, 9), st.integers(1, 20), st.integers(1, 20)),

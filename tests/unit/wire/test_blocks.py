@@ -69,7 +69,6 @@ def assert_same(one: Block, other: Block) -> None:
         assert np.array_equal(values, other.scalars[name], equal_nan=True)
 
 
-@settings(deadline=None)
 @given(frames(), st.sampled_from([EVENTS, DENSE]))
 def test_there_and_back_is_the_same(pixels: Array, representation: int) -> None:
     block = fill(head(pixels), pixels, representation)
@@ -84,7 +83,6 @@ def test_there_and_back_is_the_same(pixels: Array, representation: int) -> None:
     assert events.values.dtype == pixels.dtype
 
 
-@settings(deadline=None)
 @given(frames())
 def test_the_pattern_code_there_and_back_is_the_same(pixels: Array) -> None:
     code = encode_pattern(frames_to_events(pixels), pixels.shape[1:], 1 << 22)
@@ -99,7 +97,7 @@ def test_the_pattern_code_there_and_back_is_the_same(pixels: Array) -> None:
     assert len(smaller.payload) <= len(code)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(frames(), st.integers(1, 50), st.integers(1, 6))
 def test_binned_there_and_back(pixels: Array, bin_px: int, bin_frames: int) -> None:
     largest = int(pixels.max()) * bin_px**2 * bin_frames
@@ -172,7 +170,6 @@ def test_every_codec_of_the_contract_is_read() -> None:
         assert np.array_equal(decode_block(encode_block(block)).frames(), pixels)
 
 
-@settings(deadline=None)
 @given(frames(), st.sampled_from([EVENTS, DENSE, BINNED]), st.data())
 def test_a_flipped_bit_in_the_payload_is_seen_by_the_checksum(
     pixels: Array, representation: int, data: st.DataObject
@@ -195,7 +192,7 @@ def decode_whatever(block: Block) -> None:
             continue
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(frames(), st.sampled_from([EVENTS, DENSE, BINNED]), st.data())
 def test_damage_behind_a_right_checksum_is_a_typed_error_or_other_pixels(
     pixels: Array, representation: int, data: st.DataObject
@@ -211,7 +208,7 @@ def test_damage_behind_a_right_checksum_is_a_typed_error_or_other_pixels(
         decode_whatever(replace(block, payload=damaged))
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.binary(max_size=100), st.sampled_from([0, 1, 2, 3]), st.sampled_from(range(6)))
 def test_random_payloads_are_typed_errors(noise: bytes, representation: int, codec: int) -> None:
     block = Block("a", 0, 0, 2, (3, 50), np.dtype("u2"), representation, codec, payload=noise)
@@ -220,7 +217,6 @@ def test_random_payloads_are_typed_errors(noise: bytes, representation: int, cod
     decode_whatever(decode_block(encode_block(block)))
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=300))
 def test_random_bytes_are_not_a_block(noise: bytes) -> None:
     with pytest.raises(CorruptBlock):

@@ -84,7 +84,6 @@ def same(one: Events, other: Events) -> bool:
     )
 
 
-@settings(deadline=None)
 @given(frames())
 @example(np.zeros((1, 1, 1), np.uint8))
 @example(np.full((2, 3, 64), 255, np.uint8))
@@ -97,7 +96,6 @@ def test_there_and_back_is_the_same(dense: Array) -> None:
     assert count_nonzero(dense) == np.count_nonzero(dense)
 
 
-@settings(deadline=None)
 @given(frames())
 def test_frames_csr_and_streams_have_the_one_body_that_the_format_says(dense: Array) -> None:
     shape = (dense.shape[1], dense.shape[2])
@@ -111,7 +109,6 @@ def test_frames_csr_and_streams_have_the_one_body_that_the_format_says(dense: Ar
     assert unpack_streams(body).pack() == body
 
 
-@settings(deadline=None)
 @given(frames(), st.data())
 def test_a_part_of_streams_is_the_streams_of_the_part(dense: Array, data: st.DataObject) -> None:
     start = data.draw(st.integers(0, len(dense) - 1))
@@ -127,7 +124,7 @@ def decode_all(body: bytes) -> Array | None:
         return None
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(frames(), st.data())
 def test_damage_is_refused_or_decodes_to_frames_that_have_these_very_bytes(
     dense: Array, data: st.DataObject
@@ -141,7 +138,6 @@ def test_damage_is_refused_or_decodes_to_frames_that_have_these_very_bytes(
         assert frames_to_streams(decoded).pack() == bytes(body)
 
 
-@settings(deadline=None)
 @given(frames(), st.data())
 def test_a_cut_or_longer_body_is_refused(dense: Array, data: st.DataObject) -> None:
     body = frames_to_streams(dense).pack()
@@ -151,7 +147,7 @@ def test_a_cut_or_longer_body_is_refused(dense: Array, data: st.DataObject) -> N
         unpack_streams(body + b"\0")
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.binary(max_size=200), st.booleans())
 def test_random_bytes_are_refused(noise: bytes, with_magic: bool) -> None:
     body = b"NXE2\x02\0\0\0" + noise if with_magic else noise
@@ -160,7 +156,7 @@ def test_random_bytes_are_refused(noise: bytes, with_magic: bool) -> None:
         decode_events(noise)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     st.lists(st.integers(0, 6), min_size=1, max_size=4),
     st.sampled_from([1, 2, 4, 8]),

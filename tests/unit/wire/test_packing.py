@@ -33,7 +33,7 @@ def head(pixels: Array, first: int = 100, lost: tuple[tuple[int, int], ...] = ()
     return Block("acq", 7, first, n, (y, x), pixels.dtype, scalars={"number": np.arange(n)}, lost=lost)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.sampled_from(["u1", "u2", "u4"]),
     st.floats(-4, 3.5),
@@ -110,7 +110,7 @@ def assert_follow(run: EncodedRun, start: int, stop: int) -> None:
     assert next_frame == stop
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.integers(1, 12),
     st.sampled_from(POLICIES),

@@ -36,7 +36,7 @@ def assert_same(one: Events, other: Events) -> None:
         assert np.array_equal(getattr(one, name), getattr(other, name))
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(frames())
 def test_there_and_back_is_the_same(pixels: Array) -> None:
     events = frames_to_events(pixels)
@@ -79,7 +79,7 @@ def decode_whatever(code: bytes, pixels: Array) -> None:
     assert events.to_frames(pixels.shape[1:]).shape == pixels.shape  # checks that it is valid CSR
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(frames(), st.data())
 def test_damage_is_a_typed_error_or_other_frames(pixels: Array, data: st.DataObject) -> None:
     code = encode_pattern(frames_to_events(pixels), pixels.shape[1:], ROOM)
@@ -95,7 +95,7 @@ def test_damage_is_a_typed_error_or_other_frames(pixels: Array, data: st.DataObj
         decode_pattern(code + b"\0", len(pixels), pixels.shape[1:], pixels.dtype)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.binary(max_size=200), st.integers(0, 200), st.integers(0, 600))
 def test_codes_of_any_content_never_leave_the_arrays(noise: bytes, coded: int, nonzero: int) -> None:
     pixels = np.zeros((6, 10, 10), np.uint16)

@@ -20,7 +20,7 @@ def part(*messages: bytes) -> tuple[Any, bytes]:
     return np.array([len(message) for message in messages], np.int64), b"".join(messages)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.lists(st.binary(max_size=20), min_size=1, max_size=5), min_size=1, max_size=5))
 def test_messages_come_back_one_by_one(tmp_path: Path, parts: list[list[bytes]]) -> None:
     stored = raw_objects.write(open_objects(tmp_path), "a-1", 7, (part(*messages) for messages in parts))

@@ -138,7 +138,7 @@ def test_stops_when_all_is_known_well_enough() -> None:
     assert np.abs(mean - np.sin(GRID[:, 0] / 3) * np.cos(GRID[:, 1] / 4)).max() < 0.15
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     seed=st.integers(0, 2**32 - 1),
     budget=st.floats(0, 500),
@@ -165,7 +165,7 @@ def test_never_over_the_dose_budget_and_never_twice(
     assert policy.done() or len(policy.checkpoint()["measured"]) < 2
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 2**32 - 1), before=st.integers(0, 20), waiting=st.integers(0, 4))
 def test_a_restored_policy_goes_on_with_the_same_suggestions(seed: int, before: int, waiting: int) -> None:
     options = Options(criterion="expected_improvement", initial=4, seed=seed, travel_price=1e-6)

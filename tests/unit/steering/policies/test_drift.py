@@ -72,7 +72,7 @@ def test_jumps_in_a_long_drift() -> None:
     assert np.mean(left) < 0.15 * np.mean(none)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 2**32 - 1), beam_range=st.floats(0.5, 50))
 def test_the_stage_takes_over_where_the_beam_shift_ends(seed: int, beam_range: float) -> None:
     rng = np.random.default_rng(seed)

@@ -44,7 +44,7 @@ def test_edges_are_visited_more_often() -> None:
     assert near > 0.4
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     height=st.integers(3, 20),
     width=st.integers(3, 20),
