@@ -157,6 +157,17 @@ def background(call: Callable[[], object]) -> tuple[threading.Thread, list[BaseE
     return thread, raised
 
 
+def pause_at_the_first_command(scope: Scope, engine: RunEngine) -> threading.Thread:
+    """Starts the thread that asks the engine to pause once a command has come."""
+
+    def pause() -> None:
+        scope.wait(lambda: scope.commands)
+        engine.request_pause()
+
+    thread, _ = background(pause)
+    return thread
+
+
 # ---- the lease -----------------------------------------------------------------------------------
 
 
@@ -278,11 +289,7 @@ def test_nothing_is_stopped_where_nothing_is_under_way(scope: Scope, anna: Sessi
 def test_an_abort_while_the_stage_moves_stops_it(scope: Scope, engine: RunEngine, tem: Microscope) -> None:
     scope.slow = {"move_stage"}
 
-    def pause() -> None:
-        scope.wait(lambda: scope.commands)
-        engine.request_pause()
-
-    thread, _ = background(pause)
+    thread = pause_at_the_first_command(scope, engine)
     with pytest.raises(RunEngineInterrupted):
         engine(bp.scan([tem.optics], tem.sample_stage.x_nm, 0, 10, 2))
     thread.join(WAIT_S)
@@ -297,11 +304,7 @@ def test_a_paused_move_is_made_when_the_plan_goes_on(
 ) -> None:
     scope.slow = {"move_stage"}
 
-    def pause() -> None:
-        scope.wait(lambda: scope.commands)
-        engine.request_pause()
-
-    thread, _ = background(pause)
+    thread = pause_at_the_first_command(scope, engine)
     with pytest.raises(RunEngineInterrupted):
         engine(bp.scan([tem.optics], tem.sample_stage.x_nm, 5, 10, 2))
     thread.join(WAIT_S)
@@ -318,11 +321,7 @@ def test_a_paused_acquisition_is_made_anew_and_told_once(
     token = engine.subscribe(lambda _, event: events.append(event), "event")
     scope.slow = {"acquire"}
 
-    def pause() -> None:
-        scope.wait(lambda: scope.commands)
-        engine.request_pause()
-
-    thread, _ = background(pause)
+    thread = pause_at_the_first_command(scope, engine)
     with pytest.raises(RunEngineInterrupted):
         engine(bp.count([survey]))
     thread.join(WAIT_S)

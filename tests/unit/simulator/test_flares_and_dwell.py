@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import numpy as np
 import pytest
 
 from nextem.simulator.column import Column, Flare
-from nextem.simulator.data_server import Pacer
 from nextem.simulator.film import FilmOptions, film_microscope
 from nextem.simulator.merlin import EPOCH_DIGITS
 from nextem.simulator.movie import MovieOptions, MovieScene
@@ -31,25 +29,6 @@ def test_flares_are_read_from_a_description(tmp_path: Path) -> None:
     path = tmp_path / "physics.json"
     path.write_text(json.dumps({"column": {"flares": [flare]}}))
     assert load_physics(str(path)) == Physics(column=Column(flares=(Flare(1.0, 0.01, 50.0, 2.0),)))
-
-
-def test_a_slower_schedule_begins_where_it_was_changed() -> None:
-    now, waits = [0], []
-
-    class Stop(threading.Event):
-        def wait(self, timeout: float | None = None) -> bool:
-            assert timeout is not None
-            waits.append(timeout)
-            now[0] += int(timeout * 1e9)
-            return False
-
-    pacer = Pacer(1000.0, lambda: now[0])
-    pacer.wait(2, Stop())
-    pacer.slow_down(4.0, 2)
-    for frames in (3, 5):
-        pacer.wait(frames, Stop())
-    assert waits == pytest.approx([0.002, 0.004, 0.008])
-    assert pacer.elapsed_s() == pytest.approx(0.014)
 
 
 def test_a_scene_that_was_moved_is_what_drift_makes_of_it() -> None:

@@ -9,22 +9,40 @@ import pytest
 from nextem.simulator.data_server import Pacer, batch_frames
 
 
+class SteppingClock(threading.Event):
+    """Time stands still but in a wait, which is over at once and written down."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now_ns = 0
+        self.waits_s: list[float] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        assert timeout is not None
+        self.waits_s.append(timeout)
+        self.now_ns += int(timeout * 1e9)
+        return False
+
+
 def test_the_schedule_is_absolute() -> None:
-    now, waits = [0], []
-
-    class Stop(threading.Event):
-        def wait(self, timeout: float | None = None) -> bool:
-            assert timeout is not None
-            waits.append(timeout)
-            now[0] += int(timeout * 1e9)
-            return False
-
-    pacer = Pacer(1000.0, lambda: now[0])
-    pacer.wait(2, Stop())
-    now[0] += 7_000_000  # late: frames 4, 6 and 8 are due already
+    clock = SteppingClock()
+    pacer = Pacer(1000.0, lambda: clock.now_ns)
+    pacer.wait(2, clock)
+    clock.now_ns += 7_000_000  # late: frames 4, 6 and 8 are due already
     for frames in (4, 6, 8, 10):
-        pacer.wait(frames, Stop())
-    assert waits == pytest.approx([0.002, 0.001])
+        pacer.wait(frames, clock)
+    assert clock.waits_s == pytest.approx([0.002, 0.001])
+
+
+def test_a_slower_schedule_begins_where_it_was_changed() -> None:
+    clock = SteppingClock()
+    pacer = Pacer(1000.0, lambda: clock.now_ns)
+    pacer.wait(2, clock)
+    pacer.slow_down(4.0, 2)
+    for frames in (3, 5):
+        pacer.wait(frames, clock)
+    assert clock.waits_s == pytest.approx([0.002, 0.004, 0.008])
+    assert pacer.elapsed_s() == pytest.approx(0.014)
 
 
 def test_without_a_rate_nobody_waits() -> None:
