@@ -12,8 +12,10 @@ export NEXTEM_TEST_DATA
 demo: $(VENV)/.installed
 	$(BIN)/nextem demo $(ARGS)
 
+# Files of tests in two processes, each with a broker of its own; the long ones stand first. WORKERS=0: in one process.
+WORKERS ?= 2
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
