@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 PART_BYTES = 5 << 20
 """The least that S3 allows for a part of an upload that is not the last."""
 _PARTS_AT_ONCE = 4
-_RETRY_S = 30.0
+RETRY_S = 30.0  # how long a server may be away unnoticed
 _MOST_POINTS = 100
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _CODE = re.compile(r"<Code>(\w+)</Code>")
@@ -106,7 +106,7 @@ def open_s3(address: str) -> S3Objects:
             client["root_certificate"] = Path(bundle).read_bytes()
         except OSError as error:
             raise StoreRefused(f"AWS_CA_BUNDLE={bundle}: {error.strerror}") from error
-    retries: RetryConfig = {"max_retries": 10, "retry_timeout": timedelta(seconds=_RETRY_S)}
+    retries: RetryConfig = {"max_retries": 10, "retry_timeout": timedelta(seconds=RETRY_S)}
     try:
         store = S3Store(bucket, prefix=prefix or None, client_options=client, retry_config=retries)
     except (BaseError, ValueError) as error:
