@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -56,7 +58,8 @@ def run(
 
     It keeps nothing of its own: killed at any moment, it goes on from the objects and the log.
     """
-    from nextem.operator.service import LeadershipLost, NoCluster, OperatorOptions, run_operator
+    from nextem.operator.objects import NoCluster
+    from nextem.operator.service import LeadershipLost, OperatorOptions, run_operator
 
     options = OperatorOptions(
         log=log or str(Home.at(process.home).log),
@@ -85,3 +88,72 @@ def crd(out: Path | None) -> None:
     out.mkdir(parents=True, exist_ok=True)
     (out / CRD_FILE).write_text(as_yaml())
     click.echo(str(out / CRD_FILE))
+
+
+_namespace = click.option("--namespace", default="default", show_default=True)
+
+
+@operator.command("bootstrap-keys")
+@_namespace
+@click.option("--instrument", "instruments", multiple=True, default=["simulator"], show_default=True)
+@click.option("--host", "hosts", multiple=True, help="Name of the steering service, as it is dialled.")
+@click.option(
+    "--driver-host", "driver_hosts", multiple=True, help="Name of what serves an instrument's driver."
+)
+def bootstrap_keys(
+    namespace: str, instruments: tuple[str, ...], hosts: tuple[str, ...], driver_hosts: tuple[str, ...]
+) -> None:
+    """Make the keys of an installation, as one secret a role; what is there already stays as it is."""
+    from nextem.cli.operator_keys import KeysIncomplete, bootstrap
+    from nextem.operator.objects import Secrets
+    from nextem.wire.key_folder import BadName
+
+    with _told():
+        try:
+            made = bootstrap(Secrets(namespace), instruments, hosts, driver_hosts)
+        except (KeysIncomplete, BadName) as error:
+            raise click.ClickException(str(error)) from error
+    for name, is_new in made.items():
+        click.echo(
+            f"secret {namespace}/{name}: {'made' if is_new else 'is there already, and stays as it is'}"
+        )
+
+
+@operator.command()
+@_namespace
+@click.option(
+    "--lease", "leases", multiple=True, default=["nextem-operator"], show_default=True, help="Of operators."
+)
+@click.option(
+    "--timeout-s", default=90.0, show_default=True, help="For how long scans may take to be stopped."
+)
+def cleanup(namespace: str, leases: tuple[str, ...], timeout_s: float) -> None:
+    """Remove what an installation would leave: experiments, generated secrets, leases; say what is left.
+
+    While the operator still runs it stops the scans of the experiments first.
+    """
+    from nextem.operator.objects import clean
+
+    with _told():
+        done = clean(namespace, leases, timeout_s)
+    click.echo(f"removed {len(done.experiments)} experiments, {len(done.secrets)} generated secrets")
+    for name in done.unanswered:
+        click.echo(f"experiment {name}: no operator answered, its finalizer was taken away", err=True)
+    click.echo(
+        "left on purpose: products in the store; records in the log, unless its topics are removed too"
+    )
+    click.echo("left on purpose: the kind Experiment; kubectl delete crd experiments.nextem.dev removes it")
+    for name in done.volumes:
+        click.echo(f"left on purpose: volume claim {name}, with its data")
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """With the cluster; what it refuses is told in a line."""
+    from nextem.operator.objects import ClusterError, cluster
+
+    try:
+        with cluster():
+            yield
+    except ClusterError as error:
+        raise click.ClickException(str(error)) from error

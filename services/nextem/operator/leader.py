@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from http import HTTPStatus
 from types import SimpleNamespace
 from typing import Any
 
@@ -69,6 +70,13 @@ class Leadership:
         except (ApiException, HTTPError) as error:
             logger.warning("leadership: another waits until the lease has run out: %s", error)
 
+    def _removed(self) -> bool:
+        try:
+            found, answer = self._lock.get(self._lock.name, self._lock.namespace)
+        except HTTPError:
+            return False
+        return not found and answer.status == HTTPStatus.NOT_FOUND
+
     def _try(self) -> bool:
         began_s = time.monotonic()
         try:
@@ -82,6 +90,12 @@ class Leadership:
 
     def _renew(self) -> None:
         while not self._stop.wait(RENEW_S):
+            if self._removed():
+                # Whoever takes the installation away removes it, and then us: it must not come back.
+                logger.warning("leadership: the lease was removed: this operator acts no more")
+                self.lost.set()
+                self._stop.set()
+                return
             if not self._try() and time.monotonic() - self._renewed_s > LOST_S:
                 logger.error("leadership: not renewed for %.0f s: this operator ends", LOST_S)
                 self.lost.set()

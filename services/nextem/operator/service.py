@@ -16,7 +16,6 @@ from typing import Any
 
 import grpc
 import kopf
-from kubernetes import config as kubernetes_config
 
 from nextem.operator.conductor import Conductor, Steering
 from nextem.operator.crd import GROUP, PLURAL, VERSION
@@ -24,6 +23,7 @@ from nextem.operator.desired import Action, Observed, Stop, Submit, desired
 from nextem.operator.experiment import Experiment, Status
 from nextem.operator.leader import Leadership
 from nextem.operator.ledger import Ledger, LogReader
+from nextem.operator.objects import load_kubernetes
 from nextem.wire.health import Health
 from nextem.wire.ids import uuid7
 from nextem.wire.log import open_log
@@ -172,6 +172,8 @@ def _all(experiments: Any) -> list[Experiment]:
 
 def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
     """What kopf leaves on our objects bears our name; it asks the API for no more than we may."""
+    for chatty in ("kopf.objects", "kopf.activities"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)  # a line for every step
     settings.persistence.finalizer = f"{GROUP}/finalizer"
     settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=GROUP)
     settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix=GROUP)
@@ -240,18 +242,3 @@ async def _watch(
         registry=registry, namespaces=[namespace], standalone=True, clusterwide=False, stop_flag=ended
     )
     beating.cancel()
-
-
-def load_kubernetes() -> None:
-    """From the pod we run in, else from the kubeconfig. Raises :class:`NoCluster`."""
-    try:
-        kubernetes_config.load_incluster_config()
-    except kubernetes_config.ConfigException:
-        try:
-            kubernetes_config.load_kube_config()
-        except kubernetes_config.ConfigException as error:
-            raise NoCluster(f"no pod's service account, and no kubeconfig: {error}") from error
-
-
-class NoCluster(Exception):
-    """Nothing says where the API server is."""
