@@ -26,6 +26,7 @@ from table import Row, parser, report
 from wan import Wan
 
 from nextem.cli import broker
+from nextem.cli.broker import BrokerSettings
 from nextem.cli.console import screen
 from nextem.cli.home import Home
 from nextem.cli.launcher import Launcher
@@ -63,7 +64,7 @@ def log_of(choice: str, folder: Path, wan: Wan) -> Iterator[str]:
         yield str(folder / "log")
         return
     home = Home(folder).kafka
-    address = broker.start(home, proxied=wan.broker if wan.delay_ms else None)
+    address = broker.start(home, settings=BrokerSettings([wan.broker] if wan.delay_ms else []))
     try:
         yield address.replace("kafka://", CONFLUENT) if choice == "confluent" else address
     finally:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 
-from nextem.cli.broker import Proxied
+from nextem.cli.broker import Listener
 from nextem.wire.log import CONFLUENT
 
 CHUNK_BYTES = 1 << 16
@@ -33,7 +33,7 @@ class Wan:
     """The network between the edge and everything else. Without a delay there is none."""
 
     delay_ms: float
-    broker: Proxied = field(default_factory=lambda: Proxied(free_port(), free_port()))
+    broker: Listener = field(default_factory=lambda: Listener(free_port(), free_port()))
     _paths: ExitStack = field(default_factory=ExitStack)
 
     def reached(self, address: str) -> str:

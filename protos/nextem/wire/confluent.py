@@ -33,6 +33,7 @@ from nextem.wire.confluent_client import (
     translated,
 )
 from nextem.wire.confluent_consumer import ConfluentConsumer
+from nextem.wire.kafka_security import split_address, trusted
 from nextem.wire.log import PARTITIONS, Appended, LogUnavailable, Position
 
 _SERVE_S = 0.1
@@ -67,37 +68,59 @@ class ConfluentLog(BrokerLog):
         delivery_timeout_s: float = DELIVERY_S,
     ) -> None:
         super().__init__(max_in_flight_bytes, max_block_s)
-        self._bootstrap = ",".join(addresses(bootstrap))
+        brokers, self._security = split_address(bootstrap)
+        self._client = {
+            **CLIENT,
+            "bootstrap.servers": ",".join(addresses(brokers)),
+            **self._security.librdkafka(),
+        }
         self._delivery_s = delivery_timeout_s
-        self._producer = Producer(
+        self._queue_kib = 2 * (max_in_flight_bytes + MAX_REQUEST_BYTES) // 1024
+        self._refusal: KafkaError | None = None
+        self._producer = self._new_producer()
+        doing = f"connecting to {brokers}{self._as}"
+        with trusted(brokers, self._security), translated(doing):
+            try:
+                self._producer.list_topics(timeout=CONNECT_S)
+            except KafkaException:
+                self._producer.poll(0)  # takes what the network threads have met
+                if self._refusal is not None:
+                    raise translate(self._refusal, doing) from None
+                raise
+        self._closing = threading.Event()
+        self._server = threading.Thread(target=self._serve, name="confluent-log", daemon=True)
+        self._server.start()
+
+    def _new_producer(self) -> Producer:
+        return Producer(
             {
-                **CLIENT,
-                "bootstrap.servers": self._bootstrap,
+                **self._client,
+                "error_cb": self._met,
                 "enable.idempotence": True,
                 "acks": "all",
                 "compression.type": "none",
                 "message.max.bytes": MAX_REQUEST_BYTES,
                 "batch.size": BATCH_BYTES,
                 "linger.ms": 0,
-                "delivery.timeout.ms": int(delivery_timeout_s * 1000),
-                "request.timeout.ms": int(min(10.0, delivery_timeout_s / 2) * 1000),
+                "delivery.timeout.ms": int(self._delivery_s * 1000),
+                "request.timeout.ms": int(min(10.0, self._delivery_s / 2) * 1000),
                 "queue.buffering.max.messages": 0,  # our window is the bound
-                "queue.buffering.max.kbytes": 2 * (max_in_flight_bytes + MAX_REQUEST_BYTES) // 1024,
+                "queue.buffering.max.kbytes": self._queue_kib,
             },
             logger=logger,
         )
-        with translated(f"connecting to {bootstrap}"):
-            self._producer.list_topics(timeout=CONNECT_S)
-        self._closing = threading.Event()
-        self._server = threading.Thread(target=self._serve, name="confluent-log", daemon=True)
-        self._server.start()
+
+    @property
+    def _as(self) -> str:
+        """Who appends and reads, for messages."""
+        return self._security.acting
 
     def consumer(
         self, topics: Sequence[str], group: str | None, *, from_start: bool = True
     ) -> ConfluentConsumer:
         places = [(topic, number) for topic in topics for number in range(self.partitions(topic))]
-        with translated(f"joining group {group}"):
-            return ConfluentConsumer(self._bootstrap, places, group, from_start)
+        with translated(f"joining group {group}{self._as}"):
+            return ConfluentConsumer(self._client, places, group, from_start, self._as)
 
     def close(self) -> None:
         """Flushes, then closes in any case. Raises as :meth:`flush` does."""
@@ -112,7 +135,27 @@ class ConfluentLog(BrokerLog):
     def _serve(self) -> None:
         """Takes the acknowledgements, in this thread."""
         while not self._closing.is_set():
-            self._producer.poll(_SERVE_S)
+            try:
+                self._producer.poll(_SERVE_S)
+            except KafkaException as error:  # the end of this producer: the brokers refused it its id
+                self._refusal = error_of(error)
+                self._producer.purge()  # each append is told so
+
+    def _met(self, error: KafkaError) -> None:
+        """What the network threads met: a broker that does not know us."""
+        if error.code() == KafkaError._AUTHENTICATION:
+            self._refusal = error
+
+    def _start_anew(self) -> None:
+        """A producer that was refused stays so; another may have been granted something by now."""
+        with self._lock:
+            if self._refusal is None or not self._refusal.fatal():
+                return
+            refused, self._producer, self._refusal = self._producer, self._new_producer(), None
+        while len(refused):
+            refused.purge()
+            refused.poll(_SERVE_S)
+        refused.close()
 
     def _send(
         self,
@@ -124,26 +167,34 @@ class ConfluentLog(BrokerLog):
         size: int,
     ) -> Appended:
         promise: Future[Position] = Future()
+        doing = f"append to {topic}{self._as}"
 
         def told(error: KafkaError | None, message: Message) -> None:
-            failure = None if error is None else translate(error, "append")
+            failure = None if error is None else translate(self._cause(error), doing)
             self._window.give(size, failure)
             if failure is not None:
                 promise.set_exception(failure)
             else:
                 promise.set_result(Position(topic, partition, message.offset() or 0))
 
+        self._start_anew()
         try:
-            with translated(f"append to {topic}"):
-                self._producer.produce(
-                    topic, value, key or None, partition, on_delivery=told, headers=list(headers.items())
-                )
+            self._producer.produce(
+                topic, value, key or None, partition, on_delivery=told, headers=list(headers.items())
+            )
+        except KafkaException as error:
+            raise translate(self._cause(error_of(error)), doing) from error
         except BufferError as error:
-            raise LogUnavailable(f"Kafka: append to {topic}: {error}") from error
+            raise LogUnavailable(f"Kafka: {doing}: {error}") from error
         return _Pending(promise)
 
+    def _cause(self, error: KafkaError) -> KafkaError:
+        """Why a producer that ended takes nothing, where ``error`` only says that it ended."""
+        ended = error.code() in (KafkaError._FATAL, KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT)
+        return self._refusal if ended and self._refusal is not None else error
+
     def _ensure(self, topic: str) -> int:
-        with translated(f"looking up {topic}"):
+        with translated(f"looking up {topic}{self._as}"):
             found = self._known(topic)
             if not found:
                 self._create(topic)
@@ -152,7 +203,7 @@ class ConfluentLog(BrokerLog):
             if time.monotonic() > deadline:
                 raise LogUnavailable(f"Kafka: {topic} was made and is not there after {CONNECT_S:g} s")
             time.sleep(_LOOK_S)
-            with translated(f"looking up {topic}"):
+            with translated(f"looking up {topic}{self._as}"):
                 found = self._known(topic)
         return found
 
@@ -169,7 +220,7 @@ class ConfluentLog(BrokerLog):
             num_partitions=PARTITIONS.get(topic, 1),
             config={"max.message.bytes": str(MAX_REQUEST_BYTES)},
         )
-        admin = AdminClient({**CLIENT, "bootstrap.servers": self._bootstrap}, logger=logger)
+        admin = AdminClient(self._client, logger=logger)
         try:
             admin.create_topics([wanted], request_timeout=CONNECT_S)[topic].result()
         except KafkaException as error:

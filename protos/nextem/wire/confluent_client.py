@@ -19,7 +19,15 @@ from confluent_kafka import (
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
-from nextem.wire.log import CorruptRecord, FatalLogError, LogError, LogUnavailable, RecordTooLarge
+from nextem.wire.kafka_security import KafkaSecurityError
+from nextem.wire.log import (
+    CorruptRecord,
+    FatalLogError,
+    LogError,
+    LogForbidden,
+    LogUnavailable,
+    RecordTooLarge,
+)
 
 __all__ = [
     "CLIENT",
@@ -51,9 +59,21 @@ CLIENT: Mapping[str, str | int | float | bool] = {
 
 _TOO_LARGE = {KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE, KafkaError.INVALID_MSG_SIZE}
 _CORRUPT = {KafkaError._BAD_MSG, KafkaError.INVALID_MSG, KafkaError._BAD_COMPRESSION}
+_FORBIDDEN = {
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+    KafkaError.GROUP_AUTHORIZATION_FAILED,
+    KafkaError.TOPIC_AUTHORIZATION_FAILED,
+}
+_UNTRUSTED = {
+    KafkaError._AUTHENTICATION,
+    KafkaError._SSL,
+    KafkaError.SASL_AUTHENTICATION_FAILED,
+    KafkaError.UNSUPPORTED_SASL_MECHANISM,
+}
 _RETRYABLE = {
     KafkaError._ALL_BROKERS_DOWN,
     KafkaError._ASSIGNMENT_LOST,
+    KafkaError._FATAL,  # of a producer; another takes its place
     KafkaError._MAX_POLL_EXCEEDED,
     KafkaError._MSG_TIMED_OUT,
     KafkaError._PURGE_INFLIGHT,
@@ -102,7 +122,11 @@ def translate(error: KafkaError, doing: str) -> LogError:
         return RecordTooLarge(text)
     if error.code() in _CORRUPT:
         return CorruptRecord(text)
-    retryable = not error.fatal() and (error.retriable() or error.code() in _RETRYABLE)
+    if error.code() in _FORBIDDEN:
+        return LogForbidden(text)
+    if error.code() in _UNTRUSTED:
+        return KafkaSecurityError(text)
+    retryable = error.retriable() or error.code() in _RETRYABLE
     return LogUnavailable(text) if retryable else FatalLogError(text)
 
 

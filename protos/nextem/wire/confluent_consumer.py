@@ -7,12 +7,11 @@ whole assignment over anew, which throws away what was fetched ahead.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import cast
 
 from nextem.wire.broker_log import CONNECT_S, next_offsets
 from nextem.wire.confluent_client import (
-    CLIENT,
     OFFSET_BEGINNING,
     OFFSET_END,
     Consumer,
@@ -44,8 +43,16 @@ _REJOINING = {
 class ConfluentConsumer:
     """A member of a consumer group, or a reader of everything. See :class:`nextem.wire.log.Consumer`."""
 
-    def __init__(self, bootstrap: str, places: Sequence[Place], group: str | None, from_start: bool) -> None:
-        self._group, self._places = group, places
+    def __init__(
+        self,
+        client: Mapping[str, str | int | float | bool],
+        places: Sequence[Place],
+        group: str | None,
+        from_start: bool,
+        acting: str,
+    ) -> None:
+        """``client``: settings of every client of this log; ``acting``: who reads, for messages."""
+        self._group, self._places, self._as = group, places, acting
         self._next: dict[Place, int] = {}  # of our partitions, the offset that poll returns next
         self._unplaced: list[Place] = []  # ours too; where to start is not looked up yet
         self._before: dict[Place, int] = {}  # as _next was when the group began to share out anew
@@ -57,8 +64,7 @@ class ConfluentConsumer:
         self._heard_at = time.monotonic()
         self._consumer = Consumer(
             {
-                **CLIENT,
-                "bootstrap.servers": bootstrap,
+                **client,
                 "group.id": group or f"reader.{uuid7()}",  # a reader of everything never joins it
                 "enable.auto.commit": False,
                 "enable.auto.offset.store": False,
@@ -94,7 +100,7 @@ class ConfluentConsumer:
     def poll(self, max_records: int = 500, timeout_s: float = 0.1) -> list[Record]:
         deadline = time.monotonic() + timeout_s
         while True:
-            with translated("poll"):
+            with translated(f"poll{self._as}"):
                 self._fetch(max_records, max(0.0, deadline - time.monotonic()))
             records = self._records(max_records)
             if records or time.monotonic() >= deadline:
@@ -250,7 +256,7 @@ class ConfluentConsumer:
 
     def _told(self, error: KafkaError, place: Place) -> None:
         if error.code() != KafkaError._AUTO_OFFSET_RESET:
-            raise translate(error, f"poll of {place[0]}[{place[1]}]")
+            raise translate(error, f"poll of {place[0]}[{place[1]}]{self._as}")
         if place not in self._next:
             return
         with translated("poll"):
@@ -271,7 +277,7 @@ class ConfluentConsumer:
 
     def _commit(self, patience_s: float) -> None:
         deadline = time.monotonic() + patience_s
-        with translated("commit"):
+        with translated(f"commit{self._as}"):
             while not self._committed():
                 if time.monotonic() >= deadline:
                     return

@@ -31,12 +31,15 @@ from nextem.wire.kafka_client import (
     KafkaAdminClient,
     KafkaProducer,
     TopicPartition,
+    connecting,
     errors,
+    refused_for_good,
     require_fast_checksums,
     translate,
     translated,
 )
 from nextem.wire.kafka_consumer import KafkaLogConsumer
+from nextem.wire.kafka_security import split_address
 from nextem.wire.log import PARTITIONS, Appended, LogError, Position
 
 
@@ -57,8 +60,8 @@ def answers(bootstrap: str, timeout_s: float) -> bool:
 class _Pending:
     """The promise of one append."""
 
-    def __init__(self, future: Any) -> None:
-        self._future = future
+    def __init__(self, future: Any, doing: str) -> None:
+        self._future, self._doing = future, doing
 
     def result(self, timeout_s: float | None = None) -> Position:
         try:
@@ -68,7 +71,7 @@ class _Pending:
             if not self._future.is_done:
                 raise TimeoutError(f"Kafka has not acknowledged the record within {timeout_s} s") from error
             if self._future.exception is not None:
-                raise translate(self._future.exception, "append") from error
+                raise translate(self._future.exception, self._doing) from error
             told = self._future.value
         return Position(told.topic, told.partition, told.offset)
 
@@ -77,11 +80,12 @@ class _Pending:
 
 
 class KafkaLog(BrokerLog):
-    """A log on the brokers at ``bootstrap`` (``host:port[,host:port]``).
+    """A log on the brokers at ``bootstrap`` (``host:port[,host:port][?security=FILE]``).
 
     ``max_in_flight_bytes`` bounds what is appended and not yet acknowledged; a full window makes ``append``
     wait ``max_block_s``, then raise. ``delivery_timeout_s``: after that an unacknowledged record fails.
-    Raises :class:`LogUnavailable` within about five seconds where nothing answers.
+    Raises :class:`LogUnavailable` within about five seconds where nothing answers, and
+    :class:`~nextem.wire.kafka_security.KafkaSecurityError` where the brokers do not know us, or we not them.
     """
 
     def __init__(
@@ -94,24 +98,33 @@ class KafkaLog(BrokerLog):
     ) -> None:
         super().__init__(max_in_flight_bytes, max_block_s)
         require_fast_checksums()
-        self._bootstrap = addresses(bootstrap)
+        brokers, self._security = split_address(bootstrap)
+        self._client = {**CLIENT, "bootstrap_servers": addresses(brokers), **self._security.kafka_python()}
         self._delivery_s = delivery_timeout_s
-        with translated(f"connecting to {bootstrap}"):
-            self._producer = KafkaProducer(
-                bootstrap_servers=self._bootstrap,
-                enable_idempotence=True,
-                acks="all",
-                compression_type=None,
-                max_request_size=MAX_REQUEST_BYTES,
-                batch_size=BATCH_BYTES,
-                linger_ms=0,
-                max_block_ms=int(CONNECT_S * 1000),
-                delivery_timeout_ms=int(delivery_timeout_s * 1000),
-                request_timeout_ms=int(min(10.0, delivery_timeout_s / 2) * 1000),
-                allow_auto_create_topics=False,
-                metrics_enabled=False,
-                **CLIENT,
-            )
+        self._refused = False
+        with connecting(f"connecting to {brokers}{self._as}", brokers, self._security):
+            self._producer = self._new_producer()
+
+    def _new_producer(self) -> KafkaProducer:
+        return KafkaProducer(
+            enable_idempotence=True,
+            acks="all",
+            compression_type=None,
+            max_request_size=MAX_REQUEST_BYTES,
+            batch_size=BATCH_BYTES,
+            linger_ms=0,
+            max_block_ms=int(CONNECT_S * 1000),
+            delivery_timeout_ms=int(self._delivery_s * 1000),
+            request_timeout_ms=int(min(10.0, self._delivery_s / 2) * 1000),
+            allow_auto_create_topics=False,
+            metrics_enabled=False,
+            **self._client,
+        )
+
+    @property
+    def _as(self) -> str:
+        """Who appends and reads, for messages."""
+        return self._security.acting
 
     def consumer(
         self, topics: Sequence[str], group: str | None, *, from_start: bool = True
@@ -119,8 +132,8 @@ class KafkaLog(BrokerLog):
         partitions = [
             TopicPartition(topic, number) for topic in topics for number in range(self.partitions(topic))
         ]
-        with translated(f"joining group {group}"):
-            return KafkaLogConsumer(self._bootstrap, partitions, group, from_start)
+        with translated(f"joining group {group}{self._as}"):
+            return KafkaLogConsumer(self._client, partitions, group, from_start, self._as)
 
     def close(self) -> None:
         """Flushes, then closes in any case. Raises as :meth:`flush` does."""
@@ -139,15 +152,26 @@ class KafkaLog(BrokerLog):
         headers: Mapping[str, bytes],
         size: int,
     ) -> Appended:
-        with translated(f"append to {topic}"):
+        doing = f"append to {topic}{self._as}"
+        with translated(doing):
+            with self._lock:
+                if self._refused:
+                    # It stays refused; another may have been granted something by now.
+                    self._producer.close(timeout=0)
+                    self._producer, self._refused = self._new_producer(), False
             future = self._producer.send(topic, value, key or None, list(headers.items()), partition)
-        future.add_both(lambda outcome: self._window.give(size, _failure(outcome)))
-        return _Pending(future)
+
+        def told(outcome: object) -> None:
+            self._refused = self._refused or refused_for_good(outcome)
+            self._window.give(size, _failure(outcome, doing))
+
+        future.add_both(told)
+        return _Pending(future, doing)
 
     def _ensure(self, topic: str) -> int:
         with (
-            translated(f"looking up {topic}"),
-            KafkaAdminClient(bootstrap_servers=self._bootstrap, **CLIENT) as admin,
+            translated(f"looking up {topic}{self._as}"),
+            KafkaAdminClient(**self._client) as admin,
         ):
             if topic not in admin.list_topics():
                 settings = {
@@ -160,5 +184,5 @@ class KafkaLog(BrokerLog):
             return len(admin.describe_topics([topic])[0]["partitions"])
 
 
-def _failure(outcome: object) -> LogError | None:
-    return translate(outcome, "append") if isinstance(outcome, errors.KafkaError) else None
+def _failure(outcome: object, doing: str) -> LogError | None:
+    return translate(outcome, doing) if isinstance(outcome, errors.KafkaError) else None

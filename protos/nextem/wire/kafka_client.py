@@ -4,29 +4,44 @@ from __future__ import annotations
 
 import contextlib
 import selectors
+import socket
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from nextem.wire.broker_log import CONNECT_S
-from nextem.wire.log import CorruptRecord, FatalLogError, LogError, LogUnavailable, RecordTooLarge
+from nextem.wire.broker_log import CONNECT_S, addresses
+from nextem.wire.kafka_security import KafkaSecurity, KafkaSecurityError, trusted
+from nextem.wire.log import (
+    CorruptRecord,
+    FatalLogError,
+    LogError,
+    LogForbidden,
+    LogUnavailable,
+    RecordTooLarge,
+)
 
 with warnings.catch_warnings():
     # kafka-python 3.0 reads its schemas, while it is imported, by functions that Python 3.11 deprecates.
     warnings.filterwarnings("ignore", r"(read|open)_text is deprecated", DeprecationWarning)
     from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition, errors
+    from kafka.admin import ConfigResource, ConfigResourceType
+    from kafka.net.compat import KafkaNetClient
     from kafka.record import util as record_util
     from kafka.structs import MemberState, OffsetAndMetadata
 
 __all__ = [
     "CLIENT",
+    "ConfigResource",
+    "ConfigResourceType",
     "KafkaAdminClient",
     "KafkaConsumer",
     "KafkaProducer",
     "MemberState",
     "OffsetAndMetadata",
     "TopicPartition",
+    "connecting",
     "errors",
+    "refused_for_good",
     "require_fast_checksums",
     "translate",
     "translated",
@@ -64,6 +79,8 @@ CLIENT: Mapping[str, Any] = {
     "reconnect_backoff_max_ms": 500,  # the default of 30 s would make a short outage long
     "selector": _Selector,
 }
+_UNTRUSTED = (errors.SaslAuthenticationFailedError, errors.UnsupportedSaslMechanismError)
+_DIALS = 5
 _RETRYABLE = (errors.RetriableError, errors.BrokerNotAvailableError, errors.RebalanceInProgressError)
 
 
@@ -74,6 +91,10 @@ def translate(error: errors.KafkaError, doing: str) -> LogError:
         return RecordTooLarge(text)
     if isinstance(error, errors.CorruptRecordError):
         return CorruptRecord(text)
+    if isinstance(error, errors.AuthorizationError) or refused_for_good(error):
+        return LogForbidden(text)
+    if isinstance(error, _UNTRUSTED):
+        return KafkaSecurityError(text)
     return LogUnavailable(text) if isinstance(error, _RETRYABLE) else FatalLogError(text)
 
 
@@ -83,6 +104,59 @@ def translated(doing: str) -> Iterator[None]:
         yield
     except errors.KafkaError as error:
         raise translate(error, doing) from error
+
+
+def refused_for_good(error: object) -> bool:
+    """Whether a producer was refused its id: it takes nothing any more, whatever is granted later.
+
+    That happens to who may write to no topic at all. The client has no type for it.
+    """
+    return isinstance(error, errors.KafkaError) and "InitProducerIdResponse: [Error 31]" in str(error)
+
+
+@contextlib.contextmanager
+def connecting(doing: str, brokers: str, security: KafkaSecurity) -> Iterator[None]:
+    """As :func:`translated`, for a block that connects: what the brokers hold against us is told.
+
+    Raises :class:`KafkaSecurityError` too.
+    """
+    try:
+        with trusted(brokers, security):
+            yield
+    except errors.KafkaError as error:
+        cause = _refusal(brokers, security) if security.username else None
+        raise translate(cause or error, doing) from error
+
+
+def _refusal(brokers: str, security: KafkaSecurity) -> errors.KafkaError | None:
+    """Why a broker does not let us in; None where it does, or is away. The client tries on and does not tell.
+
+    The client may miss the answer of a broker that hangs up behind it. So a broker that takes connections and
+    hangs up each time that we sign in refuses us.
+    """
+    settings = {**CLIENT, **security.kafka_python(), "bootstrap_servers": addresses(brokers)}
+    for _ in range(_DIALS):
+        client = KafkaNetClient(**settings)
+        try:
+            client._manager._net.run(_dial, client._manager)
+        except errors.KafkaError as error:
+            if isinstance(error, _UNTRUSTED):
+                return error
+        else:
+            return None
+        finally:
+            client.close()
+    host, _, port = addresses(brokers)[0].rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
+    except OSError:
+        return None
+    return errors.SaslAuthenticationFailedError("Authentication failed: the broker hangs up each time")
+
+
+async def _dial(manager: Any) -> None:
+    node = manager.cluster.bootstrap_brokers()[0].node_id
+    await manager.get_connection(node, pop_on_close=False, refresh_metadata_on_err=False)
 
 
 def require_fast_checksums() -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 from nextem.wire.broker_log import CONNECT_S, next_offsets
 from nextem.wire.kafka_client import (
-    CLIENT,
     KafkaConsumer,
     MemberState,
     OffsetAndMetadata,
@@ -27,17 +26,18 @@ class KafkaLogConsumer:
 
     def __init__(
         self,
-        bootstrap: Sequence[str],
+        client: Mapping[str, Any],
         partitions: Sequence[TopicPartition],
         group: str | None,
         from_start: bool,
+        acting: str,
     ) -> None:
-        self._group, self._partitions = group, partitions
+        """``client``: settings of every client of this log; ``acting``: who reads, for messages."""
+        self._group, self._partitions, self._as = group, partitions, acting
         self._returned: dict[TopicPartition, int] = {}
         self._uncommitted: dict[TopicPartition, int] = {}
         self._heard_at = time.monotonic()
         self._consumer = KafkaConsumer(
-            bootstrap_servers=list(bootstrap),
             group_id=group,
             enable_auto_commit=False,
             auto_offset_reset="none",  # where to start is decided here, and a gap is never skipped silently
@@ -49,7 +49,7 @@ class KafkaLogConsumer:
             heartbeat_interval_ms=500,
             allow_auto_create_topics=False,
             metrics_enabled=False,
-            **CLIENT,
+            **client,
         )
         if group is None:
             self._consumer.assign(partitions)
@@ -66,7 +66,7 @@ class KafkaLogConsumer:
         deadline = time.monotonic() + timeout_s
         while True:
             found: dict[TopicPartition, list[Any]] = {}
-            with translated("poll"):
+            with translated(f"poll{self._as}"):
                 try:
                     left_ms = max(0.0, deadline - time.monotonic()) * 1000
                     found = self._consumer.poll(left_ms, max_records)
@@ -136,7 +136,7 @@ class KafkaLogConsumer:
 
     def _commit(self, patience_s: float) -> None:
         deadline = time.monotonic() + patience_s
-        with translated("commit"):
+        with translated(f"commit{self._as}"):
             while not self._committed():
                 if time.monotonic() >= deadline:
                     return

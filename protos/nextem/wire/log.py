@@ -31,6 +31,8 @@ PARTITIONS: Mapping[str, int] = {ACQUISITIONS: 1, FRAMES: 4, PRODUCTS: 1, AUDIT:
 MAX_RECORD_BYTES = 1 << 20
 """No record may be larger, headers and key included, see :func:`record_bytes`."""
 
+KAFKA = "kafka://"
+"""Begins the address of a Kafka."""
 
 CONFLUENT = "kafka+confluent://"
 """Begins the address of a Kafka that is reached by confluent-kafka."""
@@ -48,6 +50,10 @@ class RetryableLogError(LogError):
 
 class LogUnavailable(RetryableLogError):
     """The log cannot be reached."""
+
+
+class LogForbidden(RetryableLogError):
+    """The brokers refuse it to whom we are; it succeeds once somebody grants it. Names both."""
 
 
 class FatalLogError(LogError):
@@ -216,13 +222,14 @@ def open_log(address: str) -> Log:
     """Opens the log at an address.
 
     ``kafka://host:port[,host:port]``, ``kafka+confluent://…`` (the same brokers, by the other client), or a
-    folder (``file:///path`` or a path). Raises :class:`LogError`, also where the client that the address
-    names is not installed.
+    folder (``file:///path`` or a path). A Kafka's may end with ``?security=FILE``, see
+    :mod:`nextem.wire.kafka_security`. Raises :class:`LogError`, also where the client that the address names
+    is not installed.
     """
-    if address.startswith("kafka://"):
+    if address.startswith(KAFKA):
         from nextem.wire.kafka import KafkaLog
 
-        return KafkaLog(address.removeprefix("kafka://"))
+        return KafkaLog(address.removeprefix(KAFKA))
     if address.startswith(CONFLUENT):
         try:
             from nextem.wire.confluent import ConfluentLog

@@ -6,6 +6,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ from nextem.cli.audit_log import chains_of, read_audit
 from nextem.cli.audit_signatures import NOT_CHECKED, doubts, signatures
 from nextem.cli.audit_story import NotRecorded, Stories
 from nextem.cli.home import Home
+from nextem.cli.process_options import log_option
 from nextem.v1.control_pb2 import SteeringEvent
 from nextem.wire.audit_chain import Chain, ChainBroken, Verifier
 from nextem.wire.key_folder import AUTHORITY
@@ -25,14 +27,17 @@ F = TypeVar("F", bound=Callable[..., Any])
 _SIMULATOR_S = 120.0
 
 
+_LOG = click.option(
+    "--log", "log_address", help="The log: a folder, or kafka://HOST:PORT.  [default: HOME/log]"
+)
+
+
 def _where(function: F) -> F:
     for option in (
         click.option(
             "--home", type=click.Path(path_type=Path), help="Home folder.  [default: ./nextem-home]"
         ),
-        click.option(
-            "--log", "log_address", help="The log: a folder, or kafka://HOST:PORT.  [default: HOME/log]"
-        ),
+        partial(log_option, option=_LOG, name="log_address"),
     ):
         function = option(function)
     return function

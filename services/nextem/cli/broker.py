@@ -18,8 +18,8 @@ import socket
 import subprocess
 import time
 from base64 import urlsafe_b64encode
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from nextem.cli.kafka_jars import BrokerUnavailable, ensure_jars, locked, require_java
@@ -66,11 +66,28 @@ class _Identity:
 
 
 @dataclass(frozen=True, slots=True)
-class Proxied:
-    """A second listener at ``port``; its clients are told to come back to ``advertised``, a proxy's port."""
+class Listener:
+    """A further listener on loopback. ``advertised``: the port that clients come back to; 0: the same."""
 
     port: int
-    advertised: int
+    advertised: int = 0
+    protocol: str = "PLAINTEXT"
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerSettings:
+    """What a broker has beside the loopback listener in the clear.
+
+    ``more``: further settings of Kafka's own. ``users``: names and passwords for SCRAM-SHA-512, made when the
+    folder is new.
+    """
+
+    listeners: Sequence[Listener] = ()
+    more: Mapping[str, object] = field(default_factory=dict)
+    users: Mapping[str, str] = field(default_factory=dict)
+
+
+_PLAIN = BrokerSettings()
 
 
 def start(
@@ -79,7 +96,7 @@ def start(
     *,
     heap_mib: int = 512,
     timeout_s: float = 60.0,
-    proxied: Proxied | None = None,
+    settings: BrokerSettings = _PLAIN,
 ) -> str:
     """Starts the broker of ``data_dir`` and waits until it answers; returns ``kafka://127.0.0.1:port``.
 
@@ -95,7 +112,7 @@ def start(
             _wait_ready(data_dir, known, timeout_s)
             return known.address
         wanted = port if port is not None else known.port if known is not None else None
-        return _launch(data_dir, java, lib, wanted, heap_mib, timeout_s, proxied).address
+        return _launch(data_dir, java, lib, wanted, heap_mib, timeout_s, settings).address
 
 
 def stop(data_dir: Path, timeout_s: float = 20.0) -> bool:
@@ -135,11 +152,11 @@ def _launch(
     port: int | None,
     heap_mib: int,
     timeout_s: float,
-    proxied: Proxied | None,
+    settings: BrokerSettings,
 ) -> _Identity:
     for attempt in range(ATTEMPTS):
         chosen, controller = _free_ports(port)
-        _configure(data_dir, java, lib, chosen, controller, proxied)
+        _configure(data_dir, java, lib, chosen, controller, settings)
         heap = [f"-Xms{heap_mib // 2}m", f"-Xmx{heap_mib}m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
         pid = _spawn(
             data_dir, [java, *heap, *_java_options(data_dir, lib), "kafka.Kafka", _properties(data_dir)]
@@ -171,11 +188,13 @@ def _java_options(data_dir: Path, lib: Path) -> list[str]:
 
 
 def _configure(
-    data_dir: Path, java: str, lib: Path, port: int, controller: int, proxied: Proxied | None
+    data_dir: Path, java: str, lib: Path, port: int, controller: int, settings: BrokerSettings
 ) -> None:
-    listened = f",PROXIED://127.0.0.1:{proxied.port}" if proxied else ""
-    advertised = f",PROXIED://127.0.0.1:{proxied.advertised}" if proxied else ""
-    settings = {
+    named = {f"EXTRA_{number}": one for number, one in enumerate(settings.listeners)}
+    listened = "".join(f",{name}://127.0.0.1:{one.port}" for name, one in named.items())
+    advertised = "".join(f",{name}://127.0.0.1:{one.advertised or one.port}" for name, one in named.items())
+    protocols = "".join(f",{name}:{one.protocol}" for name, one in named.items())
+    lines: dict[str, object] = {
         "process.roles": "broker,controller",
         "node.id": 1,
         "controller.quorum.voters": f"1@127.0.0.1:{controller}",
@@ -183,7 +202,7 @@ def _configure(
         "advertised.listeners": f"PLAINTEXT://127.0.0.1:{port}{advertised}",
         "controller.listener.names": "CONTROLLER",
         "inter.broker.listener.name": "PLAINTEXT",
-        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,PROXIED:PLAINTEXT",
+        "listener.security.protocol.map": f"PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT{protocols}",
         "offsets.topic.replication.factor": 1,
         "offsets.topic.num.partitions": 5,
         "transaction.state.log.replication.factor": 1,
@@ -195,8 +214,9 @@ def _configure(
         "message.max.bytes": 2 << 20,
         "log.retention.bytes": 8 << 30,
         "log.dirs": data_dir / "log",
+        **settings.more,
     }
-    _write(data_dir / "server.properties", "".join(f"{key}={value}\n" for key, value in settings.items()))
+    _write(data_dir / "server.properties", "".join(f"{key}={value}\n" for key, value in lines.items()))
     _write(data_dir / "log4j2.properties", _LOG4J)
     if (data_dir / "log" / "meta.properties").exists():
         return
@@ -206,6 +226,8 @@ def _configure(
     identity = urlsafe_b64encode(bytes([data[0] & 0x7F]) + data[1:]).decode().rstrip("=")
     command = [java, "-Xmx256m", *_java_options(data_dir, lib), "kafka.tools.StorageTool", "format"]
     command += ["-t", identity, "-c", _properties(data_dir), "--ignore-formatted"]
+    for name, password in settings.users.items():
+        command += ["--add-scram", f"SCRAM-SHA-512=[name={name},password={password}]"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise BrokerUnavailable(f"Kafka could not format {data_dir}: {' '.join(done.stderr.split())[-300:]}")

@@ -1,4 +1,4 @@
-"""``nextem kafka``: a real Apache Kafka on this machine, for whoever wants one at hand."""
+"""``nextem kafka``: a real Apache Kafka on this machine, for who wants one; and the topics of any."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from nextem.cli import broker
 from nextem.cli.console import screen
 from nextem.cli.home import Home
 from nextem.cli.kafka_jars import BrokerUnavailable
+from nextem.cli.process_options import log_option
 
 _home = click.option("--home", type=click.Path(path_type=Path), help="Folder of everything NexTEM keeps.")
 
@@ -22,6 +23,7 @@ def kafka() -> None:
     nextem kafka start     fetches Kafka once, starts it, prints its address
     nextem kafka status    says whether it runs, and where
     nextem kafka stop      stops it; the data stays
+    nextem kafka topics    makes the topics on any Kafka, or takes them away
     """
 
 
@@ -55,3 +57,41 @@ def status(home: Path | None) -> None:
     runs = found is not None and found.running
     click.echo(f"{found.address} (process {found.pid})" if found is not None and runs else "not running")
     raise SystemExit(0 if runs else 1)
+
+
+@kafka.command()
+@log_option
+@click.option(
+    "--partitions", default=4, show_default=True, type=click.IntRange(1), help="Of the frames topic."
+)
+@click.option("--replication", default=1, show_default=True, type=click.IntRange(1), help="Copies of each.")
+@click.option(
+    "--retention-hours",
+    default=168.0,
+    show_default=True,
+    type=click.FloatRange(0),
+    help="How long frames and products stay; 0: until space is needed. Acquisitions and audit always stay.",
+)
+@click.option("--delete", is_flag=True, help="Take the topics away, with everything in them.")
+def topics(log: str | None, partitions: int, replication: int, retention_hours: float, delete: bool) -> None:
+    """Make the topics on the Kafka at --log, or adapt them; may be repeated.
+
+    The frames topic grows where it has fewer partitions. No topic shrinks, and replicas stay as they are.
+    """
+    from nextem.wire.kafka_topics import TopicPlan, delete_topics, ensure_topics
+    from nextem.wire.log import LogError
+
+    if log is None:
+        raise click.UsageError("--log kafka://HOST:PORT says which Kafka")
+    try:
+        found = (
+            delete_topics(log)
+            if delete
+            else ensure_topics(log, TopicPlan(partitions, replication, retention_hours or None))
+        )
+    except LogError as error:
+        raise click.ClickException(str(error)) from error
+    for topic in found:
+        click.echo(f"{topic.name}: {topic.was}, {topic.partitions} partitions, {topic.replication} replicas")
+    if delete and not found:
+        click.echo("there was no topic of ours")

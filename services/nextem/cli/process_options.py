@@ -7,9 +7,9 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -17,7 +17,48 @@ from nextem.cli.console import set_up_logging, stop_on_signals, tell_ready
 from nextem.cli.observing import OPTIONS, observed, service_of
 from nextem.wire.health import Health
 
-log_option = click.option("--log", show_default="HOME/log", help="The log: a folder, or kafka://HOST:PORT.")
+_LOG = click.option("--log", show_default="HOME/log", help="The log: a folder, or kafka://HOST:PORT.")
+
+_KAFKA_SECURITY = click.option(
+    "--kafka-security",
+    envvar="NEXTEM_KAFKA_SECURITY",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    show_default="in the clear",
+    help="How to speak to a Kafka (TOML): TLS, name and password, certificate.",
+)
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def log_option(function: F, option: Callable[..., Any] = _LOG, name: str = "log") -> F:
+    """``--log`` and ``--kafka-security``; the function is given the address, which says both."""
+
+    @wraps(function)
+    def called(*args: Any, kafka_security: Path | None, **given: Any) -> Any:
+        given[name] = _with_security(given[name], kafka_security)
+        return function(*args, **given)
+
+    made: F = option(_KAFKA_SECURITY(called))
+    return made
+
+
+log_choice_option = partial(
+    log_option,
+    option=click.option(
+        "--log", "log_choice", default="local", show_default=True, help="local, kafka, or kafka://HOST:PORT."
+    ),
+    name="log_choice",
+)
+
+
+def _with_security(address: str | None, file: Path | None) -> str | None:
+    from nextem.wire.kafka_security import with_security
+
+    if address is None or file is None or "://" not in address or "?" in address:
+        return address
+    return with_security(address, file) if address.startswith("kafka") else address
+
 
 secured = click.option(
     "--tls",

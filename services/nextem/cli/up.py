@@ -11,6 +11,7 @@ from nextem.cli.console import screen, set_up_logging, stop_on_signals
 from nextem.cli.home import Home
 from nextem.cli.launcher import ChildFailed, Launcher
 from nextem.cli.modes import mode_option
+from nextem.cli.process_options import log_choice_option
 from nextem.cli.station import Station, StationOptions, log_at, start_station
 
 
@@ -18,9 +19,7 @@ from nextem.cli.station import Station, StationOptions, log_at, start_station
 @click.option(
     "--specimen", default="polycrystal", show_default=True, help="'polycrystal' or an alloy's folder."
 )
-@click.option(
-    "--log", "log_choice", default="local", show_default=True, help="local, kafka, or kafka://HOST:PORT."
-)
+@log_choice_option
 @click.option("--seed", default=1, show_default=True)
 @click.option("--rate", default=2000.0, show_default=True, help="Images a second of the simulated detector.")
 @click.option("--detector-px", type=click.Choice(["128", "256"]), default="256", show_default=True)
