@@ -110,11 +110,11 @@ def test_who_may_ask_the_api_for_what() -> None:
         ("nextem-operator", "", "events", "create"),
         ("nextem-operator", "coordination.k8s.io", "leases", "create", "get", "update"),
         ("nextem-operator", "ray.io", "rayclusters", "get", "patch"),
-        ("nextem-keys", "", "secrets", "create", "get", "list"),
-        ("nextem-cleanup", "nextem.dev", "experiments", "delete", "get", "list", "patch"),
-        ("nextem-cleanup", "", "secrets", "delete", "get", "list"),
-        ("nextem-cleanup", "", "persistentvolumeclaims", "get", "list"),
-        ("nextem-cleanup", "coordination.k8s.io", "leases", "delete", "get", "list"),
+        ("nextem-keys", "", "secrets", "create", "get"),
+        ("nextem-cleanup", "nextem.dev", "experiments", "delete", "list", "patch"),
+        ("nextem-cleanup", "", "secrets", "delete", "list"),
+        ("nextem-cleanup", "", "persistentvolumeclaims", "list"),
+        ("nextem-cleanup", "coordination.k8s.io", "leases", "delete", "list"),
     }
 
 
