@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -100,3 +101,14 @@ def receiving(forward: str = "") -> Iterator[tuple[OtlpSink, str]]:
     finally:
         server.stop(1.0).wait()
         sink.close()
+
+
+def main() -> None:
+    """Receives until its input ends; the first line of its output is the endpoint."""
+    with receiving() as (_, endpoint):
+        print(endpoint, flush=True)
+        sys.stdin.read()
+
+
+if __name__ == "__main__":
+    main()

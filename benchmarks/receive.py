@@ -134,7 +134,9 @@ class _Timed:
         self._to.broken(error)
 
 
-def receive(camera: Camera, size_px: int, stats: dict[str, Any]) -> Run:
+def receive(
+    camera: Camera, size_px: int, stats: dict[str, Any], make: type[EdgePipeline] = EdgePipeline
+) -> Run:
     """One acquisition into the edge; ``stats`` are what the pipeline counted."""
     finished: list[tuple[float, pb.AcquisitionFinished]] = []
     done = threading.Event()
@@ -156,7 +158,7 @@ def receive(camera: Camera, size_px: int, stats: dict[str, Any]) -> Run:
             instrument="benchmark", detector=camera.address, spool_dir=folder / "spool",
             passive_plan=plan_pb2.Plan(reduction=reduction(size_px)), on_finished=on_finished,
         )  # fmt: skip
-        pipeline = EdgePipeline(config, log, MonotonicClock(), make_detector=make_detector)
+        pipeline = make(config, log, MonotonicClock(), make_detector=make_detector)
         stack.callback(pipeline.close)
         pipeline.start()
         if camera.arm_port:

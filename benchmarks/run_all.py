@@ -7,7 +7,15 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-NOT_BENCHMARKS = {"adversary.py", "run_all.py", "streams.py", "table.py", "wan.py", "worlds.py"}
+NOT_BENCHMARKS = {
+    "adversary.py",
+    "otlp_sink.py",
+    "run_all.py",
+    "streams.py",
+    "table.py",
+    "wan.py",
+    "worlds.py",
+}
 
 
 def main() -> int:

@@ -139,15 +139,12 @@ def observe_all(figures: Mapping[Observed, Callable[[], float]]) -> None:
 class Span:
     """Something that took time. Its duration is taken on the monotonic clock (:func:`time.monotonic_ns`)."""
 
-    __slots__ = ("_recording", "_since_ns", "_since_unix_ns")
+    __slots__ = ("_recording", "_since_ns", "_since_unix_ns", "traceparent")
 
     def __init__(self, recording: Recording | None, since_ns: int, since_unix_ns: int) -> None:
         self._recording, self._since_ns, self._since_unix_ns = recording, since_ns, since_unix_ns
-
-    @property
-    def traceparent(self) -> str:
-        """For whoever goes on from here; empty where this span is not recorded."""
-        return "" if self._recording is None else self._recording.traceparent
+        self.traceparent = "" if recording is None else recording.traceparent
+        """For whoever goes on from here, also when it is over; empty where this span is not recorded."""
 
     def end(self, at_ns: int | None = None, *, error: str = "", attributes: Attributes | None = None) -> None:
         """It is over, now or at ``at_ns``. Only the first end counts; one that never ends is not told."""
@@ -159,7 +156,7 @@ class Span:
     @contextmanager
     def here(self) -> Iterator[None]:
         """What this thread does inside belongs to this span: :func:`current`, and its log lines."""
-        if self._recording is None:
+        if not self.traceparent:
             yield
             return
         token = _here.set(self.traceparent)

@@ -77,7 +77,6 @@ class ReducerHost:
                 missing[place] = taken.missing
             for update in taken.updates:
                 self._publish(product_pb2.ProductEvent(update=update), span.traceparent)
-            tenant.traceparent = span.traceparent or tenant.traceparent
             span.end()
             failed[item.acquisition_id] = taken.failed
         with self._lock:
@@ -141,8 +140,9 @@ class ReducerHost:
         for acquisition_id, tenant in tenants:
             finished = self._directory.finished(acquisition_id)
             complete = finished is not None and tenant.complete(finished.frames_stored)
-            span = telemetry.begin("fit", tenant.traceparent)
+            since_ns = time.monotonic_ns()
             if updates := tenant.refit(complete):
+                span = telemetry.begin("fit", tenant.fit_traceparent, since_ns=since_ns)
                 for update in updates:
                     self._publish(product_pb2.ProductEvent(update=update), span.traceparent)
                 span.end()

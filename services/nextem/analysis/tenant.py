@@ -58,7 +58,8 @@ class Tenant:
     fit_at: float = 0.0
     tell_missing_at: float = 0.0  # 0: not before the acquisition is over
     tell_missing_every_s: float = TELL_MISSING_S
-    traceparent: str = ""  # of the newest traced frames
+    traceparent: str = ""  # of the newest frames, where they are traced ...
+    fit_traceparent: str = ""  # ... and of those of the newest model
 
     def __post_init__(self) -> None:
         for name, analysis in self.reducer.live().items():
@@ -73,6 +74,8 @@ class Tenant:
             if not missing or not self.reducer.add(item):
                 return Taken(missing, [], list(self.reducer.analyses.failed))
             self.dirty = True
+            if item.last_byte_ns == self.reducer.last_byte_ns:
+                self.traceparent = item.traceparent or self.traceparent
             updates = []
             for name, live in self._running():
                 if not item.whole and needs_pixels(self.reducer.analyses.running[name]):
@@ -137,6 +140,7 @@ class Tenant:
                 now = analysis.snapshot(self.reducer.states[name])
                 spans = list(self.reducer.covered)
                 stamp = self.reducer.edge_boot_id, self.reducer.last_byte_ns
+                self.fit_traceparent = self.traceparent
             updates += self._scored(name, live, now, spans, stamp)
         took = time.monotonic() - begun
         self.fit_at = begun + took / FIT_SHARE

@@ -78,7 +78,8 @@ class Job:
     numbers: dict[str, int] = field(default_factory=dict)
     sent: set[int] = field(default_factory=set)
     ended: bool = False
-    decides: Span = NOTHING  # since the newest traced evidence came
+    decides: Span = NOTHING  # since evidence of the newest frames came ...
+    newest_ns: int = 0  # ... and when their last byte came in
     decisions: dict[int, Span] = field(default_factory=dict)  # by number, of what is pending
 
     @property

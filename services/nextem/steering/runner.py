@@ -231,19 +231,23 @@ class PolicyRunner:
     def _answer(self, item: Evidence) -> None:
         job, command_id = self._owned[item.acquisition_id]
         if isinstance(item, product_pb2.Product):
-            self._trace(job)
+            self._trace(job, item)
             job.holds.touched_ns = self._now_ns()
             job.answer(command_id, item)
             self._send(job)
 
-    def _trace(self, job: Job) -> None:
-        """What the job decides now goes on with the trace of the record that is being read."""
+    def _trace(self, job: Job, item: Evidence) -> None:
+        """What the job decides from now on goes on with the trace of the newest frames that it knows of."""
+        last_byte_ns = 0 if isinstance(item, product_pb2.Product) else item.last_byte_ns
+        if last_byte_ns and last_byte_ns < job.newest_ns:
+            return
+        job.newest_ns = last_byte_ns
         job.decides = telemetry.begin(
             "decide", self._traceparent, attributes={"nextem.acquisition.id": job.acquisition_id}
         )
 
     def _ingest(self, job: Job, item: Evidence) -> None:
-        self._trace(job)
+        self._trace(job, item)
         job.holds.touched_ns = self._now_ns()
         job.ingest(item)
         self._send(job)
