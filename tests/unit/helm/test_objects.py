@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -9,7 +10,7 @@ import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
-from chart_kit import CHARTS, EXAMPLES, Object, pods, render, render_text
+from chart_kit import CHARTS, EXAMPLES, Object, named, pods, render, render_text
 
 FOREIGN = ("nextem.dev/", "ray.io/", "kafka.strimzi.io/", "monitoring.coreos.com/")
 """API groups whose schemas are not Kubernetes' own."""
@@ -180,6 +181,15 @@ def test_the_first_experiment_is_one_that_the_cluster_takes() -> None:
     assert experiment["apiVersion"] == f"{definition['spec']['group']}/{version['name']}"
     schema = version["schema"]["openAPIV3Schema"]["properties"]["spec"]
     jsonschema.Draft4Validator(schema).validate(experiment["spec"])  # OpenAPI 3.0 is of that draft's time
+
+
+def test_alerts_and_dashboard_come_as_their_files_are() -> None:
+    objects, files = render("one-facility"), CHARTS / "nextem" / "files"
+    rules = named(objects, "PrometheusRule", "nextem")["spec"]
+    assert rules == yaml.safe_load((files / "alerts.yaml").read_text())
+    assert rules["groups"]
+    board = named(objects, "ConfigMap", "nextem-dashboard")["data"]["nextem.json"]
+    assert json.loads(board) == json.loads((files / "dashboard.json").read_text())
 
 
 def test_one_file_one_object() -> None:
