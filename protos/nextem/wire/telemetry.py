@@ -216,7 +216,7 @@ def _begin(
 
 
 def _unix_offset_ns(now_ns: int) -> int:
-    """From the monotonic clock to the wall clock: one figure until that is set, so that spans fit together."""
+    """From the monotonic clock to the wall clock: one figure until that is set, so that spans fit."""
     global _offset_ns
     offset_ns = time.time_ns() - now_ns
     if abs(offset_ns - _offset_ns) > _CLOCK_WAS_SET_NS:

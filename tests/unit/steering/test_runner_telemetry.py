@@ -34,6 +34,7 @@ def test_a_command_goes_on_with_the_newest_evidence(hub, fake_edge, surveys, tmp
         runner.start()
         event = acquisition_pb2.AcquisitionEvent(started=surveys.started(size=32, scans=4))
         log.append(ACQUISITIONS, event.SerializeToString())
+        edge.wait(lambda: bool(edge.leases))  # evidence that comes before the start is not traced
         newest = {}
         for number, update in enumerate(surveys.updates(values, 128), start=1):
             update.edge_boot_id, update.last_byte_ns = "boot-1", number
