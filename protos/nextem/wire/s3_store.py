@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import obstore
 from obstore.exceptions import (
@@ -49,12 +50,12 @@ _MOST_POINTS = 100
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _CODE = re.compile(r"<Code>(\w+)</Code>")
 _NO_ROOM = frozenset({"XMinioStorageFull", "QuotaExceeded", "InsufficientStorage", "EntityTooLarge"})
-_WHAT_TO_CHECK = {
+WHAT_TO_CHECK = {
     "NoSuchBucket": "the bucket does not exist: `nextem store check` makes it",
     "SignatureDoesNotMatch": "check AWS_SECRET_ACCESS_KEY, and the clock of this machine",
     "InvalidAccessKeyId": "the server does not know this key: check AWS_ACCESS_KEY_ID",
     "XAdminUserNotFound": "the server does not know this key: check AWS_ACCESS_KEY_ID",
-    "AccessDenied": "the key has no right to do this: check its policy and the bucket's",
+    "AccessDenied": "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and what policies let this key do",
     "RequestTimeTooSkewed": "check the clock of this machine",
     "PermanentRedirect": "check AWS_REGION and AWS_ENDPOINT_URL",
     "AuthorizationHeaderMalformed": "check AWS_REGION",
@@ -208,6 +209,21 @@ class S3Objects:
         except (BaseError, FileNotFoundError) as error:
             raise self._error(error, what) from error
 
+    def ignored_conditions(self) -> list[str]:
+        """Which of the conditional writes the server does regardless; none where it is fit for a store."""
+        key, ignored = f"check/{uuid4().hex}", []
+        conditions: dict[str, PutMode] = {"If-None-Match": "create", "If-Match": {"e_tag": '"another"'}}
+        self.create(key, b"")
+        for name, mode in conditions.items():
+            try:
+                with self.errors(key):
+                    obstore.put(self._store, key, b"again", mode=mode)
+            except ObjectExists:
+                continue
+            ignored.append(name)
+        self.delete(key)
+        return ignored
+
     def sweep(self, older_than_s: float) -> int:
         """Nothing: S3 does it itself by an expiry rule, which ``nextem store check`` makes."""
         return 0
@@ -222,8 +238,8 @@ class S3Objects:
         found = _CODE.search(text)
         code = found[1] if found else ""
         where = f"{what} in {self._address}"
-        if code in _WHAT_TO_CHECK:
-            return StoreRefused(f"{where}: {code}: {_WHAT_TO_CHECK[code]}")
+        if code in WHAT_TO_CHECK:
+            return StoreRefused(f"{where}: {code}: {WHAT_TO_CHECK[code]}")
         if isinstance(error, AlreadyExistsError | PreconditionError):
             return ObjectExists(f"{where} is another one now")
         if isinstance(error, FileNotFoundError):

@@ -8,6 +8,7 @@ A folder or a bucket of S3, see :mod:`nextem.wire.object_store`; the keys and th
                                           any reader of Zarr follows; in S3 an object with the version's key
 ``versions/<time>-<random>.zarr``         a Zarr array whose attribute ``nextem`` is the ``Product`` message
                                           as JSON; never changed once it is pointed to
+``products/<acquisition>/<name>.png``     a picture of it, if somebody has drawn one
 ``checkpoints/<name>/.checkpoint``        see :mod:`nextem.wire.checkpoints`
 ``raw/``                                  see :mod:`nextem.wire.raw_objects`
 ========================================  ===================================================================
@@ -46,6 +47,7 @@ __all__ = [
     "ProductStore",
     "StoreError",
     "open_store",
+    "picture_key",
 ]
 
 Array = npt.NDArray[Any]
@@ -55,8 +57,7 @@ ATTRIBUTE = "nextem"
 CHUNK_BYTES = 8 << 20
 MAX_COMPONENT = 200
 PRODUCTS, VERSIONS, CHECKPOINTS = "products", "versions", "checkpoints"
-_SUFFIX = ".zarr"
-_KEPT_SUFFIXES = (_SUFFIX, ".png")  # of what we put there ourselves
+_SUFFIX, _PICTURE = ".zarr", ".png"
 _ATTEMPTS = 100
 _AT_ONCE = 16
 
@@ -191,6 +192,11 @@ def product_key(product_id: str) -> str:
     return f"{PRODUCTS}/{_path(product_id)}{_SUFFIX}"
 
 
+def picture_key(product_id: str) -> str:
+    """Where a picture of the product lies, if somebody has drawn one. Raises :class:`InvalidProduct`."""
+    return f"{PRODUCTS}/{_path(product_id)}{_PICTURE}"
+
+
 def _path(name: str) -> str:
     return "/".join(_component(part) for part in name.split("/"))
 
@@ -198,7 +204,7 @@ def _path(name: str) -> str:
 def _component(part: str) -> str:
     """One file name for one part of a name; different parts have different file names."""
     file = quote(part, safe=" +=@,")
-    if file.startswith(".") or file.endswith(_KEPT_SUFFIXES):
+    if file.startswith(".") or file.endswith((_SUFFIX, _PICTURE)):
         file = file.replace(".", "%2E")
     if not part or len(file) > MAX_COMPONENT:
         raise InvalidProduct(

@@ -29,6 +29,7 @@ _COMMANDS: Mapping[str, tuple[str, str]] = {
     "mode": ("nextem.cli.steer:mode", "Show or change how much others may command."),
     "audit": ("nextem.cli.audit:audit", "Check the record of all commands; ask it why; replay it."),
     "products": ("nextem.cli.products:products", "List what was made; `products show ID` draws it."),
+    "store": ("nextem.cli.store:store", "Make a bucket or folder fit to keep products, and try it."),
     "fetch-raw": ("nextem.cli.fetch_raw:fetch_raw", "Bring raw frames from the edge's disk into the store."),
     "keys": ("nextem.cli.keys:keys", "Certificates, signing keys and tokens: who may do what."),
     "config": ("nextem.cli.config:config", "Settings: where each comes from; check a file of them."),
