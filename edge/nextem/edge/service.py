@@ -16,11 +16,12 @@ from nextem.edge.pipeline import EdgePipeline, PipelineConfig
 from nextem.edge.retention.fetch import FetchRaw, RawFetcher, without_ring
 from nextem.edge.retention.raw_ring import RawRing
 from nextem.edge.rules.plan import InvalidRule, read_rules
+from nextem.edge.telemetry import observe_pipeline
 from nextem.v1 import control_pb2, plan_pb2
 from nextem.wire.clock import Clock, MonotonicClock
-from nextem.wire.health import STORE_S, Health, log_reached, store_taken
+from nextem.wire.health import STORE_S, Health, log_reached, open_log_once_there, store_taken
 from nextem.wire.key_folder import KeyFolder, edge_files
-from nextem.wire.log import Log, open_log
+from nextem.wire.log import Log
 from nextem.wire.object_store import open_objects
 from nextem.wire.threads import short_turns, spared_collector
 
@@ -71,11 +72,12 @@ def run_edge(
 ) -> None:
     """Runs until ``stop`` is set, then closes everything in order; calls ``ready`` once it listens.
 
-    The agent goes first, so that nothing can be commanded while the data path drains. Raises
-    ``DetectorFailed``, after the same closing, when the detector's thread has died: whoever supervises the
-    process starts it anew. Raises :class:`nextem.wire.tls.TlsError`,
-    :class:`nextem.wire.key_folder.BadName`, :class:`~nextem.edge.rules.plan.InvalidRule` and
-    :class:`nextem.wire.tokens.KeySetUnreadable` before anything can be commanded.
+    A log that cannot be reached at the start is waited for. In the end the agent goes first, so that nothing
+    can be commanded while the data path drains. Raises ``DetectorFailed``, after the same closing, when the
+    detector's thread has died: whoever supervises the process starts it anew. Raises
+    :class:`nextem.wire.tls.TlsError`, :class:`nextem.wire.key_folder.BadName`,
+    :class:`~nextem.edge.rules.plan.InvalidRule` and :class:`nextem.wire.tokens.KeySetUnreadable` before
+    anything can be commanded.
     """
     if options.passive_plan is not None and not options.instrument_address:
         for rule in read_rules(options.passive_plan):
@@ -84,7 +86,9 @@ def run_edge(
     clock = MonotonicClock()
     with ExitStack() as stack:
         stack.enter_context(short_turns())
-        to = open_log(options.log)
+        to = open_log_once_there(options.log, stop, health)
+        if to is None:
+            return
         stack.callback(to.close)
         pipeline = EdgePipeline(
             PipelineConfig(
@@ -106,6 +110,7 @@ def run_edge(
         )
         stack.callback(pipeline.close)
         pipeline.start()
+        observe_pipeline(pipeline)
         health.watch("log", log_reached(options.log))
         health.check("spool", pipeline.why_full)
         if options.instrument_address:
