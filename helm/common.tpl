@@ -329,5 +329,8 @@ spec:
   selector:
     matchLabels: {{- .match | nindent 6 }}
   podMetricsEndpoints:
-  - {port: metrics, interval: {{ $m.interval }}}
+  - port: metrics
+    interval: {{ $m.interval }}
+    relabelings:     # KubeRay calls a port of its own so too
+    - {action: keep, sourceLabels: [__meta_kubernetes_pod_container_port_number], regex: "9464"}
 {{- end }}
