@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from nextem.wire.log import ACQUISITIONS, LogError, open_log
+from nextem.wire.log import ACQUISITIONS, Log, LogError, RetryableLogError, open_log
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +31,7 @@ LOOP_S = 30.0
 
 PERIOD_S = 10.0
 CONNECT_S = 2.0
+RETRY_S = 1.0
 STORE_S = 30.0
 """How often the store is asked to take something: where it keeps versions, each is one."""
 
@@ -113,6 +114,7 @@ class Health:
 
     def __init__(self, *, now_s: Callable[[], float] = time.monotonic) -> None:
         self._now_s, self._stopping = now_s, False
+        self._missing = ""
         self._checks: dict[str, WhyNot] = {}
         self._watched: list[Watched] = []
         self._listeners: list[Callable[[bool], None]] = []
@@ -128,6 +130,10 @@ class Health:
         watched = Watched(why_not, period_s=period_s)
         self._watched.append(watched)
         self._checks[name] = watched
+
+    def waits_for(self, what: str) -> None:
+        """Why the process has not started yet, for people."""
+        self._missing = what
 
     def listen(self, listener: Callable[[bool], None]) -> None:
         """``listener`` is told whether the process is ready, now and from :meth:`beat` at each change."""
@@ -167,7 +173,7 @@ class Health:
     def report(self, question: Question) -> Report:
         """The answer now."""
         beat_s = self._beat_s
-        starting = "still starting" if beat_s is None else ""
+        starting = (self._missing or "still starting") if beat_s is None else ""
         if question is Question.STARTED:
             return Report({"start": starting})
         if question is Question.LIVE:
@@ -181,6 +187,27 @@ class Health:
         self.stopping()
         for watched in self._watched:
             watched.close()
+
+
+def open_log_once_there(address: str, stop: threading.Event, health: Health) -> Log | None:
+    """The log, waited for as long as it cannot be reached; None where ``stop`` was set before.
+
+    Raises :class:`nextem.wire.log.FatalLogError`.
+    """
+    told = ""
+    while not stop.is_set():
+        why = _silent_brokers(address)
+        try:
+            if not why:
+                return open_log(address)
+        except RetryableLogError as error:
+            why = str(error)
+        health.waits_for(f"the log cannot be reached: {why}")
+        if why != told:
+            logger.warning("the log cannot be reached, and is waited for: %s", why)
+        told = why
+        stop.wait(RETRY_S)
+    return None
 
 
 def log_reached(address: str) -> WhyNot:

@@ -10,8 +10,10 @@ from pathlib import Path
 from google.protobuf import json_format
 
 from nextem.cli.home import Home
+from nextem.cli.kafka_jars import BrokerUnavailable
 from nextem.cli.launcher import Launcher
 from nextem.v1 import plan_pb2
+from nextem.wire.health import log_reached
 
 HOST = "127.0.0.1"
 PLANNED = "simulator"
@@ -22,7 +24,7 @@ PLANNED = "simulator"
 def log_at(choice: str, home: Home, folder: Path) -> Iterator[str]:
     """Address of the log for ``--log``: ``local``, ``kafka`` (started here if none runs), or an address.
 
-    A broker that this function started is stopped at the end. Raises ``broker.BrokerUnavailable``.
+    A broker that this function started is stopped at the end. Raises :class:`BrokerUnavailable`.
     """
     if choice == "local":
         yield str(folder / "log")
@@ -36,6 +38,8 @@ def log_at(choice: str, home: Home, folder: Path) -> Iterator[str]:
             with broker.running(home.kafka) as address:
                 yield address
     else:
+        if why := log_reached(choice)():
+            raise BrokerUnavailable(f"{choice}: {why}")
         yield choice
 
 
