@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from cluster_kit import ROOT, Namespace, Refused, run
@@ -36,9 +39,12 @@ def nothing_there(loaded: dict[str, str]) -> Iterator[None]:
 def test_the_quickstart_of_the_page(nothing_there: None) -> None:
     lines = commands()
     assert len(lines) > 8
-    for line in lines:
-        done = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True, timeout=600)
-        print(f"$ {line}\n{done.stdout}")
-        assert done.returncode == 0, f"{line}: {done.stderr}"
-        if line.endswith("get experiments"):
-            assert re.search(r"first .*Complete +1024 +1024 +0 ", done.stdout), done.stdout
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    script = "\n".join(("set -em", *lines))
+    done = subprocess.run(
+        ["bash", "-vc", script], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900
+    )
+    print(done.stdout, done.stderr)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"first .*Complete +1024 +1024 +0 ", done.stdout), done.stdout
+    assert re.search(r"http://127.0.0.1:7070/nextem/\S+png\S*", done.stdout), done.stdout

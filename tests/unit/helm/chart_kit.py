@@ -10,7 +10,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import click
 import yaml
+
+from nextem.cli.main import main
 
 CHARTS = Path(__file__).parents[3] / "helm"
 EXAMPLES = {
@@ -88,3 +91,16 @@ def pods(objects: list[Object]) -> dict[str, Object]:
                 labels = template["metadata"]["labels"] | cluster  # as KubeRay adds it
                 found[f"{at}/{group}"] = {**template, "metadata": {**template["metadata"], "labels": labels}}
     return found
+
+
+def parse_arguments(arguments: list[str]) -> None:
+    """Raises :class:`click.UsageError` for an unknown command or option; whether paths exist is not asked."""
+    command: click.Command = main
+    context = click.Context(main, info_name="nextem")
+    _, rest, _ = command.make_parser(context).parse_args(arguments)
+    while rest and isinstance(command, click.Group):
+        name, found, rest = command.resolve_command(context, rest)
+        assert found is not None, name
+        command, context = found, click.Context(found, info_name=name, parent=context)
+        _, rest, _ = command.make_parser(context).parse_args(rest)
+    assert not rest or any(isinstance(each, click.Argument) for each in command.params), rest

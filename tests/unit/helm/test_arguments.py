@@ -6,23 +6,11 @@ from pathlib import Path
 
 import click
 import pytest
-from chart_kit import EXAMPLES, pods, render
+from chart_kit import EXAMPLES, parse_arguments, pods, render
 from click.testing import CliRunner
 
 from nextem.cli.main import main
 from nextem.wire.kafka_security import KafkaSecurity
-
-
-def _parse(arguments: list[str]) -> None:
-    """Raises :class:`click.UsageError` for an unknown command or option; whether paths exist is not asked."""
-    command: click.Command = main
-    context = click.Context(main, info_name="nextem")
-    while isinstance(command, click.Group):
-        name, found, arguments = command.resolve_command(context, arguments)
-        assert found is not None, name
-        command, context = found, click.Context(found, info_name=name, parent=context)
-    _, rest, _ = command.make_parser(context).parse_args(arguments)
-    assert not rest or any(isinstance(each, click.Argument) for each in command.params), rest
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
@@ -32,14 +20,14 @@ def test_every_container_of_ours_has_arguments_that_its_program_knows(example: s
         for container in template["spec"]["containers"]:
             if "nextem-" in container["image"].rpartition("/")[2] and "args" in container:
                 assert container.get("command", ["nextem"]) == ["nextem"]
-                _parse(list(container["args"]))
+                parse_arguments(list(container["args"]))
                 tried += 1
     assert tried
 
 
 def test_an_option_that_nobody_knows_is_found() -> None:
     with pytest.raises(click.NoSuchOption):
-        _parse(["steer", "--hots=0.0.0.0"])
+        parse_arguments(["steer", "--hots=0.0.0.0"])
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
