@@ -44,6 +44,11 @@ DARK = "dark"
 """Purpose of a scan that is meant to be taken without the beam."""
 
 SETTLE_S = 3.0
+"""A policy that is silent for so long steers no more."""
+
+LAST_S = 1.0
+"""An analysis tells its products one after another: the last has come when it is quiet for so long."""
+
 PRODUCTS_S = 120.0
 """For how long products may stay incomplete after the scan has ended, before it is done again."""
 
@@ -309,6 +314,8 @@ def _done(
         if experiment.stop:
             return _stop(experiment, status)
         return Decision(_phase(status, "Running", "Steering", steers))
+    if plan.analyses and observed.quiet_s < LAST_S:
+        return Decision(_phase(status, "Analysing", "Analysing", "every product so far is whole"))
     whole = f"{len(status.products)} products of every frame"
     status = status.told(ANALYSED, True, "ProductsWhole", whole, observed.now)
     return Decision(_ended(status, "Complete", "Complete", f"{stored}; {whole}", observed.now))
