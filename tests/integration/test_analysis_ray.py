@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from s3_kit import BUCKET, S3Server
 
 from nextem.analysis.offline import analyse_offline
 from nextem.analysis.service import ActorPids, AnalysisOptions, Crew, ray_running, run_analysis
@@ -189,6 +190,23 @@ def test_killed_actors_change_no_product(tmp_path: Path, victim: str) -> None:
         pid = pids.host if victim == "host" else pids.workers[0]
         publish(log, made, lambda: os.kill(pid, signal.SIGKILL))
         check_products(log, open_store(options.store), made)
+
+
+def test_a_killed_host_goes_on_from_its_checkpoint_in_s3(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = S3Server("versitygw", tmp_path / "s3")
+    server.start()
+    try:
+        server.make_bucket()
+        for name, value in server.environment().items():
+            monkeypatch.setenv(name, value)
+        made, options = Made(), AnalysisOptions(str(tmp_path / "log"), f"s3://{BUCKET}/x", workers=2)
+        with closing(open_log(options.log)) as log, crew_at_work(options) as pids:
+            publish(log, made, lambda: os.kill(pids.host, signal.SIGKILL))
+            check_products(log, open_store(options.store), made)
+    finally:
+        server.stop()
 
 
 def test_a_log_that_cannot_be_opened_is_told_at_start(tmp_path: Path) -> None:
