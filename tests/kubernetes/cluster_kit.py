@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 Object = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[2]
+VALUES = Path(__file__).with_name("values.yaml")
 VERSION = next(
     line.split('"')[1] for line in (ROOT / "pyproject.toml").read_text().splitlines() if "version =" in line
 )
@@ -127,6 +128,5 @@ class Release:
 
 def helm(verb: str, name: str, namespace: Namespace, *settings: str) -> list[str]:
     """``helm install`` or ``upgrade`` of the quickstart with ``KEY=VALUE`` values of one's own."""
-    values = ["quickstart.enabled=true", *settings]
-    chart = str(ROOT / "helm" / "nextem")
-    return ["helm", verb, name, chart, "-n", namespace.name, *(a for v in values for a in ("--set", v))]
+    sets = (a for value in settings for a in ("--set", value))
+    return ["helm", verb, name, str(ROOT / "helm" / "nextem"), "-n", namespace.name, "-f", str(VALUES), *sets]

@@ -15,11 +15,12 @@ ANALYSES = ("virtual_images", "center_of_mass", "mean_pattern")
 
 def plan(side: int = 64, **more: Any) -> dict[str, Any]:
     """A scan of ``side`` by ``side`` positions, with two virtual detectors and the centre of mass."""
+    origin = {"originYNm": 100, "originXNm": 100}
     middle = {"centerYPx": 127.5, "centerXPx": 127.5}
     return {
         "schemaVersion": 1,
         "title": f"{side} by {side}",
-        "scan": {"sizeY": side, "sizeX": side, "stepNm": 2, "originYNm": 100, "originXNm": 100},
+        "scan": {"sizeY": side, "sizeX": side, "stepNm": 2, "dwellS": 0.001, **origin},
         "doseEPerFrame": 1000,
         "reduction": {
             "centerOfMass": True,
