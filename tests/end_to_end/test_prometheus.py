@@ -68,7 +68,7 @@ def test_a_real_edge_in_a_real_prometheus(tmp_path: Path) -> None:
         until("the link is up", lambda: asked.value(link) == 1)
         assert asked.value('nextem_edge_frames_received_total{nextem_instrument="scope-7"}') == 0
         assert asked.value("nextem_edge_spool_limit_bytes") == 8 << 30
-        assert "NextemInstrumentDown" not in asked.alerts()
+        until("no alert waits", lambda: "NextemInstrumentDown" not in asked.alerts())
         for expression in expressions():
             asked.query(expression)
         microscope.terminate()

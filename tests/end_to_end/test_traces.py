@@ -17,7 +17,7 @@ from otlp_sink import OtlpSink, ReceivedSpan, receiving
 from nextem.v1 import control_pb2
 from nextem.wire.log import AUDIT, open_log
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
 WAY = (
     ("nextem-edge", "block"),
@@ -99,7 +99,7 @@ def test_every_loop_of_a_demo_is_one_whole_trace(
         sink, endpoint = stack.enter_context(receiving(forward))
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
         monkeypatch.setenv("OTEL_TRACES_SAMPLER", "parentbased_always_on")
-        nextem("demo", "--out", str(tmp_path / "out"), "--log", str(tmp_path / "log"))
+        nextem("demo", "--out", str(tmp_path / "out"), "--log", str(tmp_path / "log"), timeout_s=270)
         measured = loops(str(tmp_path / "log"))
         parts: dict[str, list[float]] = defaultdict(list)
         for command_id, (command, latency_s) in measured.items():

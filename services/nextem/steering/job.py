@@ -24,6 +24,8 @@ from nextem.wire.telemetry import NOTHING, Span
 
 logger = logging.getLogger(__name__)
 
+MAX_TRACED = 256
+
 Partition = tuple[str, int]
 Inbox = queue.SimpleQueue[tuple[str, control_pb2.Outcome]]
 
@@ -60,6 +62,25 @@ class JobSink:
         """The outcome was final, or the service stops: nothing to do in either case."""
 
 
+class Traced:
+    """Spans of the evidence that came, each from then on: a decision is part of that of its cause."""
+
+    def __init__(self) -> None:
+        self._spans: dict[int, Span] = {}  # by the last byte of the newest frame
+        self._newest = NOTHING
+
+    def keep(self, last_byte_ns: int, span: Span) -> None:
+        if not span.traceparent:
+            return
+        self._newest = self._spans[last_byte_ns] = span
+        if len(self._spans) > MAX_TRACED:
+            del self._spans[next(iter(self._spans))]
+
+    def of(self, cause: control_pb2.Cause) -> Span:
+        """Of the evidence with the frames of this cause; of products, which name none, the newest."""
+        return self._spans.get(cause.last_byte_ns) or (self._newest if 0 in self._spans else NOTHING)
+
+
 @dataclass(slots=True, eq=False)
 class Job:
     """``pending`` waits for the edge or the lease; ``open`` has been sent and has no final outcome yet.
@@ -78,8 +99,7 @@ class Job:
     numbers: dict[str, int] = field(default_factory=dict)
     sent: set[int] = field(default_factory=set)
     ended: bool = False
-    decides: Span = NOTHING  # since evidence of the newest frames came ...
-    newest_ns: int = 0  # ... and when their last byte came in
+    traced: Traced = field(default_factory=Traced)
     decisions: dict[int, Span] = field(default_factory=dict)  # by number, of what is pending
 
     @property
@@ -136,7 +156,7 @@ class Job:
             self.ended = True
             return
         for suggestion in found:
-            self.decisions[suggestion.number] = self.decides
+            self.decisions[suggestion.number] = self.traced.of(suggestion.cause)
         self.numbers.update({self.command_id(suggestion): suggestion.number for suggestion in found})
         self.pending = sorted([*self.pending, *found], key=lambda s: -s.priority)
 

@@ -237,14 +237,11 @@ class PolicyRunner:
             self._send(job)
 
     def _trace(self, job: Job, item: Evidence) -> None:
-        """What the job decides from now on goes on with the trace of the newest frames that it knows of."""
-        last_byte_ns = 0 if isinstance(item, product_pb2.Product) else item.last_byte_ns
-        if last_byte_ns and last_byte_ns < job.newest_ns:
-            return
-        job.newest_ns = last_byte_ns
-        job.decides = telemetry.begin(
+        """What the job decides by this evidence goes on with the trace of its record."""
+        span = telemetry.begin(
             "decide", self._traceparent, attributes={"nextem.acquisition.id": job.acquisition_id}
         )
+        job.traced.keep(0 if isinstance(item, product_pb2.Product) else item.last_byte_ns, span)
 
     def _ingest(self, job: Job, item: Evidence) -> None:
         self._trace(job, item)
