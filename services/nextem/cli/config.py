@@ -64,7 +64,8 @@ def _settings(command: Process, flags: list[str], root: click.Context) -> Iterat
                 told = " ".join(map(str, value))
             else:
                 told = str(value)
-            yield key, masked(key, told), origin(context, option)
+            name = "" if isinstance(option.type, click.Path) else key  # where a secret lies is none
+            yield key, masked(name, told), origin(context, option)
 
 
 def masked(name: str, value: str) -> str:

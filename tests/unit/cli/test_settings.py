@@ -38,8 +38,8 @@ def processes() -> dict[str, Process]:
         return {table: command for table, command in commands(root) if isinstance(command, Process)}
 
 
-def test_the_four_processes_take_settings() -> None:
-    assert {"edge", "analyse", "steer", "simulate"} <= set(processes())
+def test_every_process_takes_settings() -> None:
+    assert set(processes()) == set(TABLES)
 
 
 @pytest.mark.parametrize("table", sorted(processes()))
@@ -85,6 +85,7 @@ def test_the_environment_is_stronger_than_a_home_of_the_file(tmp_path: Path) -> 
         ("[edge]\nring_mb = 1\n", "[edge] has no setting 'ring_mb'; the nearest is 'ring_mib'"),
         ("[edge]\nring-mib = 1\n", "[edge] has no setting 'ring-mib'; the nearest is 'ring_mib'"),
         ("[analyse]\nworker = 1\n", "[analyse] has no setting 'worker'; the nearest is 'workers'"),
+        ("[operator]\nholdr = 'x'\n", "[operator] has no setting 'holdr'; the nearest is 'holder'"),
         ("[common]\nhme = 'x'\n", "[common] has no setting 'hme'; the nearest is 'home'"),
         ("[edge]\nready_file = 'x'\n", "has no setting 'ready_file'"),
         ("ring_mib = 1\n", "'ring_mib' stands before the first table"),
@@ -199,6 +200,10 @@ def test_secrets_are_masked(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_what_is_secret(name: str, value: str, told: str) -> None:
     assert masked(name, value) == told
+
+
+def test_where_a_secret_lies_is_shown() -> None:
+    assert shown("operator", "token", "--token", "/run/operator.token") == ("/run/operator.token", "flag")
 
 
 def test_common_is_no_process() -> None:

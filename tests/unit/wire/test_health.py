@@ -15,9 +15,18 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from nextem.wire.health import LOOP_S, Health, Question, Watched, log_reached, store_taken
+from nextem.wire.health import (
+    LOOP_S,
+    Health,
+    Question,
+    Watched,
+    log_reached,
+    open_log_once_there,
+    store_taken,
+)
 from nextem.wire.health_rpc import PREFIX, add_health
 from nextem.wire.health_server import served
+from nextem.wire.log import Log
 
 READY, LIVE, STARTED = Question.READY, Question.LIVE, Question.STARTED
 
@@ -136,6 +145,23 @@ def test_a_log_is_reached_or_not(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert log_reached(str(tmp_path / "file"))() != ""
     assert "127.0.0.1:9" in log_reached("kafka://127.0.0.1:9")()
+
+
+def test_a_log_is_waited_for_and_the_start_says_so(health: Health, tmp_path: Path) -> None:
+    stop, opened = threading.Event(), Queue[Log | None]()
+    address = "kafka://127.0.0.1:9"
+    waiting = threading.Thread(target=lambda: opened.put(open_log_once_there(address, stop, health)))
+    waiting.start()
+    while "the log cannot be reached: 127.0.0.1:9" not in health.report(STARTED).checks["start"]:
+        assert waiting.is_alive()
+    stop.set()
+    waiting.join()
+    assert opened.get() is None
+    log = open_log_once_there(str(tmp_path / "log"), threading.Event(), health)
+    assert log is not None
+    log.close()
+    health.beat()
+    assert health.report(STARTED).checks == {"start": ""}
 
 
 def test_a_store_takes_something_or_not(tmp_path: Path) -> None:
