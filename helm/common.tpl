@@ -307,7 +307,7 @@ key_file = "/etc/nextem-kafka/user.key"
 {{- end }}
 
 {{- define "nextem.ingressMetrics" -}}
-{{- if .root.Values.telemetry.metrics.enabled }}
+{{- if and .root.Values.telemetry.metrics.enabled .root.Values.networkPolicy.monitoring.from }}
 - from: {{ toJson .root.Values.networkPolicy.monitoring.from }}
   ports: [{protocol: TCP, port: 9464}]
 {{- end }}

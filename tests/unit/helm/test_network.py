@@ -152,6 +152,18 @@ def test_nobody_but_prometheus_reaches_an_edge() -> None:
     ]
 
 
+def test_with_no_prometheus_nobody_reaches_an_edge_or_the_operator() -> None:
+    sets = ("quickstart.enabled=true", "networkPolicy.monitoring.from={}")
+    sets += ("nextem-edge.networkPolicy.monitoring.from={}",)
+    for name in ("nextem-edge", "nextem-operator"):
+        (policy,) = (
+            one["spec"]
+            for one in render(sets=sets)
+            if one["kind"] == "NetworkPolicy" and one["metadata"]["name"] == name
+        )
+        assert policy["ingress"] == []
+
+
 def test_without_policies_nothing_is_denied() -> None:
     sets = (
         "quickstart.enabled=true",

@@ -92,6 +92,19 @@ def test_only_the_operator_and_the_jobs_of_keys_speak_to_the_api(objects: list[O
     assert speak <= {"Deployment/nextem-operator", "Job/nextem-keys", "Job/nextem-cleanup"}
 
 
+def test_every_component_has_an_account_of_its_own() -> None:
+    accounts = {
+        at: template["spec"].get("serviceAccountName") for at, template in pods(render("quickstart")).items()
+    }
+    del accounts["Job/nextem-setup"]  # asks nobody but Kafka and the store
+    by_account = {
+        account: {at.split("/")[1] for at in accounts if accounts[at] == account}
+        for account in accounts.values()
+    }
+    assert all(len(owners) == 1 for owners in by_account.values()), by_account
+    assert None not in by_account
+
+
 def test_no_role_reaches_beyond_the_namespace(objects: list[Object]) -> None:
     assert not [one for one in objects if one["kind"] in ("ClusterRole", "ClusterRoleBinding")]
 
@@ -193,7 +206,12 @@ def test_alerts_and_dashboard_come_as_their_files_are() -> None:
 
 
 def test_one_file_one_object() -> None:
-    several = {"users.yaml", "topics.yaml", "networkpolicies.yaml"}  # a list of alike ones
+    several = {
+        "users.yaml",
+        "topics.yaml",
+        "networkpolicies.yaml",
+        "serviceaccounts.yaml",
+    }  # a list of alike ones
     for chart in ("nextem", "nextem-edge"):
         for file in (CHARTS / chart / "templates").rglob("*.yaml"):
             assert file.name in several or file.read_text().count("\nkind:") <= 1, file
