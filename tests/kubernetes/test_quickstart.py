@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster_kit import Release
-from experiment_kit import FINAL, RATE, SEED, assert_whole, carried_out, plan, until_phase
+from cluster_kit import COMPONENTS, Release
+from experiment_kit import FINAL, RATE, SEED, assert_whole, carried_out, plan, until_frames, until_phase
 from laptop_kit import NEXTEM, laptop_store
 from store_kit import ADDRESS, arrays, credentials, opened
+from usage_kit import table, usage
 
 from nextem.wire.store import open_store
 
@@ -65,3 +66,14 @@ def test_a_picture_of_a_product_comes_by_a_presigned_link(done: dict[str, Any], 
         link = next(word for word in told.stdout.split() if word.startswith("http") and ".png" in word)
         with urllib.request.urlopen(link, timeout=30) as answer:
             assert answer.read(8) == b"\x89PNG\r\n\x1a\n"
+
+
+def test_memory_and_processors_of_each_pod(done: dict[str, Any], release: Release) -> None:
+    """Printed for docs/operate.md; no pod may come near its limit."""
+    rest = usage(release.namespace, 10)
+    with carried_out(release.namespace, "measured", plan(128)):
+        until_frames(release.namespace, "measured", RATE)
+        busy = usage(release.namespace, 10)
+        assert_whole(until_phase(release.namespace, "measured", FINAL, 240), 128)
+    print(table(rest, busy, f"{RATE} images/s"))
+    assert len(busy) >= len(COMPONENTS)
