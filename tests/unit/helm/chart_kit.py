@@ -59,7 +59,7 @@ def render_text(example: str | None, sets: Sequence[str] = (), chart: str = "nex
         release, chart = EXAMPLES[example]
         arguments = ["-f", str(CHARTS / "examples" / f"{example}.yaml")]
     for one in sets:
-        arguments += ["--set", one]
+        arguments += ["--set-json" if "=[" in one else "--set", one]
     where = ("-n", "tem", "--kube-version", KUBERNETES)
     return run("template", release, str(CHARTS / chart), *where, *arguments)
 

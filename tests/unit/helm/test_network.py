@@ -153,8 +153,8 @@ def test_nobody_but_prometheus_reaches_an_edge() -> None:
 
 
 def test_with_no_prometheus_nobody_reaches_an_edge_or_the_operator() -> None:
-    sets = ("quickstart.enabled=true", "networkPolicy.monitoring.from={}")
-    sets += ("nextem-edge.networkPolicy.monitoring.from={}",)
+    sets = ("quickstart.enabled=true", "networkPolicy.monitoring.from=[]")
+    sets += ("nextem-edge.networkPolicy.monitoring.from=[]",)
     for name in ("nextem-edge", "nextem-operator"):
         (policy,) = (
             one["spec"]
