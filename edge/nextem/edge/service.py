@@ -72,8 +72,8 @@ def run_edge(
 ) -> None:
     """Runs until ``stop`` is set, then closes everything in order; calls ``ready`` once it listens.
 
-    A log that cannot be reached at the start is waited for. In the end the agent goes first, so that nothing
-    can be commanded while the data path drains. Raises ``DetectorFailed``, after the same closing, when the
+    Brokers that cannot be reached at the start are waited for. At the end the agent goes first, so that
+    nothing can be commanded while the data path drains. Raises ``DetectorFailed``, after the same closing, when the
     detector's thread has died: whoever supervises the process starts it anew. Raises
     :class:`nextem.wire.tls.TlsError`, :class:`nextem.wire.key_folder.BadName`,
     :class:`~nextem.edge.rules.plan.InvalidRule` and :class:`nextem.wire.tokens.KeySetUnreadable` before

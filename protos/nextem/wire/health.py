@@ -190,10 +190,12 @@ class Health:
 
 
 def open_log_once_there(address: str, stop: threading.Event, health: Health) -> Log | None:
-    """The log, waited for as long as it cannot be reached; None where ``stop`` was set before.
+    """The log; brokers are waited for as long as they cannot be reached. None where ``stop`` was set before.
 
-    Raises :class:`nextem.wire.log.FatalLogError`.
+    Raises :class:`nextem.wire.log.LogError` for a folder that cannot be used, and for what no waiting mends.
     """
+    if not _is_broker(address):
+        return open_log(address)
     told = ""
     while not stop.is_set():
         why = _silent_brokers(address)
@@ -246,11 +248,10 @@ def store_taken(address: str, who: str) -> WhyNot:
 
 def _silent_brokers(address: str) -> str:
     """Asks quietly first: a client of Kafka logs each refused connection, for five seconds."""
-    scheme, found, rest = address.partition("://")
-    if not found or not scheme.startswith("kafka"):
+    if not _is_broker(address):
         return ""
     reasons = []
-    for broker in rest.partition("?")[0].split(","):
+    for broker in address.partition("://")[2].partition("?")[0].split(","):
         host, _, port = broker.strip().rpartition(":")
         try:
             socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
@@ -259,3 +260,8 @@ def _silent_brokers(address: str) -> str:
         else:
             return ""
     return "; ".join(reasons)
+
+
+def _is_broker(address: str) -> bool:
+    scheme, found, _ = address.partition("://")
+    return bool(found) and scheme.startswith("kafka")

@@ -59,8 +59,8 @@ def run_steering(
 ) -> None:
     """Serves until ``stop`` is set; ``ready`` gets the port once edges, people and policies can work.
 
-    A log that cannot be reached at the start is waited for. ``health`` is told over the same port too. Raises
-    :class:`OSError` when the port is taken, :class:`nextem.wire.log.LogError` when the log fails for good,
+    Brokers that cannot be reached at the start are waited for. ``health`` is told over the same port too.
+    Raises :class:`OSError` when the port is taken, :class:`nextem.wire.log.LogError` when the log fails for good,
     :class:`nextem.wire.tls.TlsError` and :class:`nextem.wire.tokens.KeySetUnreadable`.
     """
     health = health or Health()
