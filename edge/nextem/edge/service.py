@@ -73,8 +73,8 @@ def run_edge(
     """Runs until ``stop`` is set, then closes everything in order; calls ``ready`` once it listens.
 
     Brokers that cannot be reached at the start are waited for. At the end the agent goes first, so that
-    nothing can be commanded while the data path drains. Raises ``DetectorFailed``, after the same closing, when the
-    detector's thread has died: whoever supervises the process starts it anew. Raises
+    nothing can be commanded while the data path drains. Raises ``DetectorFailed``, after the same closing,
+    when the detector's thread has died: whoever supervises the process starts it anew. Raises
     :class:`nextem.wire.tls.TlsError`, :class:`nextem.wire.key_folder.BadName`,
     :class:`~nextem.edge.rules.plan.InvalidRule` and :class:`nextem.wire.tokens.KeySetUnreadable` before
     anything can be commanded.
