@@ -119,14 +119,37 @@ def is_ready(pod: Object) -> bool:
 
 @dataclass(frozen=True)
 class Release:
-    """A release of the charts, its namespace, and the time from `helm install` until all was ready."""
+    """A release of the charts, its namespace, and the time from `helm install` until all was ready.
+
+    ``persistence`` is the value by which its Kafka and S3 server outlive their pods, or do not.
+    """
 
     name: str
     namespace: Namespace
     install_s: float
+    persistence: str
 
 
 def helm(verb: str, name: str, namespace: Namespace, *settings: str) -> list[str]:
     """``helm install`` or ``upgrade`` of the quickstart with ``KEY=VALUE`` values of one's own."""
     sets = (a for value in settings for a in ("--set", value))
     return ["helm", verb, name, str(ROOT / "helm" / "nextem"), "-n", namespace.name, "-f", str(VALUES), *sets]
+
+
+def local_volume(namespace: str, claim: str, folder: Path) -> Object:
+    """A volume in a folder of the one node, for that claim."""
+    node = json.loads(run("kubectl", "get", "nodes", "-o", "json"))["items"][0]["metadata"]["name"]
+    here = {"key": "kubernetes.io/hostname", "operator": "In", "values": [node]}
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolume",
+        "metadata": {"name": claim},
+        "spec": {
+            "capacity": {"storage": "10Gi"},
+            "accessModes": ["ReadWriteOnce"],
+            "persistentVolumeReclaimPolicy": "Retain",
+            "claimRef": {"namespace": namespace, "name": claim},
+            "local": {"path": str(folder)},
+            "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [here]}]}},
+        },
+    }
