@@ -8,8 +8,6 @@ import signal
 import socket
 import subprocess
 import time
-import urllib.error
-import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +16,7 @@ import pytest
 ACCESS_KEY, SECRET_KEY = "nextem-test", "not-a-secret-in-tests"
 BUCKET = "nextem"
 _CACHE = Path.home() / ".cache" / "nextem-cluster"
-_MODULES = {"versitygw": "github.com/versity/versitygw/cmd/versitygw@latest"}
+_MODULES = {"versitygw": "github.com/versity/versitygw/cmd/versitygw@v1.8.0"}
 _BUILD_S = 170
 
 
@@ -58,18 +56,19 @@ class S3Server:
 
     name: str  # "versitygw" or "minio"
     folder: Path
+    certificate: tuple[Path, Path] | None = None  # and its key: the gateway then speaks TLS
     port: int = field(default_factory=free_port)
     _process: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'https' if self.certificate else 'http'}://127.0.0.1:{self.port}"
 
     def environment(self) -> dict[str, str]:
         """What a client of this server needs."""
         return {
             "AWS_ENDPOINT_URL": self.url,
-            "AWS_ALLOW_HTTP": "true",
+            "AWS_ALLOW_HTTP": "false" if self.certificate else "true",
             "AWS_REGION": "us-east-1",
             "AWS_ACCESS_KEY_ID": ACCESS_KEY,
             "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
@@ -86,7 +85,10 @@ class S3Server:
         else:
             versions = self.folder / "versions"
             versions.mkdir(exist_ok=True)
-            command = [program, "--port", at, "posix", "--versioning-dir", str(versions), str(data)]
+            command = [program, "--port", at]
+            if self.certificate is not None:
+                command += ["--cert", str(self.certificate[0]), "--key", str(self.certificate[1])]
+            command += ["posix", "--versioning-dir", str(versions), str(data)]
             keys = {"ROOT_ACCESS_KEY": ACCESS_KEY, "ROOT_SECRET_KEY": SECRET_KEY}
         with (self.folder.parent / f"{self.folder.name}.log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -122,14 +124,10 @@ class S3Server:
             if self._process.poll() is not None:
                 break
             try:
-                urllib.request.urlopen(self.url, timeout=5).close()
-            except urllib.error.HTTPError as answer:  # it wants a signature: so it is there
-                answer.close()
-                return
+                with socket.create_connection(("127.0.0.1", self.port), timeout=5):
+                    return
             except OSError:
                 time.sleep(0.05)
-                continue
-            return
         log = (self.folder.parent / f"{self.folder.name}.log").read_text(errors="replace")
         self.stop()
         pytest.fail(f"{self.name} does not start: {log[-2000:]}")

@@ -18,7 +18,8 @@ from zarr.storage import MemoryStore
 from nextem.cli.main import main
 from nextem.v1.product_pb2 import Product
 from nextem.wire import bucket_store, s3_store
-from nextem.wire.object_store import Objects, open_objects
+from nextem.wire.certificates import new_authority, new_certificate
+from nextem.wire.object_store import Objects, StoreUnavailable, open_objects
 from nextem.wire.store import open_store, picture_key
 
 SERVERS = ["versitygw", "minio"]
@@ -147,3 +148,29 @@ def test_sweep(tmp_path: Path) -> None:
     assert "0 removed" in run("store", "sweep", str(tmp_path), "--older-than-h", "1e8")
     assert "1 removed" in run("store", "sweep", str(tmp_path))
     assert list(objects.keys("versions")) == []
+
+
+def test_tls_with_an_authority_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    authority = new_authority("facility", 1)
+    pair = new_certificate(authority, "s3", hosts=["127.0.0.1"], days=1)
+    certificate, key, bundle = (tmp_path / name for name in ("s3.pem", "s3.key", "authority.pem"))
+    certificate.write_bytes(pair.certificate)
+    key.write_bytes(pair.key)
+    bundle.write_bytes(authority.certificate)
+    server = S3Server("versitygw", tmp_path / "s3", (certificate, key))
+    server.start()
+    try:
+        for name, value in server.environment().items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(s3_store, "RETRY_S", 0.5)
+        with pytest.raises(StoreUnavailable):
+            open_objects(ADDRESS).put("a", b"x")
+        assert "certificate" in run("store", "check", ADDRESS, exit_code=1)
+        monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "none.pem"))
+        assert "AWS_CA_BUNDLE" in run("products", "--store", ADDRESS, exit_code=1)
+        monkeypatch.setenv("AWS_CA_BUNDLE", str(bundle))
+        assert states(run("store", "check", ADDRESS))["policy"] == "left as it is"
+        found = states(run("store", "check", ADDRESS, "--tls-only"))
+        assert (found["policy"], found["write, read, remove"]) == ("made", "works")
+    finally:
+        server.stop()

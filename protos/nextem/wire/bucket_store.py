@@ -56,13 +56,15 @@ class Finding:
 class Wanted:
     """What a bucket shall have; days of 0 mean never.
 
-    ``policy``: JSON of a bucket policy, "" for none but ours, which refuses plain HTTP where TLS is used.
+    ``policy``: JSON of a bucket policy, "" for none. ``tls_only``: otherwise one that refuses plain HTTP,
+    beside what is there; not where a proxy before the server ends TLS, for then it refuses everybody.
     """
 
     raw_days: int = 30
     versioning: bool = False
     old_versions_days: int = 7
     policy: str = ""
+    tls_only: bool = False
 
 
 def check_bucket(address: str, wanted: Wanted) -> Iterator[Finding]:
@@ -184,14 +186,12 @@ def _versioning(client: Minio, bucket: str, wanted: Wanted) -> Finding:
 
 
 def _policy(client: Minio, bucket: str, wanted: Wanted) -> Finding:
-    url = endpoint()
-    encrypted = url is None or url.startswith("https://")
     try:
         if wanted.policy:
             client.set_bucket_policy(bucket_name=bucket, policy=wanted.policy)
             return Finding("policy", MADE, "as given")
-        if not encrypted:
-            return Finding("policy", LEFT, "the endpoint is plain HTTP, so TLS cannot be asked for")
+        if not wanted.tls_only:
+            return Finding("policy", LEFT, "--policy or --tls-only sets one")
         try:
             policy = json.loads(client.get_bucket_policy(bucket_name=bucket))
         except S3Error as error:

@@ -48,6 +48,7 @@ __all__ = [
     "StoreError",
     "open_store",
     "picture_key",
+    "product_key",
 ]
 
 Array = npt.NDArray[Any]

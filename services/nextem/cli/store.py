@@ -34,7 +34,12 @@ def store() -> None:
 @click.option(
     "--policy",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="A bucket policy (JSON) to set.  [default: where TLS is used, plain HTTP is refused]",
+    help="A bucket policy (JSON) to set.",
+)
+@click.option(
+    "--tls-only",
+    is_flag=True,
+    help="Set a policy that refuses plain HTTP. Not where a proxy before the server ends TLS.",
 )
 @home_option
 def check(
@@ -43,6 +48,7 @@ def check(
     versioning: bool,
     old_versions_days: int,
     policy: Path | None,
+    tls_only: bool,
     home: Path | None,
 ) -> None:
     """Make what is missing of a store, try it, and say what the server does not offer.
@@ -63,6 +69,7 @@ def check(
                 versioning=versioning,
                 old_versions_days=old_versions_days,
                 policy=policy.read_text() if policy is not None else "",
+                tls_only=tls_only,
             )
             for finding in check_bucket(place, wanted):
                 click.echo(f"{finding.what:20} {finding.state:14} {finding.detail}")

@@ -55,4 +55,4 @@ class Progress:
         """It is over."""
         if self._objects is None:
             return
-        checkpoints.delete(self._objects, job.acquisition_id)
+        self._objects.delete_tree(job.acquisition_id)

@@ -7,7 +7,6 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,13 +40,14 @@ _DIMS = {"map": ["scan_y", "scan_x"], "vector_map": ["component", "scan_y", "sca
 
 @dataclass(frozen=True, slots=True)
 class ProductPlace:
-    """Which products of an acquisition an event shall point at, and the store's folder where they will lie.
+    """Which products of an acquisition an event shall point at, and the address of the store where they will
+    lie.
 
     ``names``: as in ``Product.name``, such as "virtual/bright". ``timeout_s``: how long the analysis may take
     after the last frame.
     """
 
-    folder: Path
+    store: str
     names: tuple[str, ...]
     timeout_s: float = 60.0
 
@@ -136,7 +136,7 @@ class Acquisition(
 
     async def _come(self, wanted: ProductPlace, acquisition_id: str) -> dict[str, Product]:
         """The products, by data key, once all of them are in the store."""
-        store, found = open_store(wanted.folder), dict[str, Product]()
+        store, found = open_store(wanted.store), dict[str, Product]()
         until_s = time.monotonic() + wanted.timeout_s
         while True:
             for name in wanted.names:
@@ -177,7 +177,7 @@ class Acquisition(
         datums = {}
         for key, product in products.items():
             assert self._wanted is not None
-            bundle = resource(self._wanted.folder, product)
+            bundle = resource(self._wanted.store, product)
             datum = bundle.compose_datum(datum_kwargs={})
             self._documents += [("resource", bundle.resource_doc), ("datum", datum)]
             datums[key] = datum["datum_id"]

@@ -16,6 +16,7 @@ from nextem.client.client import SteeringClient
 from nextem.client.errors import SteeringError
 from nextem.v1 import plan_pb2
 from nextem.wire.key_folder import KeyFolder
+from nextem.wire.object_store import store_address
 
 
 class _Connector(DeviceConnector):
@@ -47,20 +48,21 @@ class Microscope(Device):
         user: str,
         *,
         instrument: str = "",
-        store: Path | None = None,
+        store: str | Path | None = None,
         keys: KeyFolder | None = None,
         token: str | Path | None = None,
         lease_ttl_ms: int = LEASE_TTL_MS,
         name: str = "",
     ) -> None:
-        """``user``: who commands; where a token is asked for, its subject. ``store``: folder of the products.
+        """``user``: who commands; where a token is asked for, its subject. ``store``: where products
+        lie, a folder or s3://BUCKET/PREFIX.
 
         ``instrument`` is needed where several are attached. ``keys``, ``token``: as in
         :class:`~nextem.client.SteeringClient`.
         """
         self._client = SteeringClient(address, keys=keys, token=token)
         self._session = Session(self._client, user, instrument, lease_ttl_ms)
-        self._store = store
+        self._store = None if store is None else store_address(str(store), Path())
         self.sample_stage = Stage(self._session)
         self.optics = Optics(self._session)
         super().__init__(name=name, connector=_Connector(self._session))

@@ -12,16 +12,16 @@ import numpy.typing as npt
 from event_model import ComposeResource, ComposeResourceBundle
 
 from nextem.v1.product_pb2 import Product
-from nextem.wire.store import open_store
+from nextem.wire.store import open_store, product_key
 
 SPEC = "NEXTEM_PRODUCT"
 """Kind of the Resource documents: one product, a Zarr v3 array."""
 
 
-def resource(store: Path, product: Product) -> ComposeResourceBundle:
-    """A Resource document for ``product``, in the folder ``store``, and what makes its one Datum."""
+def resource(store: str, product: Product) -> ComposeResourceBundle:
+    """A Resource document for ``product``, in the store of this address, and what makes its one Datum."""
     compose = ComposeResource(start=None)
-    return compose(SPEC, str(store.resolve()), product.uri, {"product_id": product.product_id})
+    return compose(SPEC, store, product.uri, {"product_id": product.product_id})
 
 
 class ProductHandler:
@@ -31,7 +31,7 @@ class ProductHandler:
     """
 
     def __init__(self, path: str | Path, *, product_id: str) -> None:
-        self._store = Path(path).parents[product_id.count("/") + 1]
+        self._store = str(path).removesuffix(f"/{product_key(product_id)}")
         self._product_id = product_id
 
     def __call__(self) -> npt.NDArray[np.generic]:
