@@ -27,11 +27,66 @@ def test_kubernetes_takes_each_object(objects: list[Object]) -> None:
             kubernetes_validate.validate(one, "1.34", strict=True)
 
 
+OUTSIDE = ("kafka.bootstrap=k:9093", "store.address=s3://tem", "quickstart.enabled=false")
+MTLS = ("kafka.security.protocol=SSL", "kafka.security.caSecret.name=ca")
+USERS = tuple(f"kafka.users.{user}.secret=u" for user in ("steering", "analysis", "operator", "topics"))
+CHOICES: dict[str, tuple[str, ...]] = {
+    "quickstart, nothing measured": ("quickstart.enabled=true", "telemetry.metrics.enabled=false"),
+    "quickstart that keeps": ("quickstart.enabled=true", "quickstart.persistence.enabled=true"),
+    "certificates for Kafka": (*OUTSIDE, *MTLS, *USERS),
+    "confluent, topics deleted": (
+        *OUTSIDE,
+        *MTLS,
+        *USERS,
+        "kafka.client=confluent-kafka",
+        "kafka.topics.deleteOnUninstall=true",
+    ),
+    "a collector": (
+        *OUTSIDE,
+        "telemetry.otlp.endpoint=https://c:4317",
+        "telemetry.otlp.caSecret.name=ca",
+        "telemetry.otlp.headersSecret.name=h",
+    ),
+    "no jobs": (*OUTSIDE, "store.check.enabled=false", "kafka.topics.create=false"),
+    "the pod's own identity": (
+        *OUTSIDE,
+        "steering.persistence.enabled=true",
+        "steering.persistence.storageClass=fast",
+    ),
+    "an authority of the store": (
+        *OUTSIDE,
+        "store.caSecret.name=ca",
+        "store.check.versioning=true",
+        "image.pullSecrets[0]=m",
+    ),
+}
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_kubernetes_takes_what_other_choices_render(choice: str) -> None:
+    objects = render(sets=CHOICES[choice])
+    for one in objects:
+        if not one["apiVersion"].startswith(FOREIGN):
+            kubernetes_validate.validate(one, "1.34", strict=True)
+    for at, template in pods(objects).items():
+        kubernetes_validate.validate({"apiVersion": "v1", "kind": "Pod", **template}, "1.34", strict=True)
+        _volumes_and_mounts_fit(at, template["spec"])
+        assert not _restricted(template)
+
+
+def _volumes_and_mounts_fit(at: str, spec: dict[str, Any]) -> None:
+    there = [volume["name"] for volume in spec.get("volumes", ())]
+    mounted = {mount["name"] for each in spec["containers"] for mount in each.get("volumeMounts", ())}
+    assert len(there) == len(set(there)), f"{at}: {there}"
+    assert mounted - set(there) <= {"data"}, f"{at} mounts {mounted - set(there)}, which is no volume"
+    assert set(there) <= mounted, f"{at} has {set(there) - mounted}, which nobody mounts"
+
+
 def test_the_pods_of_ray_are_valid_too(objects: list[Object]) -> None:
     for at, template in pods(objects).items():
         pod = {"apiVersion": "v1", "kind": "Pod", **template}
         kubernetes_validate.validate(pod, "1.34", strict=True)
-        assert len(at.split("/")) in (2, 3)
+        _volumes_and_mounts_fit(at, template["spec"])
 
 
 def _restricted(pod: dict[str, Any]) -> list[str]:
