@@ -170,6 +170,14 @@ def test_lists_and_flags_of_a_file(tmp_path: Path) -> None:
     assert rows["raw_ring"][0] == str(2 << 20)
 
 
+def test_the_file_of_the_page_is_right(tmp_path: Path) -> None:
+    page = Path(__file__).parents[3] / "docs" / "configuration.md"
+    (file := tmp_path / "nextem.toml").write_text(page.read_text().split("```toml")[1].split("```")[0])
+    result = nextem("config", "check", file)
+    assert result.exit_code == 0, result.output
+    assert shown("edge", "ring_mib", config=file) == ("512", f"{file} [edge]")
+
+
 def test_every_process_is_shown() -> None:
     result = nextem("config", "show")
     assert result.exit_code == 0
