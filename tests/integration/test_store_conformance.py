@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -444,3 +445,10 @@ def noticed(write: Callable[[], Product]) -> Product:
 def test_store_errors_are_of_one_family() -> None:
     for kind in (ObjectNotFound, StoreFull, StoreRefused, CorruptCheckpoint, raw_objects.RawObjectError):
         assert issubclass(kind, StoreError)
+
+
+def test_without_an_s3_client_its_name_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "nextem.wire.s3_store")
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    with pytest.raises(StoreRefused, match=r"pip install 'nextem\[store\]'"):
+        open_objects("s3://bucket/x")

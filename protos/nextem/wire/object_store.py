@@ -111,8 +111,12 @@ def open_objects(address: str | Path) -> Objects:
     """
     text = str(address)
     if text.startswith(S3_SCHEME):
-        from nextem.wire.s3_store import open_s3  # an edge without raw frames needs no S3 client
-
+        try:
+            from nextem.wire.s3_store import open_s3  # who keeps all in a folder needs no S3 client
+        except ModuleNotFoundError as error:
+            raise StoreRefused(
+                f"{text}: {error.name} is not installed: pip install 'nextem[store]'"
+            ) from error
         return open_s3(text)
     if "://" in text or not text:
         raise InvalidAddress(f"{text!r} is no store: a folder, or {S3_SCHEME}BUCKET/PREFIX")
