@@ -117,7 +117,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
 def test_the_very_bytes_end_to_end(site: Site) -> None:
     with SteeringClient(site.open()) as client:
-        got = client.read_raw(open_objects(site.store), ACQUISITION, 12, 20)
+        got = client.read_raw(site.store, ACQUISITION, 12, 20)
         assert [bytes(message) for message in got] == [frame(number) for number in range(12, 32)]
         assert (got.acquisition_id, got.first_frame) == (ACQUISITION, 12)
         again = client.fetch_raw(ACQUISITION, 12, 20, instrument="scope")

@@ -48,11 +48,11 @@ def fetch_raw(
     nextem fetch-raw 0198c2f1-... 0:100 --out raw.bin   and into a file of one's own
     """
     from nextem.client import RawFramesGone, RawFramesRefused, SteeringError
-    from nextem.wire.object_store import StoreError, open_objects, store_address
+    from nextem.wire.object_store import StoreError, store_address
 
+    place = store_address(store, Home.at(home).store)
     first, count = frames
     try:
-        place = open_objects(store_address(store, Home.at(home).store))
         with connect(steering, home, tls, token) as client:
             got = client.read_raw(
                 place, acquisition, first, count, instrument=instrument, timeout_s=timeout_s
@@ -61,5 +61,5 @@ def fetch_raw(
         raise click.ClickException(str(error)) from error
     if out is not None:
         out.write_bytes(got.data)
-    where = out or f"{place.address}/raw/{acquisition}"
+    where = out or f"{place}/raw/{acquisition}"
     click.echo(f"{len(got)} frames, {len(got.data):,} bytes: {where}")

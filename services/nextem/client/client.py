@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import grpc
 
@@ -17,7 +18,7 @@ from nextem.client.stream import Stream
 from nextem.v1 import control_pb2, frames_pb2
 from nextem.wire import telemetry
 from nextem.wire.ids import uuid7
-from nextem.wire.object_store import Objects
+from nextem.wire.object_store import open_objects
 from nextem.wire.raw_objects import RawMessages
 from nextem.wire.raw_objects import read as read_raw_object
 from nextem.wire.roles import OPERATOR, RETURN_TTL_MS
@@ -209,7 +210,7 @@ class SteeringClient(Connection):
 
     def read_raw(
         self,
-        store: Objects,
+        store: str | Path,
         acquisition_id: str,
         first_frame: int,
         count: int,
@@ -219,12 +220,11 @@ class SteeringClient(Connection):
     ) -> RawMessages:
         """As :meth:`fetch_raw`, and reads them from the ``store``: the very bytes of the detector.
 
-        A store is opened by :func:`nextem.wire.object_store.open_objects`.
-
-        Raises also :class:`nextem.wire.raw_objects.RawObjectError`.
+        ``store``: its address, a folder or s3://BUCKET/PREFIX. Raises also a
+        :class:`nextem.wire.object_store.StoreError`.
         """
         reply = self.fetch_raw(acquisition_id, first_frame, count, instrument=instrument, timeout_s=timeout_s)
-        return read_raw_object(store, reply.store_key)
+        return read_raw_object(open_objects(store), reply.store_key)
 
     def heartbeat(
         self, instrument: str = "", *, fresh: bool = False, timeout_s: float = 10.0
