@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 import pytest
-from chart_kit import CHARTS, EXAMPLES, render_text, run
+from chart_kit import CHARTS, EXAMPLES, KUBERNETES, render_text, run
 
 GOLDEN = Path(__file__).parent / "golden"
 FROM_FILES = ("monitoring/dashboard.yaml", "monitoring/rules.yaml")
@@ -39,6 +39,14 @@ def test_helm_finds_nothing_to_complain_about(example: str) -> None:
     told = run("lint", "--strict", "--quiet", str(CHARTS / EXAMPLES[example][1]), "-f", values)
     assert "ERROR" not in told
     assert "WARNING" not in told
+
+
+def test_a_packaged_chart_needs_nothing_around_it(tmp_path: Path) -> None:
+    run("package", str(CHARTS / "nextem"), "-d", str(tmp_path))
+    (package,) = tmp_path.glob("nextem-*.tgz")
+    values = str(CHARTS / "examples" / "quickstart.yaml")
+    text = run("template", "nextem", str(package), "-f", values, "-n", "tem", "--kube-version", KUBERNETES)
+    assert _steady(text) == (GOLDEN / "quickstart.yaml").read_text()
 
 
 def test_every_example_is_tried() -> None:
