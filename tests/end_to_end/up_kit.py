@@ -27,14 +27,16 @@ def up_running(home: Path, *options: str, timeout_s: float = 120) -> Iterator[Up
     killer = threading.Timer(timeout_s, process.kill)
     killer.start()
     address = ""
-    for line in process.stdout:
-        if found := re.search(r"steering service\s+(\S+)", line):
-            address = found[1]
-        if "Ctrl-C" in line:
-            break
-    assert address, "".join(p.read_text() for p in home.rglob("*.log"))
-    yield process, address
-    killer.cancel()
-    process.kill()
-    process.wait()
-    process.stdout.close()
+    try:
+        for line in process.stdout:
+            if found := re.search(r"steering service\s+(\S+)", line):
+                address = found[1]
+            if "Ctrl-C" in line:
+                break
+        assert address, "".join(p.read_text() for p in home.rglob("*.log"))
+        yield process, address
+    finally:
+        killer.cancel()
+        process.kill()
+        process.wait()
+        process.stdout.close()
