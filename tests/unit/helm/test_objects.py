@@ -127,6 +127,17 @@ def test_every_root_file_system_is_read_only_and_every_container_has_bounds(obje
             assert container["resources"]["limits"]["memory"], at
 
 
+def test_the_quickstart_fits_two_processors_and_six_gibibytes() -> None:
+    asked = [
+        (container["resources"]["requests"]["cpu"], container["resources"]["requests"]["memory"])
+        for at, template in pods(render("quickstart")).items()
+        if not at.startswith("Job/")
+        for container in template["spec"]["containers"]
+    ]
+    assert sum(int(cpu.removesuffix("m")) for cpu, _ in asked) <= 1800
+    assert sum(int(memory.removesuffix("Mi")) for _, memory in asked) <= 6 * 1024
+
+
 def test_every_long_lived_container_is_probed(objects: list[Object]) -> None:
     for at, template in pods(objects).items():
         if not at.startswith("Job/"):
