@@ -166,3 +166,15 @@ def test_the_page_for_prometheus() -> None:
     assert 'service_name="nextem-edge"' in page
     assert "process_resident_memory_bytes" in page
     assert not telemetry.listened()
+
+
+def test_a_collector_that_is_away_does_not_keep_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    nobody = "http://127.0.0.1:9"
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", nobody)
+    running = start(TelemetryOptions("nextem-edge", nobody))
+    assert running is not None
+    telemetry.observe_all({BLOCKS: lambda: 1})
+    telemetry.begin_trace("block").end()
+    running.close()
+    assert not telemetry.listened()
+    assert telemetry.begin_trace("block") is NOTHING
