@@ -15,8 +15,11 @@ import numpy as np
 import pytest
 from s3_kit import BUCKET, S3Server
 
+from nextem.analysis.cluster import ray_running
+from nextem.analysis.crew import ActorPids, Crew
 from nextem.analysis.offline import analyse_offline
-from nextem.analysis.service import ActorPids, AnalysisOptions, Crew, ray_running, run_analysis
+from nextem.analysis.options import AnalysisOptions
+from nextem.analysis.service import run_analysis
 from nextem.v1 import acquisition_pb2, plan_pb2, product_pb2
 from nextem.wire.blocks import EVENTS, Block, encode_block
 from nextem.wire.ids import uuid7

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from google.protobuf import json_format, struct_pb2
 
-from nextem.analysis.service import AnalysisOptions, run_analysis
+from nextem.analysis.options import AnalysisOptions
+from nextem.analysis.service import run_analysis
 from nextem.client import SteeringClient, SteeringUnavailable, acquire_command
 from nextem.edge.service import EdgeOptions, run_edge
 from nextem.simulator.optics import Aberrations, LensErrors, defocus_tolerance_nm

@@ -178,10 +178,14 @@ class _RayPending:
         return reply
 
 
-def start_host(name: str, log: str, store: str) -> Any:
-    """The handle of a new host actor that workers find by ``name``."""
+def start_host(name: str, log: str, store: str, place: str | None = None) -> Any:
+    """The handle of a new host actor that workers find by ``name``.
+
+    ``place``: the resource of the node where it works; None: wherever a processor is free.
+    """
+    where: dict[str, Any] = {"num_cpus": 1} if place is None else {"num_cpus": 0, "resources": {place: 1}}
     actor = ray.remote(HostActor).options(
-        name=name, namespace=NAMESPACE, max_restarts=-1, max_task_retries=0, num_cpus=1, max_concurrency=4
+        name=name, namespace=NAMESPACE, max_restarts=-1, max_task_retries=0, max_concurrency=4, **where
     )
     return actor.remote(log, store)
 
@@ -193,6 +197,6 @@ def start_worker(log: str, host: str) -> Any:
     in the object store.
     """
     actor = ray.remote(WorkerActor).options(
-        max_restarts=-1, max_task_retries=0, num_cpus=1, max_concurrency=3
+        max_restarts=-1, max_task_retries=0, num_cpus=1, max_concurrency=3, scheduling_strategy="SPREAD"
     )
     return actor.remote(log, host)

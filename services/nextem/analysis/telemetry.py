@@ -1,7 +1,7 @@
 """What the analysis tells of itself.
 
 Actors send their own spans to the collector, whose address they have from their environment. Their figures
-are counted in them and read by the process that started them (:meth:`nextem.analysis.service.Crew.figures`):
+are counted in them and read by the process that started them (:meth:`nextem.analysis.crew.Crew.figures`):
 one page for Prometheus, however many actors there are.
 """
 
