@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import json
 import subprocess
 import sys
 import time
@@ -213,6 +214,38 @@ def test_an_operator_that_dies_at_any_point_changes_nothing(place: Place, moment
     status = place.final(name)
     assert (status["phase"], status["frames"]["lost"], status["submissions"]) == ("Complete", 0, 1), status
     assert status["cutShort"] == 0
+
+
+def test_a_person_submits_watches_and_stops_with_and_without_objects(place: Place, tmp_path: Path) -> None:
+    def experiment(*arguments: str) -> tuple[int, str]:
+        command = [*NEXTEM, "experiment", *arguments, "--steering", place.steering, "--home", str(place.home)]
+        done = subprocess.run(
+            command, env=place.cluster.environment, capture_output=True, text=True, timeout=120, check=False
+        )
+        return done.returncode, done.stdout + done.stderr
+
+    plan, long = tmp_path / "Plan one.json", tmp_path / "long.yaml"
+    plan.write_text(json.dumps(PLAN))
+    long.write_text(json.dumps({"kind": "Experiment", "spec": {"plan": {**PLAN, "scan": LONG}}}))
+    code, told = experiment("submit", str(plan), "--instrument", "simulator", "--wait")
+    assert (code, "in the cluster at https://127.0.0.1" in told) == (0, True), told
+    assert "experiment plan-one-" in told
+    assert "Complete: 256 of 256 frames stored" in told
+    code, told = experiment("submit", str(plan))
+    assert (code, "--instrument NAME" in told) == (2, True), told
+    code, told = experiment("submit", str(plan), "--no-kubernetes", "--wait", "--instrument", "simulator")
+    assert (code, "256 of 256 frames stored" in told) == (0, True), told
+    code, told = experiment("submit", str(long), "--no-kubernetes")
+    acquisition = told.split("acquisition ")[1].split()[0]
+    code, told = experiment("stop", acquisition, "--no-kubernetes")
+    assert (code, "DONE" in told) == (0, True), told
+    name = place.experiment(scan=LONG)
+    place.phase(name, "Running")
+    code, told = experiment("stop", name)
+    assert code == 0, told
+    code, told = experiment("watch", name)
+    assert (code, "Stopped: " in told) == (1, True), told
+    assert experiment("watch", "nobody")[0] == 1
 
 
 def test_keys_are_made_once_and_cleaned_up(place: Place) -> None:

@@ -16,6 +16,7 @@ _COMMANDS: Mapping[str, tuple[str, str]] = {
     "analyse": ("nextem.cli.processes:analyse", "One process: analyse frame blocks on Ray."),
     "steer": ("nextem.cli.processes:steer", "One process: the steering service and its policies."),
     "operator": ("nextem.cli.operator:operator", "Experiments as Kubernetes objects: carry them out."),
+    "experiment": ("nextem.cli.experiments:experiment", "Have experiments carried out; watch and stop them."),
     "submit": ("nextem.cli.submit:submit", "Have a plan carried out; --wait shows its frames."),
     "watch": ("nextem.cli.steer:watch", "See what is asked of the instrument, and what waits for you."),
     "approve": ("nextem.cli.steer:approve", "Say yes to a command that waits."),

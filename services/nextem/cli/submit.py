@@ -41,9 +41,14 @@ def submit(file: Path, wait: bool, reason: str, who: Person) -> None:
     """
     plan = read_plan(file)
     with steering_of(who) as client:
-        last = _carry_out(client, who, plan, reason or plan.title, wait)
-    if last.state not in (_GOOD - {_STARTED} if wait else _GOOD):
+        last = carry_out(client, who, plan, reason or plan.title, wait)
+    if not is_well(last, wait):
         raise SystemExit(1)
+
+
+def is_well(last: control_pb2.Outcome, wait: bool) -> bool:
+    """Whether that is how a plan should end, or for whoever does not ``wait`` begin."""
+    return last.state in (_GOOD - {_STARTED} if wait else _GOOD)
 
 
 def read_plan(file: Path) -> plan_pb2.Plan:
@@ -54,7 +59,7 @@ def read_plan(file: Path) -> plan_pb2.Plan:
         raise click.ClickException(f"{file}: {error}") from error
 
 
-def _carry_out(
+def carry_out(
     client: SteeringClient, who: Person, plan: plan_pb2.Plan, reason: str, wait: bool
 ) -> control_pb2.Outcome:
     scopes = [control_pb2.LEASE_SCOPE_SCAN]
