@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 WAIT_S = 90.0
+GRACE_S = 60.0
+"""In which a pod must have ended, as the charts say."""
 
 
 def until(what: str, asked: Callable[[], Any]) -> Any:
@@ -72,7 +74,7 @@ class Started:
     def stop(self) -> int:
         """Sends SIGTERM; the exit status."""
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(WAIT_S)
+        return self.process.wait(GRACE_S)
 
     def kill(self) -> None:
         if self.process.poll() is None:

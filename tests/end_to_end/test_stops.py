@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from stop_kit import WAIT_S, Started, until
 
+from nextem.cli import broker
 from nextem.cli.plans import SCHEMA_VERSION, analyses, reduction
 from nextem.client import SteeringClient, SteeringUnavailable, acquire_command
 from nextem.v1 import acquisition_pb2, plan_pb2
@@ -38,20 +39,25 @@ def start(tmp_path: Path) -> Iterator[Start]:
 class Lab:
     """A microscope, an edge and a steering service that is reached at one address all the time."""
 
-    def __init__(self, start: Start, home: Path) -> None:
-        self.start, self.log = start, home / "log"
+    def __init__(self, start: Start, log: str) -> None:
+        self.start, self.log = start, log
         self.steering = start("steer", "--port=0", "--no-policies")
         ports = ("--data-port=0", "--control-port=0", "--instrument-port=0")
         self.microscope = start("simulate", *ports, "--detector-px=128", "--rate=400")
         self.port = self.steering.facts()["port"]
-        found = self.microscope.facts()
-        self.edge = start(
+        self.found = self.microscope.facts()
+        self.edge = self.start_edge()
+
+    def start_edge(self) -> Started:
+        edge = self.start(
             "edge",
-            f"--detector=127.0.0.1:{found['data_port']}",
-            f"--instrument=127.0.0.1:{found['instrument_port']}",
+            f"--log={self.log}",
+            f"--detector=127.0.0.1:{self.found['data_port']}",
+            f"--instrument=127.0.0.1:{self.found['instrument_port']}",
             f"--steering=127.0.0.1:{self.port}",
         )
-        self.edge.facts()
+        edge.facts()
+        return edge
 
     def scan(self, size: int) -> str:
         """Has a scan of ``size`` by ``size`` frames started, 400 a second; its acquisition."""
@@ -84,7 +90,7 @@ class Lab:
 
     def _values(self, topic: str) -> list[bytes]:
         values: list[bytes] = []
-        with closing(open_log(str(self.log))) as log, closing(log.consumer([topic], None)) as consumer:
+        with closing(open_log(self.log)) as log, closing(log.consumer([topic], None)) as consumer:
             while True:
                 records = consumer.poll(timeout_s=0.1)
                 values += [bytes(record.value) for record in records]
@@ -95,14 +101,11 @@ class Lab:
 
 @pytest.fixture
 def lab(start: Start, tmp_path: Path) -> Lab:
-    return Lab(start, tmp_path / "home")
+    return Lab(start, str(tmp_path / "home" / "log"))
 
 
-def test_an_edge_that_is_stopped_in_mid_scan_publishes_what_it_received(lab: Lab) -> None:
-    wanted = 256**2
-    acquisition_id = lab.scan(256)
-    until("frames on the log", lambda: len(lab.stored()) > 100)
-    assert lab.edge.stop() == 0
+def check_accounting(lab: Lab, acquisition_id: str, wanted: int) -> None:
+    """Every frame is stored or told as lost, and what is stored lies on the log."""
     finished = [e.finished for e in lab.events() if e.HasField("finished")]
     assert [f.acquisition_id for f in finished] == [acquisition_id], lab.edge.log()
     told = finished[0]
@@ -111,9 +114,37 @@ def test_an_edge_that_is_stopped_in_mid_scan_publishes_what_it_received(lab: Lab
     assert told.frames_announced == wanted == len(stored) + len(lost)
     assert (told.frames_stored, told.frames_lost) == (len(stored), len(lost))
     assert lost.missing(0, wanted) == list(stored)
+
+
+def test_an_edge_that_is_stopped_in_mid_scan_publishes_what_it_received(lab: Lab) -> None:
+    acquisition_id = lab.scan(256)
+    until("frames on the log", lambda: len(lab.stored()) > 100)
+    assert lab.edge.stop() == 0
+    check_accounting(lab, acquisition_id, 256**2)
     assert "stay in the spool" not in lab.edge.log()
     assert lab.microscope.stop() == 0
     assert lab.steering.stop() == 0
+
+
+@pytest.mark.kafka
+@pytest.mark.usefixtures("kafka_address")  # skips where no broker can run
+@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+def test_an_edge_whose_broker_is_away_stops_and_publishes_later(start: Start, tmp_path: Path) -> None:
+    address = broker.start(tmp_path / "kafka")
+    try:
+        lab = Lab(start, address)
+        acquisition_id = lab.scan(256)
+        until("frames on the log", lambda: len(lab.stored()) > 100)
+        broker.stop(tmp_path / "kafka")
+        assert lab.edge.stop() == 0, lab.edge.log()
+        assert "entries stay in the spool" in lab.edge.log()
+        assert "Traceback" not in lab.edge.log()
+        broker.start(tmp_path / "kafka")
+        lab.start_edge()
+        until("the end on the log", lambda: any(e.HasField("finished") for e in lab.events()))
+        check_accounting(lab, acquisition_id, 256**2)
+    finally:
+        broker.stop(tmp_path / "kafka")
 
 
 def test_each_says_what_it_misses_and_lives_on(lab: Lab) -> None:

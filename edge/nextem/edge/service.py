@@ -21,13 +21,14 @@ from nextem.v1 import control_pb2, plan_pb2
 from nextem.wire.clock import Clock, MonotonicClock
 from nextem.wire.health import STORE_S, Health, log_reached, open_log_once_there, store_taken
 from nextem.wire.key_folder import KeyFolder, edge_files
-from nextem.wire.log import Log
+from nextem.wire.log import Log, LogError
 from nextem.wire.object_store import open_objects
 from nextem.wire.threads import short_turns, spared_collector
 
 logger = logging.getLogger(__name__)
 
 _LOOK_S = 0.5
+_LAST_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ def run_edge(
         to = open_log_once_there(options.log, stop, health)
         if to is None:
             return
-        stack.callback(to.close)
+        stack.callback(_close, to)
         pipeline = EdgePipeline(
             PipelineConfig(
                 instrument=options.instrument,
@@ -122,6 +123,14 @@ def run_edge(
         for _ in health.rounds(stop, _LOOK_S):
             if pipeline.failure is not None:
                 raise pipeline.failure
+
+
+def _close(log: Log) -> None:
+    """What a log that is away does not take lies in the spool and in the audit's file."""
+    try:
+        log.close(_LAST_S)
+    except LogError as error:
+        logger.warning("the log is away at the end: %s", error)
 
 
 def _fetch_raw(stack: ExitStack, options: EdgeOptions, ring: RawRing | None, health: Health) -> FetchRaw:

@@ -135,10 +135,10 @@ class KafkaLog(BrokerLog):
         with translated(f"joining group {group}{self._as}"):
             return KafkaLogConsumer(self._client, partitions, group, from_start, self._as)
 
-    def close(self) -> None:
+    def close(self, timeout_s: float | None = None) -> None:
         """Flushes, then closes in any case. Raises as :meth:`flush` does."""
         try:
-            self.flush(self._delivery_s + CONNECT_S)
+            self.flush(self._delivery_s + CONNECT_S if timeout_s is None else timeout_s)
         finally:
             with translated("close"):
                 self._producer.close(timeout=CONNECT_S)

@@ -111,7 +111,7 @@ class LocalLog:
         groups = None if group is None else self._folder / "groups" / quote(group, safe="")
         return LocalConsumer({topic: self._topic(topic) for topic in topics}, groups, from_start)
 
-    def close(self) -> None:
+    def close(self, timeout_s: float | None = None) -> None:
         """Waits until what this process appended is on the disk, then closes; consumers go on."""
         with self._lock:
             self._closed = True

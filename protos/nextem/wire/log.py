@@ -190,7 +190,12 @@ class Log(Protocol):
         """
         ...
 
-    def close(self) -> None: ...
+    def close(self, timeout_s: float | None = None) -> None:
+        """Makes durable what was appended, then closes in any case.
+
+        Waits ``timeout_s`` for it, None: until its fate is known. Raises as :meth:`flush` does.
+        """
+        ...
 
 
 def record_bytes(value: bytes, key: bytes = b"", headers: Mapping[str, bytes] | None = None) -> int:
