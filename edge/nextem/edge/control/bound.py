@@ -21,16 +21,17 @@ class Bound:
         self._most_ms = command.max_duration_ms if command.HasField("move_stage") else 0
         self._lock = threading.Lock()  # held while the driver is stopped: no later command meets that stop
         self._over = self._stopped = False
-        self._timer = threading.Timer(self._most_ms / 1e3, self._stop)
-        self._timer.name, self._timer.daemon = "control-bound", True
+        self._timer: threading.Timer | None = None
 
     def __enter__(self) -> Bound:
         if self._most_ms:
+            self._timer = threading.Timer(self._most_ms / 1e3, self._stop)
+            self._timer.name, self._timer.daemon = "control-bound", True
             self._timer.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._most_ms:
+        if self._timer is not None:
             self._timer.cancel()
             with self._lock:
                 self._over = True
