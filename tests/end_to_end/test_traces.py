@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import statistics
 from collections import defaultdict
 from collections.abc import Callable
@@ -11,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from observing_kit import jaeger, read_json
+from observing_kit import free_port, jaeger, program, read_json, tool, until
 from otlp_sink import OtlpSink, ReceivedSpan, receiving
 
+from nextem.edge.telemetry import SPOOL_FILL
 from nextem.v1 import control_pb2
+from nextem.wire import telemetry
 from nextem.wire.log import AUDIT, open_log
+from nextem.wire.telemetry_sdk import TelemetryOptions, start
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
@@ -119,3 +123,26 @@ def test_every_loop_of_a_demo_is_one_whole_trace(
             services = {process["serviceName"] for process in trace["processes"].values()}
             assert {name for _, name in WAY} <= names | {"merge"}
             assert services == {service for service, _ in WAY}
+
+
+def test_another_receiver_takes_what_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log, address = tmp_path / "rotel.log", f"127.0.0.1:{free_port()}"
+    command = [tool("rotel"), "start", "--exporter", "blackhole", "--debug-log", "traces"]
+    command += ["--debug-log", "metrics", "--otlp-grpc-endpoint", address]
+    command += ["--otlp-http-endpoint", f"127.0.0.1:{free_port()}"]
+    with program(log, *command):
+        until("rotel runs", lambda: "Starting Rotel" in log.read_text())
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://{address}")
+        running = start(TelemetryOptions("nextem-edge", f"http://{address}"))
+        assert running is not None
+        telemetry.observe_all({SPOOL_FILL: lambda: 0.5})
+        block = telemetry.begin_trace("block")
+        telemetry.begin("send nextem.frames", block.traceparent).end()
+        block.end()
+        running.close()
+
+        def told(pattern: str) -> bool:
+            return re.search(pattern, re.sub(r"\x1b\[\d+m", "", log.read_text())) is not None
+
+        until("spans came", lambda: told("Received traces.* spans=2"))
+        until("figures came", lambda: told("Received metrics.* metrics=1"))
