@@ -36,6 +36,8 @@ EDGE = ("detector=merlin:6342", "driver=scope:50061", "steering=steer:50051", *O
             "kafka.users.steering.secret is empty, but kafka.security.pro",
         ),
         (["quickstart.enabled=true", "kafka.strimzi.enabled=true"], "both bring a Kafka: choose one"),
+        (["quickstart.enabled=true"], "leave kafka.bootstrap empty"),
+        (["quickstart.enabled=true", "kafka.bootstrap="], "leave store.address and store.endpoint empty"),
         (["kafka.strimzi.enabled=true", "kafka.topics.replication=4"], "more than kafka.strimzi.brokers"),
         (["quickstart.enabled=true", "nextem-edge.detectr=x"], "additional properties 'detectr' not allowed"),
     ],
