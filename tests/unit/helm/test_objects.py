@@ -240,6 +240,7 @@ def test_a_kafka_user_may_do_what_its_part_does_and_no_more() -> None:
         ("analysis", "analysis"): ["Read", "Describe"],
         ("operator", "acquisitions"): ["Read", "Describe"],
         ("operator", "products"): ["Read", "Describe"],
+        ("operator", "audit"): ["Read", "Describe"],
         ("operator", "frames"): ["Describe"],
         ("operator", "analysis"): ["Describe"],
     }
