@@ -1,16 +1,14 @@
-"""The kernels of the data path, one thread: reduction, event list, dense codec, store. Best of many runs.
+"""The kernels of the data path, one thread: reduction, event list, dense codec. Best of many runs.
 
 Frames are 256x256 uint16, big-endian, at an odd offset in a message, as Merlin sends them. "sparse" is a
 pattern of diffraction disks with 1000 electrons a frame, "uniform" the same electrons spread evenly (worst
-for an event list), "bright" 5 counts in every pixel. The peer is plain numpy, the other codec, or a mark.
+for an event list), "bright" 5 counts in every pixel. The peer is plain numpy, or the other codec.
 """
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,13 +17,11 @@ from table import Row, parser, report
 
 from nextem.edge.reduction import PixelFormat, compile_reduction, mask_pixels
 from nextem.v1 import plan_pb2
-from nextem.v1.product_pb2 import Product
 from nextem.wire import dense
 from nextem.wire.blocks import EVENTS, Block, decode_block
 from nextem.wire.events import encode_events
 from nextem.wire.packing import encode_run
 from nextem.wire.representations import Pixels, fill
-from nextem.wire.store import open_store
 
 Array = npt.NDArray[Any]
 
@@ -34,7 +30,6 @@ PIXELS = SHAPE[0] * SHAPE[1]
 FRAMES = 32
 OFFSET = 15 + 384
 MARK_US = 15.0
-MARK_CHECKPOINT_MS = 20.0
 
 
 def best_us(work: Callable[[], object], repeats: int = 30) -> float:
@@ -145,28 +140,10 @@ def codec_rows(frames: dict[str, Array]) -> list[Row]:
     return rows
 
 
-def store_rows() -> list[Row]:
-    with tempfile.TemporaryDirectory(prefix="nextem-bench-") as folder:
-        store = open_store(Path(folder))
-        state = {"sums": np.random.default_rng(0).normal(size=(1 << 20,))}
-        product = Product(product_id="a/map", acquisition_id="a", name="map")
-        values = np.random.default_rng(0).normal(size=(128, 128))
-        times = {
-            "checkpoint written, 8 MiB": best_us(lambda: store.write_checkpoint("c", state, {})),
-            "checkpoint read, 8 MiB": best_us(lambda: store.read_checkpoint("c")),
-            "product written, 128x128": best_us(lambda: store.write(product, values)),
-            "product read, 128x128": best_us(lambda: store.read("a/map")),
-        }
-    return [
-        Row(name, us / 1e3, "ms", *(("mark", MARK_CHECKPOINT_MS) if "checkpoint written" in name else ()))
-        for name, us in times.items()
-    ]
-
-
 def main() -> None:
     options = parser(__doc__).parse_args()
     frames = patterns()
-    rows = [*reduction_rows(frames), *codec_rows(frames), *store_rows()]
+    rows = [*reduction_rows(frames), *codec_rows(frames)]
     report("kernels, 256x256 uint16, one thread", rows, options.json)
 
 
