@@ -452,3 +452,25 @@ def test_without_an_s3_client_its_name_is_told(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(sys.modules, "obstore", None)
     with pytest.raises(StoreRefused, match=r"pip install 'nextem\[store\]'"):
         open_objects("s3://bucket/x")
+
+
+KILLED = """
+import os, sys, numpy as np
+from nextem.v1.product_pb2 import Product
+from nextem.wire.store import open_store
+store = open_store(sys.argv[1])
+type(store.objects).point = lambda *_: os._exit(9)
+store.write(Product(product_id="acq/map", acquisition_id="acq", name="map"), np.ones(4))
+"""
+
+
+def test_a_writer_killed_before_it_moves_the_pointer_changes_nothing(place: Place) -> None:
+    store = open_store(place.address)
+    before = store.write(product(), np.zeros(4))
+    run = subprocess.run([sys.executable, "-c", KILLED, place.address], check=False, timeout=60)
+    assert run.returncode == 9
+    assert store.read("acq/map")[0] == before
+    assert store.list() == [before]
+    assert store.sweep(older_than_s=3600) == 0
+    assert store.sweep(older_than_s=0) == 1
+    assert np.array_equal(store.read("acq/map")[1], np.zeros(4))
