@@ -29,7 +29,8 @@ _COMMON: Mapping[str, Any] = {"log_to_driver": False, "configure_logging": False
 def ray_running(options: AnalysisOptions) -> Iterator[None]:
     """Ray, for as long as the block; a temporary folder of its own where it is started here."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anybody
-    os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", str(GCS_LOST_S))
+    if options.on_cluster:
+        os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", str(GCS_LOST_S))
     if options.ray_address is not None:
         with _kept_signals():
             ray.init(address=options.ray_address, **_COMMON)

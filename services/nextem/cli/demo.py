@@ -16,6 +16,7 @@ from nextem.cli.experiment import Experiment, ExperimentFailed, Record
 from nextem.cli.home import Home
 from nextem.cli.launcher import ChildFailed, Launcher
 from nextem.cli.modes import mode_option
+from nextem.cli.process_options import log_choice_option
 from nextem.cli.report import Summary, survey_picture, write_report
 from nextem.cli.specimens import Study, study_of
 from nextem.cli.station import PLANNED, StationOptions, log_at, start_station
@@ -33,13 +34,7 @@ from nextem.wire.store import ProductStore, open_store
     show_default=True,
     help="'polycrystal' (simulated), or the folder of a real alloy: factors, loadings and ground truth.",
 )
-@click.option(
-    "--log",
-    "log_choice",
-    default="local",
-    show_default=True,
-    help="local; kafka (one is started if none runs); or kafka://HOST:PORT.",
-)
+@log_choice_option
 @click.option("--seed", default=1, show_default=True, help="Another seed, another specimen and other noise.")
 @click.option("--rate", default=2000.0, show_default=True, help="Images a second of the simulated detector.")
 @mode_option

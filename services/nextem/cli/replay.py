@@ -16,6 +16,7 @@ from nextem.cli.experiment import STALL_S, Record, Scan
 from nextem.cli.home import Home
 from nextem.cli.launcher import ChildFailed, Launcher
 from nextem.cli.plans import replay_plan
+from nextem.cli.process_options import log_choice_option
 from nextem.cli.station import StationOptions, log_at, serve_mib, start_replay
 from nextem.v1 import acquisition_pb2
 from nextem.wire.log import ACQUISITIONS, PRODUCTS, open_log
@@ -34,9 +35,7 @@ from nextem.wire.store import open_store
     metavar="NAME=VALUE",
     help="How to read the file: format, dataset, scale, offset, unsigned, loops, reader.",
 )
-@click.option(
-    "--log", "log_choice", default="local", show_default=True, help="local, kafka, or kafka://HOST:PORT."
-)
+@log_choice_option
 @click.option("--home", type=click.Path(path_type=Path), help="Folder of everything NexTEM keeps.")
 def replay(
     file: Path, rate: float, scan: str | None, parameters: tuple[str, ...], log_choice: str, home: Path | None
