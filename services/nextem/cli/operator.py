@@ -41,6 +41,14 @@ def operator() -> None:
     show_default=True,
     help="Lease object by which one of several leads.",
 )
+@click.option("--ray-cluster", default="", help="RayCluster of the analysis, whose workers are scaled.")
+@click.option(
+    "--images-per-worker",
+    default=1000.0,
+    show_default=True,
+    type=click.FloatRange(min=0, min_open=True),
+    help="Images a second that one worker pod analyses.",
+)
 @as_whom
 @common
 def run(
@@ -50,6 +58,8 @@ def run(
     holder: str,
     store: str,
     lease: str,
+    ray_cluster: str,
+    images_per_worker: float,
     tls: Path | None,
     token: Path | None,
     process: Running,
@@ -67,6 +77,8 @@ def run(
         holder=holder,
         lease=lease,
         store=store,
+        ray_cluster=ray_cluster,
+        images_per_worker_s=images_per_worker,
     )
     try:
         with connect(steering, process.home, tls, token) as client:

@@ -24,6 +24,7 @@ from nextem.operator.experiment import Experiment, Status
 from nextem.operator.leader import Leadership
 from nextem.operator.ledger import Ledger, LogReader
 from nextem.operator.objects import load_kubernetes
+from nextem.operator.scale import RayWorkers, Scaler
 from nextem.wire.health import Health
 from nextem.wire.ids import uuid7
 from nextem.wire.log import open_log
@@ -43,7 +44,8 @@ class OperatorOptions:
     """``log``: address for :func:`nextem.wire.log.open_log`. ``holder``: issuer of the commands.
 
     ``namespace``: whose experiments are carried out. ``lease``: name of the Lease object of the leader.
-    ``store``: its address, which is put before those of products.
+    ``ray_cluster``: the RayCluster whose workers are asked for, none where it is empty; one worker does
+    ``images_per_worker_s``. ``store``: its address, which is put before those of products.
     """
 
     log: str
@@ -51,6 +53,8 @@ class OperatorOptions:
     holder: str = "experiments"
     lease: str = "nextem-operator"
     store: str = ""
+    ray_cluster: str = ""
+    images_per_worker_s: float = 1000.0
 
 
 class Reconciler:
@@ -121,16 +125,28 @@ class Operator:
     def __init__(self, reconciler: Reconciler, registry: kopf.OperatorRegistry) -> None:
         self._reconciler = reconciler
         self._locks: dict[str, threading.Lock] = {}
+        self._known: dict[str, Experiment] = {}
         where = (GROUP, VERSION, PLURAL)
         kopf.index(*where, id=_INDEX, registry=registry)(self.index)
         kopf.timer(*where, interval=TICK_S, registry=registry, when=_open)(self.tick)
         kopf.on.delete(*where, registry=registry)(self.delete)
+        kopf.on.event(*where, registry=registry)(self.event)
         kopf.on.login(registry=registry)(kopf.login_via_client)
         kopf.on.startup(registry=registry)(configure)
 
     def index(self, body: kopf.Body, **_: Any) -> Mapping[str, Experiment]:
         experiment = Experiment.of(body)
+        self._known[experiment.uid] = experiment
         return {experiment.uid: experiment}
+
+    def known(self) -> list[Experiment]:
+        """Those that there are."""
+        return list(self._known.values())
+
+    def event(self, type: str | None, uid: str, **_: Any) -> None:
+        """What has gone is known no more."""
+        if type == "DELETED":
+            self._known.pop(uid, None)
 
     def tick(self, body: kopf.Body, patch: kopf.Patch, **more: Any) -> None:
         self._step(body, patch, _all(more[_INDEX]))
@@ -215,7 +231,12 @@ def run_operator(
         conductor = Conductor(steering, ledger, options.holder)
         closing.callback(conductor.close)
         registry = kopf.OperatorRegistry()
-        Operator(Reconciler(conductor, ledger, lambda: reader.caught_up, time.monotonic), registry)
+        operator = Operator(Reconciler(conductor, ledger, lambda: reader.caught_up, time.monotonic), registry)
+        if options.ray_cluster:
+            group = RayWorkers(options.namespace, options.ray_cluster)
+            scaler = Scaler(group, operator.known, options.images_per_worker_s)
+            closing.callback(scaler.close)
+            scaler.start()
         asyncio.run(_watch(options.namespace, registry, stop, health))
     if leadership.lost.is_set():
         raise LeadershipLost("another operator may act now: this one ends")
