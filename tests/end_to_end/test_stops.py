@@ -187,15 +187,24 @@ def test_an_analysis_that_is_stopped_goes_on_from_its_checkpoint(lab: Lab, tmp_p
     assert again.stop() == 0
 
 
-@pytest.mark.parametrize("name", ["edge", "steer", pytest.param("analyse", marks=pytest.mark.ray)])
-def test_a_process_that_is_still_starting_says_so_and_stops(start: Start, name: str) -> None:
-    process = start(name, *(() if name == "analyse" else ("--log=kafka://127.0.0.1:9",)))
+NOBODY = "--log=kafka://127.0.0.1:9"
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "told"),
+    [
+        ("edge", [NOBODY], "the log cannot be reached: 127.0.0.1:9"),
+        ("steer", [NOBODY], "the log cannot be reached: 127.0.0.1:9"),
+        ("analyse", [NOBODY], "the log cannot be reached: 127.0.0.1:9"),
+        pytest.param("analyse", [], "still starting", marks=pytest.mark.ray),
+    ],
+)
+def test_a_process_that_is_still_starting_says_so_and_stops(
+    start: Start, name: str, options: list[str], told: str
+) -> None:
+    process = start(name, *options)
     assert process.probe("/startupz")[0] == 503
-    if name != "analyse":
-        until(
-            "the reason",
-            lambda: "the log cannot be reached: 127.0.0.1:9" in process.probe("/startupz")[1]["start"],
-        )
+    until(told, lambda: told in process.probe("/startupz")[1]["start"])
     assert process.probe("/readyz")[0] == 503
     assert process.probe("/livez")[0] == 200
     assert process.stop() == 0, process.log()
