@@ -114,7 +114,7 @@ def test_without_a_journal_nothing_but_stop_works(rig: Rig) -> None:
     assert "the file is closed" in rig.ask_lease("ben", 1000).refused
     assert rig.until(rig.send(rig.command(stop=Stop()))).state == COMMAND_STATE_DONE
     assert "stop" in rig.calls
-    assert set(rig.calls) <= {"stop", "set_optics"}  # the lease expired, so the edge stops and blanks as well
+    assert set(rig.calls) <= {"stop", "blank_beam"}  # the lease expired, so the edge stops and blanks as well
 
 
 def test_too_many_waiting_commands_are_refused_at_the_door(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
 import pytest
-from agent_kit import DOSE_E, PLAN, MakeRig, Rig
+from agent_kit import DOSE_E, PLAN, WAIT_S, MakeRig, Rig
 
 from nextem.edge.control.driver import CapabilityMissing, DriverRefused, DriverUnreachable
 from nextem.edge.control.limits import default_limits
@@ -210,13 +211,23 @@ def moving(rig: Rig) -> None:
     rig.driver.state.scanning = True
 
 
+def given_back(rig: Rig) -> None:
+    """Waits until the rule has given its lease back, which it does once its outcome is told."""
+    ends_s = time.monotonic() + WAIT_S
+    while rig.agent._leases.in_force():
+        assert time.monotonic() < ends_s
+        time.sleep(0.001)
+
+
 def test_drift_brings_the_stage_back_under_the_running_scan(rig: Rig) -> None:
     moving(rig)
     rig.driver.state.stage.y_nm = 100.0
     outcome = fire(rig, FOLLOW, 6.0, -8.0)
     assert outcome.state == pb.COMMAND_STATE_DONE
     assert (rig.driver.state.stage.y_nm, rig.driver.state.stage.x_nm) == (106.0, -8.0)
-    assert fire(rig, FOLLOW, 0.0, 8.0).state == pb.COMMAND_STATE_DONE  # the lease was given back
+    given_back(rig)
+    assert fire(rig, FOLLOW, 0.0, 8.0).state == pb.COMMAND_STATE_DONE
+    given_back(rig)
     assert rig.ask_lease("anna").lease_id
 
 
@@ -243,6 +254,7 @@ def test_a_move_that_may_not_be_is_refused_and_audited(
 def test_the_bound_is_from_where_the_acquisition_began(rig: Rig) -> None:
     moving(rig)
     assert fire(rig, FOLLOW, 0.0, 20.0).state == pb.COMMAND_STATE_DONE
+    given_back(rig)
     assert fire(rig, FOLLOW, 0.0, 20.0).rule == "rule.max_nm"
     assert rig.driver.state.stage.x_nm == 20.0
 
