@@ -76,6 +76,11 @@ class Running:
         """Where Prometheus finds the page."""
         return None if self._page is None else int(self._page.server_address[1])
 
+    def flush(self) -> None:
+        """Sends what waits now."""
+        self._tracers.force_flush()
+        self._meters.force_flush()
+
     def close(self) -> None:
         """Waits for :data:`SHUTDOWN_S` at most where the collector cannot be reached. Idempotent."""
         telemetry.install(None)
