@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -32,6 +34,9 @@ LONG = {"sizeY": 80, "sizeX": 80, "stepNm": 2, "dwellS": 0.0005}
 """Positions for over three seconds."""
 
 
+LONGER = {**LONG, "sizeY": 320}
+
+
 @dataclass
 class Place:
     """Where everything runs; ``operator`` is started and ended by the test."""
@@ -39,14 +44,23 @@ class Place:
     cluster: Cluster
     home: Path
     steering: str
+    up: int
     operators: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
-    def operator(self) -> subprocess.Popen[bytes]:
+    def operator(self, *options: str) -> subprocess.Popen[bytes]:
         command = [*NEXTEM, "operator", "run", "--steering", self.steering, "--home", str(self.home)]
+        command += options
         with (self.home / "operator.log").open("ab") as output:
             process = subprocess.Popen(command, stderr=output, env=self.cluster.environment)
         self.operators.append(process)
         return process
+
+    def child(self, name: str) -> int:
+        """Process id of one part of ``nextem up``."""
+        for child in Path(f"/proc/{self.up}/task/{self.up}/children").read_text().split():
+            if name in Path(f"/proc/{child}/cmdline").read_text().split("\0"):
+                return int(child)
+        raise AssertionError(f"no {name}")
 
     def experiment(self, *, scan: object = None, **spec: object) -> str:
         """The name of a new one."""
@@ -97,8 +111,8 @@ def around(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         crds = Path(__file__).parents[2] / "helm" / "nextem" / "crds"
         cluster.kubectl("apply", "--server-side", "-f", str(crds))
         cluster.kubectl("wait", "--for=condition=Established", "crd/experiments.nextem.dev")
-        with up_running(folder / "home", timeout_s=600) as (_, steering):
-            place = Place(cluster, folder / "home", steering)
+        with up_running(folder / "home", timeout_s=600) as (up, steering):
+            place = Place(cluster, folder / "home", steering, up.pid)
             yield place
             for process in place.operators:
                 process.terminate()
@@ -216,6 +230,23 @@ def test_an_operator_that_dies_at_any_point_changes_nothing(place: Place, moment
     assert status["cutShort"] == 0
 
 
+def test_a_scan_that_is_cut_short_is_done_again_with_the_beam_on(place: Place) -> None:
+    """The steering service is silent: the edge stops the scan and blanks the beam."""
+    name = place.experiment(scan=LONGER)
+    first = place.until(name, lambda status: status.get("frames", {}).get("stored", 0) > 0)
+    steering = place.child("steer")
+    os.kill(steering, signal.SIGSTOP)
+    try:
+        place.until(name, lambda status: status["message"].startswith("its end is not known yet"))
+        time.sleep(2.0)  # longer silent than the edge takes for lost; the operator does so a little earlier
+    finally:
+        os.kill(steering, signal.SIGCONT)
+    status = place.final(name)
+    assert (status["phase"], status["cutShort"], status["submissions"]) == ("Complete", 1, 2), status
+    assert (status["frames"]["stored"], status["frames"]["lost"]) == (25_600, 0)
+    assert status["acquisitionID"] != first["acquisitionID"]
+
+
 def test_a_person_submits_watches_and_stops_with_and_without_objects(place: Place, tmp_path: Path) -> None:
     def experiment(*arguments: str) -> tuple[int, str]:
         command = [*NEXTEM, "experiment", *arguments, "--steering", place.steering, "--home", str(place.home)]
@@ -226,7 +257,7 @@ def test_a_person_submits_watches_and_stops_with_and_without_objects(place: Plac
 
     plan, long = tmp_path / "Plan one.json", tmp_path / "long.yaml"
     plan.write_text(json.dumps(PLAN))
-    long.write_text(json.dumps({"kind": "Experiment", "spec": {"plan": {**PLAN, "scan": LONG}}}))
+    long.write_text(json.dumps({"kind": "Experiment", "spec": {"plan": {**PLAN, "scan": LONGER}}}))
     code, told = experiment("submit", str(plan), "--instrument", "simulator", "--wait")
     assert (code, "in the cluster at https://127.0.0.1" in told) == (0, True), told
     assert "experiment plan-one-" in told
@@ -239,13 +270,59 @@ def test_a_person_submits_watches_and_stops_with_and_without_objects(place: Plac
     acquisition = told.split("acquisition ")[1].split()[0]
     code, told = experiment("stop", acquisition, "--no-kubernetes")
     assert (code, "DONE" in told) == (0, True), told
-    name = place.experiment(scan=LONG)
+    name = place.experiment(scan=LONGER)
     place.phase(name, "Running")
     code, told = experiment("stop", name)
     assert code == 0, told
     code, told = experiment("watch", name)
     assert (code, "Stopped: " in told) == (1, True), told
     assert experiment("watch", "nobody")[0] == 1
+
+
+RAY_CLUSTERS = {
+    "apiVersion": "apiextensions.k8s.io/v1",
+    "kind": "CustomResourceDefinition",
+    "metadata": {"name": "rayclusters.ray.io"},
+    "spec": {
+        "group": "ray.io",
+        "scope": "Namespaced",
+        "names": {"kind": "RayCluster", "plural": "rayclusters", "singular": "raycluster"},
+        "versions": [
+            {
+                "name": "v1", "served": True, "storage": True,
+                "schema": {
+                    "openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+                },
+            }
+        ],
+    },
+}  # fmt: skip
+
+
+def test_workers_of_the_analysis_follow_what_is_open(place: Place) -> None:
+    cluster = place.cluster
+    if cluster.kubectl("get", "crd", "rayclusters.ray.io", check=False).returncode:
+        cluster.apply(RAY_CLUSTERS)
+        cluster.kubectl("wait", "--for=condition=Established", "crd/rayclusters.ray.io")
+    group = {"groupName": "workers", "replicas": 1, "minReplicas": 1, "maxReplicas": 3}
+    body = {"apiVersion": "ray.io/v1", "kind": "RayCluster", "metadata": {"name": "ray"}}
+    until_s = time.monotonic() + WAIT_S
+    while cluster.apply({**body, "spec": {"workerGroupSpecs": [group]}}, check=False).returncode:
+        assert time.monotonic() < until_s  # discovery lists a new kind a moment after it is established
+        time.sleep(0.2)
+    while place.operators:
+        place.operators[-1].terminate()
+        assert place.operators.pop().wait(30) == 0
+    place.operator("--ray-cluster", "ray", "--images-per-worker", "900")
+    name = place.experiment(scan=LONGER)
+    until_s = time.monotonic() + WAIT_S
+    while cluster.get("raycluster", "ray")["spec"]["workerGroupSpecs"][0]["replicas"] != 3:
+        assert time.monotonic() < until_s, (place.home / "operator.log").read_text()[-3000:]
+        time.sleep(0.2)
+    assert place.final(name)["phase"] == "Complete"
+    while place.operators:
+        place.operators[-1].terminate()
+        assert place.operators.pop().wait(30) == 0
 
 
 def test_keys_are_made_once_and_cleaned_up(place: Place) -> None:

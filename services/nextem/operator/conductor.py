@@ -25,6 +25,7 @@ STALE_S = 6.0
 """An instrument whose last heartbeat is older is not attached."""
 
 RETRY_S = 1.0
+REFUSED_S = 2.0
 CALL_S = 10.0
 _SCAN, _OPTICS = control_pb2.LEASE_SCOPE_SCAN, control_pb2.LEASE_SCOPE_OPTICS
 _TAKES_COMMANDS = frozenset(
@@ -97,7 +98,7 @@ class Conductor:
         self._lock = threading.Lock()
         self._watched: dict[str, _Watch] = {}
         self._sending: set[str] = set()
-        self._refused: dict[str, str] = {}
+        self._refused: dict[str, tuple[str, float]] = {}
         self._stop = threading.Event()
 
     def close(self) -> None:
@@ -127,8 +128,9 @@ class Conductor:
         return command_id in self._sending
 
     def refused(self, experiment: Experiment) -> str:
-        """Why the lease was refused the last time."""
-        return self._refused.get(experiment.uid, "")
+        """Why it could not be submitted a moment ago: it is tried again after :data:`REFUSED_S`."""
+        why, at_s = self._refused.get(experiment.uid, ("", 0.0))
+        return why if self._now_s() - at_s < REFUSED_S else ""
 
     def submit(self, experiment: Experiment, order: Submit) -> None:
         """Gives a command; returns at once. The ledger has what becomes of it."""
@@ -157,11 +159,10 @@ class Conductor:
                 if order.unblank:
                     self._unblank(experiment, lease, command_id)
                 self._until_decided(experiment, self._acquire(experiment, lease, command_id))
-        except LeaseRefused as error:
-            with self._lock:
-                self._refused[experiment.uid] = str(error)
-        except grpc.RpcError as error:
+        except (LeaseRefused, grpc.RpcError) as error:
             logger.warning("%s: %s; trying again", experiment.label, error)
+            with self._lock:
+                self._refused[experiment.uid] = str(error), self._now_s()
         finally:
             with self._lock:
                 self._sending.discard(command_id)

@@ -114,7 +114,7 @@ class Observed:
     """The world at one moment. ``now`` is RFC 3339; ``now_s`` counts seconds on any clock.
 
     ``seen`` is of the newest command given, or the first that would be. ``sending``: it is on its way now.
-    ``refused``: why the lease for it was refused. ``ahead`` is who comes before on this instrument.
+    ``refused``: why it could not be submitted a moment ago. ``ahead`` is who comes before on this instrument.
     ``quiet_s``: for how long nothing has changed at the instrument and in the log.
     """
 

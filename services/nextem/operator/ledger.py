@@ -26,7 +26,12 @@ from nextem.wire.log import (
 
 logger = logging.getLogger(__name__)
 
-TOPICS = (ACQUISITIONS, PRODUCTS, AUDIT)
+DEEDS = (ACQUISITIONS, AUDIT)
+"""Topics that say what was done: nothing is decided before they were read."""
+
+RESULTS = (PRODUCTS,)
+"""What came of it. While a scan runs it grows faster than one may want to wait for."""
+
 POLL_S = 0.2
 _FINAL = frozenset(
     {
@@ -216,7 +221,7 @@ class Ledger:
 class LogReader:
     """One thread that brings the log's records into a ledger; :meth:`start`, then :meth:`close`."""
 
-    def __init__(self, log: Log, ledger: Ledger, topics: Iterable[str] = TOPICS) -> None:
+    def __init__(self, log: Log, ledger: Ledger, topics: Iterable[str]) -> None:
         self._log, self._ledger, self._topics = log, ledger, tuple(topics)
         self._stop, self._caught_up = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="operator-log", daemon=True)
@@ -245,7 +250,7 @@ class LogReader:
                             continue
                         for record in records:
                             self._take(record)
-                        if not records and not consumer.lag():
+                        if not self.caught_up and consumer.assigned() and not consumer.lag():
                             self._caught_up.set()
             except RetryableLogError as error:
                 self._caught_up.clear()

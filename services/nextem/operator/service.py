@@ -22,7 +22,7 @@ from nextem.operator.crd import GROUP, PLURAL, VERSION
 from nextem.operator.desired import Action, Observed, Stop, Submit, desired
 from nextem.operator.experiment import Experiment, Status
 from nextem.operator.leader import Leadership
-from nextem.operator.ledger import Ledger, LogReader
+from nextem.operator.ledger import DEEDS, RESULTS, Ledger, LogReader
 from nextem.operator.objects import load_kubernetes
 from nextem.operator.scale import RayWorkers, Scaler
 from nextem.wire.health import Health
@@ -219,10 +219,11 @@ def run_operator(
         log = open_log(options.log)
         closing.callback(log.close)
         ledger = Ledger(store=options.store)
-        reader = LogReader(log, ledger)
-        closing.callback(reader.close)
-        reader.start()
-        health.check("log", lambda: "" if reader.caught_up else "it is not read to its end yet")
+        deeds, results = LogReader(log, ledger, DEEDS), LogReader(log, ledger, RESULTS)
+        for reader in (deeds, results):
+            closing.callback(reader.close)
+            reader.start()
+        health.check("log", lambda: "" if deeds.caught_up else "it is not read to its end yet")
         ready()
         leadership = Leadership(options.lease, options.namespace, identity, stop)
         closing.callback(leadership.release)
@@ -231,7 +232,7 @@ def run_operator(
         conductor = Conductor(steering, ledger, options.holder)
         closing.callback(conductor.close)
         registry = kopf.OperatorRegistry()
-        operator = Operator(Reconciler(conductor, ledger, lambda: reader.caught_up, time.monotonic), registry)
+        operator = Operator(Reconciler(conductor, ledger, lambda: deeds.caught_up, time.monotonic), registry)
         if options.ray_cluster:
             group = RayWorkers(options.namespace, options.ray_cluster)
             scaler = Scaler(group, operator.known, options.images_per_worker_s)

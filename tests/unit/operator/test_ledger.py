@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import time
+from contextlib import closing
+from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nextem.operator.experiment import Frames
-from nextem.operator.ledger import Ledger
+from nextem.operator.ledger import DEEDS, Ledger, LogReader
 from nextem.v1 import acquisition_pb2, control_pb2, product_pb2
-from nextem.wire.log import ACQUISITIONS, AUDIT, PRODUCTS, Position, Record
+from nextem.wire.log import ACQUISITIONS, AUDIT, PRODUCTS, Position, Record, open_log
 
 STATES = control_pb2.CommandState
 _OFFSETS = itertools.count()
@@ -119,3 +122,21 @@ def test_it_is_quiet_since_the_last_word_of_a_command_or_what_it_made() -> None:
     ledger.read(MADE)
     now_s = 6.0
     assert (ledger.quiet_s("c"), ledger.quiet_s("other")) == (1.0, 0.0)
+
+
+def test_a_reader_has_caught_up_once_everything_that_was_there_is_read(tmp_path: Path) -> None:
+    ledger = Ledger()
+    with closing(open_log(str(tmp_path / "log"))) as log:
+        for each in (outcome("STARTED"), outcome("DONE")):
+            log.append(AUDIT, bytes(each.value)).result()
+        reader = LogReader(log, ledger, DEEDS)
+        assert not reader.caught_up
+        reader.start()
+        until_s = time.monotonic() + 30
+        while not reader.caught_up:
+            assert time.monotonic() < until_s
+            time.sleep(0.01)
+        seen = ledger.seen("c")
+        assert seen is not None
+        assert seen.over
+        reader.close()
