@@ -30,11 +30,8 @@ PLAN: dict[str, Any] = {
     "reduction": {"masks": [{"name": "bright", "centerYPx": 127.5, "centerXPx": 127.5, "outerPx": 20}]},
     "analyses": [{"name": "virtual_images"}, {"name": "mean_pattern"}],
 }
-LONG = {"sizeY": 80, "sizeX": 80, "stepNm": 2, "dwellS": 0.0005}
-"""Positions for over three seconds."""
-
-
-LONGER = {**LONG, "sizeY": 320}
+LONG = {"sizeY": 320, "sizeX": 80, "stepNm": 2, "dwellS": 0.0005}
+"""Positions for over twelve seconds."""
 
 
 @dataclass
@@ -201,7 +198,7 @@ def test_stopped_by_its_owner_it_ends_with_an_exact_account(place: Place) -> Non
     status = place.final(name)
     assert (status["phase"], status["reason"]) == ("Stopped", "Stopped"), status
     frames = status["frames"]
-    assert frames["announced"] == frames["stored"] + frames["lost"] == 6400
+    assert frames["announced"] == frames["stored"] + frames["lost"] == 25_600
 
 
 def test_a_second_one_waits_its_turn_or_is_refused_as_it_says(place: Place) -> None:
@@ -232,7 +229,7 @@ def test_an_operator_that_dies_at_any_point_changes_nothing(place: Place, moment
 
 def test_a_scan_that_is_cut_short_is_done_again_with_the_beam_on(place: Place) -> None:
     """The steering service is silent: the edge stops the scan and blanks the beam."""
-    name = place.experiment(scan=LONGER)
+    name = place.experiment(scan=LONG)
     first = place.until(name, lambda status: status.get("frames", {}).get("stored", 0) > 0)
     steering = place.child("steer")
     os.kill(steering, signal.SIGSTOP)
@@ -257,7 +254,7 @@ def test_a_person_submits_watches_and_stops_with_and_without_objects(place: Plac
 
     plan, long = tmp_path / "Plan one.json", tmp_path / "long.yaml"
     plan.write_text(json.dumps(PLAN))
-    long.write_text(json.dumps({"kind": "Experiment", "spec": {"plan": {**PLAN, "scan": LONGER}}}))
+    long.write_text(json.dumps({"kind": "Experiment", "spec": {"plan": {**PLAN, "scan": LONG}}}))
     code, told = experiment("submit", str(plan), "--instrument", "simulator", "--wait")
     assert (code, "in the cluster at https://127.0.0.1" in told) == (0, True), told
     assert "experiment plan-one-" in told
@@ -270,7 +267,7 @@ def test_a_person_submits_watches_and_stops_with_and_without_objects(place: Plac
     acquisition = told.split("acquisition ")[1].split()[0]
     code, told = experiment("stop", acquisition, "--no-kubernetes")
     assert (code, "DONE" in told) == (0, True), told
-    name = place.experiment(scan=LONGER)
+    name = place.experiment(scan=LONG)
     place.phase(name, "Running")
     code, told = experiment("stop", name)
     assert code == 0, told
@@ -314,7 +311,7 @@ def test_workers_of_the_analysis_follow_what_is_open(place: Place) -> None:
         place.operators[-1].terminate()
         assert place.operators.pop().wait(30) == 0
     place.operator("--ray-cluster", "ray", "--images-per-worker", "900")
-    name = place.experiment(scan=LONGER)
+    name = place.experiment(scan=LONG)
     until_s = time.monotonic() + WAIT_S
     while cluster.get("raycluster", "ray")["spec"]["workerGroupSpecs"][0]["replicas"] != 3:
         assert time.monotonic() < until_s, (place.home / "operator.log").read_text()[-3000:]

@@ -12,9 +12,10 @@ from typing import Protocol
 
 import grpc
 
-from nextem.operator.desired import Instrument, Submit
+from nextem.operator.desired import Submit
 from nextem.operator.experiment import Experiment
 from nextem.operator.ledger import Ledger
+from nextem.operator.observed import Instrument
 from nextem.v1 import control_pb2
 from nextem.wire.ids import derived_id
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 from google.protobuf.message import DecodeError
 
-from nextem.operator.desired import EDGE, MadeProduct, Seen
 from nextem.operator.experiment import Frames, Product
+from nextem.operator.observed import EDGE, OVER, MadeProduct, Seen
 from nextem.v1 import acquisition_pb2, control_pb2, product_pb2
 from nextem.wire.log import (
     ACQUISITIONS,
@@ -33,14 +33,6 @@ RESULTS = (PRODUCTS,)
 """What came of it. While a scan runs it grows faster than one may want to wait for."""
 
 POLL_S = 0.2
-_FINAL = frozenset(
-    {
-        control_pb2.COMMAND_STATE_DONE,
-        control_pb2.COMMAND_STATE_FAILED,
-        control_pb2.COMMAND_STATE_REJECTED,
-        control_pb2.COMMAND_STATE_UNKNOWN,
-    }
-)
 
 
 @dataclass(slots=True)
@@ -150,7 +142,7 @@ class Ledger:
 
     def _outcome(self, instrument: str, outcome: control_pb2.Outcome) -> None:
         known = self._command(outcome.command_id)
-        if known.outcome.state in _FINAL:
+        if known.outcome.state in OVER:
             return
         known.outcome.CopyFrom(outcome)
         known.changed_s = self._now_s()
@@ -158,7 +150,7 @@ class Ledger:
             known.acquisition_id = outcome.acquisition_id
             self._made_by[outcome.acquisition_id] = outcome.command_id
         running = self._running.setdefault(instrument, set())
-        if outcome.state in _FINAL:
+        if outcome.state in OVER:
             running.discard(outcome.command_id)
         elif outcome.state == control_pb2.COMMAND_STATE_STARTED:
             running.add(outcome.command_id)

@@ -19,11 +19,12 @@ import kopf
 
 from nextem.operator.conductor import Conductor, Steering
 from nextem.operator.crd import GROUP, PLURAL, VERSION
-from nextem.operator.desired import Action, Observed, Stop, Submit, desired
+from nextem.operator.desired import Action, Stop, Submit, desired
 from nextem.operator.experiment import Experiment, Status
 from nextem.operator.leader import Leadership
 from nextem.operator.ledger import DEEDS, RESULTS, Ledger, LogReader
 from nextem.operator.objects import load_kubernetes
+from nextem.operator.observed import Observed
 from nextem.operator.scale import RayWorkers, Scaler
 from nextem.wire.health import Health
 from nextem.wire.ids import uuid7
@@ -84,7 +85,7 @@ class Reconciler:
             seen=self._ledger.seen(command_id),
             sending=self._conductor.sending(command_id),
             refused=self._conductor.refused(experiment),
-            ahead=_ahead(experiment, others),
+            ahead=ahead_of(experiment, others),
             policy_leads=self._conductor.policy_leads(experiment.instrument),
             quiet_s=self._ledger.quiet_s(command_id),
         )
@@ -104,7 +105,7 @@ class Reconciler:
                     logger.warning("%s: it cannot be stopped now: %s", experiment.label, error)
 
 
-def _ahead(experiment: Experiment, others: list[Experiment]) -> str:
+def ahead_of(experiment: Experiment, others: list[Experiment]) -> str:
     """Who is to use the instrument before: whoever is at it, or was there earlier."""
     before = [
         other

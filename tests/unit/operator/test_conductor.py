@@ -12,9 +12,10 @@ import grpc
 import pytest
 
 from nextem.operator.conductor import REFUSED_S, STALE_S, Conductor
-from nextem.operator.desired import Instrument, Submit
+from nextem.operator.desired import Submit
 from nextem.operator.experiment import Experiment
 from nextem.operator.ledger import Ledger
+from nextem.operator.observed import Instrument
 from nextem.v1 import control_pb2 as pb
 
 WAIT_S = 30.0

@@ -9,19 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nextem.operator.desired import (
-    PRODUCTS_S,
-    SETTLE_S,
-    Decision,
-    Instrument,
-    MadeProduct,
-    Observed,
-    Seen,
-    Stop,
-    Submit,
-    desired,
-)
+from nextem.operator.desired import PRODUCTS_S, SETTLE_S, Decision, Stop, Submit, desired
 from nextem.operator.experiment import Experiment, Frames, Product, Status
+from nextem.operator.observed import Instrument, MadeProduct, Observed, Seen
 from nextem.v1 import control_pb2 as pb
 
 NOW = "2026-01-01T00:00:00Z"
