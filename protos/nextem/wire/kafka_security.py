@@ -180,8 +180,11 @@ def split_address(rest: str) -> tuple[str, KafkaSecurity]:
 
 
 def with_security(address: str, file: Path) -> str:
-    """The address of a Kafka that is spoken to as ``file`` says."""
-    return f"{address}?security={quote(str(file.resolve()))}"
+    """The address of a Kafka that is spoken to as ``file`` says.
+
+    Links are kept: where Kubernetes mounts a file, what it points to has another name on each node.
+    """
+    return f"{address}?security={quote(str(file.absolute()))}"
 
 
 @contextlib.contextmanager

@@ -43,6 +43,13 @@ def test_an_address_without_a_file_is_in_the_clear() -> None:
     assert KafkaSecurity().acting == ""
 
 
+def test_a_mounted_file_keeps_its_name(tmp_path: Path) -> None:
+    """As Kubernetes mounts it: a link into a folder whose name changes."""
+    link = tmp_path / "mounted.toml"
+    link.symlink_to(written(tmp_path, ""))
+    assert with_security("kafka://a:1", link) == f"kafka://a:1?security={link}"
+
+
 @pytest.mark.parametrize(
     ("text", "why"),
     [
