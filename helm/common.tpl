@@ -49,7 +49,7 @@ securityContext:
 {{- end }}
 
 {{- define "nextem.probes" -}}
-startupProbe: {httpGet: {path: /startupz, port: health}, periodSeconds: 2, failureThreshold: 60}
+startupProbe: {httpGet: {path: /startupz, port: health}, periodSeconds: 2, failureThreshold: 150}
 readinessProbe: {httpGet: {path: /readyz, port: health}, periodSeconds: 5, timeoutSeconds: 3}
 livenessProbe: {httpGet: {path: /livez, port: health}, periodSeconds: 10, timeoutSeconds: 5, failureThreshold: 6}
 {{- end }}
