@@ -21,7 +21,7 @@ resources: {requests: {storage: {{ .size }}}}
 {{- define "nextem.hook" -}}
 helm.sh/hook: {{ .events }}
 helm.sh/hook-weight: {{ .weight | quote }}
-helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
+helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded,hook-failed
 helm.sh/hook-output-log-policy: hook-succeeded,hook-failed
 {{- end }}
 
