@@ -25,6 +25,7 @@ DOWN_AFTER_S = 120.0
 
 LOOK_S = 5.0
 _RAY = ("ray.io", "v1")
+_JSON_PATCH = "application/json-patch+json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,7 @@ class RayWorkers:
     def ask(self, replicas: int) -> None:
         change = {"op": "add", "path": "/spec/workerGroupSpecs/0/replicas", "value": replicas}
         with cluster():
-            self._api.patch_namespaced_custom_object(*self._where, [change])
+            self._api.patch_namespaced_custom_object(*self._where, [change], _content_type=_JSON_PATCH)
 
 
 class Scaler:
