@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import logging
 import os
 import signal
 from collections.abc import Iterator
@@ -19,17 +17,9 @@ from nextem.v1 import control_pb2 as pb
 pytestmark = [
     pytest.mark.kafka,
     pytest.mark.timeout(240),
-    # kafka-python leaves the sockets of refused connections to the garbage collector
+    pytest.mark.usefixtures("no_sockets_left"),
     pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def collect(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Leaves no such socket to another module's tests; log records would hold some by their tracebacks."""
-    caplog.set_level(logging.CRITICAL, logger="kafka")
-    yield
-    gc.collect()
 
 
 @pytest.fixture

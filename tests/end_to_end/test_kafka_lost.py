@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import gc
-import logging
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,17 +20,9 @@ pytestmark = [
     pytest.mark.ray,
     pytest.mark.kafka,
     pytest.mark.timeout(240),
-    # kafka-python leaves the sockets of refused connections to the garbage collector
+    pytest.mark.usefixtures("no_sockets_left"),
     pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def collect(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Leaves no such socket to another module's tests; log records would hold some by their tracebacks."""
-    caplog.set_level(logging.CRITICAL, logger="kafka")
-    yield
-    gc.collect()
 
 
 class Patient:
