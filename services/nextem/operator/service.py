@@ -28,12 +28,13 @@ from nextem.operator.observed import Observed
 from nextem.operator.scale import RayWorkers, Scaler
 from nextem.wire.health import Health
 from nextem.wire.ids import uuid7
-from nextem.wire.log import open_log
+from nextem.wire.log import Log, RetryableLogError, open_log
 
 logger = logging.getLogger(__name__)
 
 TICK_S = BEAT_S = 0.5
 STOP_AGAIN_S = 2.0
+LOG_AGAIN_S = 1.0
 GIVE_UP_S = 60.0
 """A deleted object is let go after that long, where the end of its scan cannot be learnt."""
 
@@ -217,7 +218,9 @@ def run_operator(
     load_kubernetes()
     identity = f"{socket.gethostname()}-{os.getpid()}-{uuid7()[-12:]}"
     with ExitStack() as closing:
-        log = open_log(options.log)
+        log = _opened(options.log, stop)
+        if log is None:
+            return
         closing.callback(log.close)
         ledger = Ledger(store=options.store)
         deeds, results = LogReader(log, ledger, DEEDS), LogReader(log, ledger, RESULTS)
@@ -242,6 +245,17 @@ def run_operator(
         asyncio.run(_watch(options.namespace, registry, stop, health))
     if leadership.lost.is_set():
         raise LeadershipLost("another operator may act now: this one ends")
+
+
+def _opened(address: str, stop: threading.Event) -> Log | None:
+    """Waits for brokers that are not there yet; None where ``stop`` came first."""
+    while not stop.is_set():
+        try:
+            return open_log(address)
+        except RetryableLogError as error:
+            logger.warning("%s; trying again", error)
+            stop.wait(LOG_AGAIN_S)
+    return None
 
 
 class LeadershipLost(Exception):
