@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from nextem.wire.broker_log import (
@@ -40,7 +42,10 @@ from nextem.wire.kafka_client import (
 )
 from nextem.wire.kafka_consumer import KafkaLogConsumer
 from nextem.wire.kafka_security import split_address
-from nextem.wire.log import PARTITIONS, Appended, LogError, Position
+from nextem.wire.log import PARTITIONS, Appended, LogError, LogUnavailable, Position
+
+OVERDUE_S = 5.0
+"""How long after its delivery time-out a record may have no fate before its client counts as stuck."""
 
 
 def answers(bootstrap: str, timeout_s: float) -> bool:
@@ -58,10 +63,10 @@ def answers(bootstrap: str, timeout_s: float) -> bool:
 
 
 class _Pending:
-    """The promise of one append."""
+    """The promise of one append. ``stuck`` is called where its fate is not known long after it had to be."""
 
-    def __init__(self, future: Any, doing: str) -> None:
-        self._future, self._doing = future, doing
+    def __init__(self, future: Any, doing: str, until_s: float, stuck: Callable[[], None]) -> None:
+        self._future, self._doing, self._until_s, self._stuck = future, doing, until_s, stuck
 
     def result(self, timeout_s: float | None = None) -> Position:
         try:
@@ -69,6 +74,11 @@ class _Pending:
         except errors.KafkaError as error:
             # The wait and the delivery time out with the same type; only the future knows which it was.
             if not self._future.is_done:
+                if time.monotonic() > self._until_s:
+                    self._stuck()
+                    raise LogUnavailable(
+                        f"Kafka: {self._doing}: the client is stuck, and made anew"
+                    ) from error
                 raise TimeoutError(f"Kafka has not acknowledged the record within {timeout_s} s") from error
             if self._future.exception is not None:
                 raise translate(self._future.exception, self._doing) from error
@@ -159,14 +169,31 @@ class KafkaLog(BrokerLog):
                     # It stays refused; another may have been granted something by now.
                     self._producer.close(timeout=0)
                     self._producer, self._refused = self._new_producer(), False
-            future = self._producer.send(topic, value, key or None, list(headers.items()), partition)
+                producer = self._producer
+            future = producer.send(topic, value, key or None, list(headers.items()), partition)
 
         def told(outcome: object) -> None:
             self._refused = self._refused or refused_for_good(outcome)
             self._window.give(size, _failure(outcome, doing))
 
         future.add_both(told)
-        return _Pending(future, doing)
+        until_s = time.monotonic() + self._delivery_s + OVERDUE_S
+        return _Pending(future, doing, until_s, partial(self._replace, producer))
+
+    def _replace(self, stuck: KafkaProducer) -> None:
+        """Another producer in place of this one, whose waiting records all fail now. Raises LogUnavailable.
+
+        kafka-python 3.0 may stop sending for good: it waits for a new producer id after records have expired
+        while their broker was away, and asks for none.
+        """
+        with self._lock:
+            if self._producer is not stuck:
+                return
+            with translated("dialling anew"):
+                self._producer = self._new_producer()
+        stuck._sender.force_close()  # close() alone would wait for the records first, in vain
+        with contextlib.suppress(errors.KafkaError):
+            stuck.close(timeout=0)
 
     def _ensure(self, topic: str) -> int:
         with (
