@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
+import signal
 import socket
 import stat
 import sys
@@ -116,6 +118,30 @@ def test_a_taken_port_is_told(tmp_path: Path, bootstrap: str) -> None:
         with pytest.raises(BrokerUnavailable, match=f"port {port} "):
             broker.start(tmp_path, port)
     assert broker.status(tmp_path) is None
+
+
+@clients
+def test_a_record_that_expires_does_not_keep_back_the_next(
+    data_dir: Path, bootstrap: str, client: Client
+) -> None:
+    """kafka-python then gives up its producer's id and never asks for another."""
+    topic = f"test.{uuid7()}"
+    told = broker.status(data_dir)
+    assert told is not None
+    with closing(client(bootstrap, delivery_timeout_s=4.0)) as log:
+        log.append(topic, b"before").result(PATIENCE_S)
+        os.kill(told.pid, signal.SIGSTOP)
+        try:
+            promises = [log.append(topic, b"expires") for _ in range(3)]
+            for promise in promises:
+                with pytest.raises(LogUnavailable):
+                    promise.result(PATIENCE_S)
+        finally:
+            os.kill(told.pid, signal.SIGCONT)
+        with pytest.raises(LogUnavailable):
+            log.flush(PATIENCE_S)  # it tells of the expired ones, once
+        assert log.append(topic, b"after").result(PATIENCE_S).topic == topic
+        log.flush(PATIENCE_S)
 
 
 @clients

@@ -33,10 +33,11 @@ from nextem.wire.kafka_client import (
     KafkaAdminClient,
     KafkaProducer,
     TopicPartition,
+    abandon,
     connecting,
     errors,
-    refused_for_good,
     require_fast_checksums,
+    takes_no_more,
     translate,
     translated,
 )
@@ -74,7 +75,7 @@ class _Pending:
         except errors.KafkaError as error:
             # The wait and the delivery time out with the same type; only the future knows which it was.
             if not self._future.is_done:
-                if time.monotonic() > self._until_s:
+                if self._overdue:
                     self._stuck()
                     raise LogUnavailable(
                         f"Kafka: {self._doing}: the client is stuck, and made anew"
@@ -86,7 +87,11 @@ class _Pending:
         return Position(told.topic, told.partition, told.offset)
 
     def done(self) -> bool:
-        return bool(self._future.is_done)
+        return bool(self._future.is_done) or self._overdue
+
+    @property
+    def _overdue(self) -> bool:
+        return time.monotonic() > self._until_s
 
 
 class KafkaLog(BrokerLog):
@@ -111,7 +116,7 @@ class KafkaLog(BrokerLog):
         brokers, self._security = split_address(bootstrap)
         self._client = {**CLIENT, "bootstrap_servers": addresses(brokers), **self._security.kafka_python()}
         self._delivery_s = delivery_timeout_s
-        self._refused = False
+        self._spent: KafkaProducer | None = None  # told of a record that it takes no more
         with connecting(f"connecting to {brokers}{self._as}", brokers, self._security):
             self._producer = self._new_producer()
 
@@ -164,36 +169,28 @@ class KafkaLog(BrokerLog):
     ) -> Appended:
         doing = f"append to {topic}{self._as}"
         with translated(doing):
-            with self._lock:
-                if self._refused:
-                    # It stays refused; another may have been granted something by now.
-                    self._producer.close(timeout=0)
-                    self._producer, self._refused = self._new_producer(), False
-                producer = self._producer
+            if self._producer is self._spent:
+                self._replace(self._spent)
+            producer = self._producer
             future = producer.send(topic, value, key or None, list(headers.items()), partition)
 
         def told(outcome: object) -> None:
-            self._refused = self._refused or refused_for_good(outcome)
+            if takes_no_more(outcome):
+                self._spent = producer
             self._window.give(size, _failure(outcome, doing))
 
         future.add_both(told)
         until_s = time.monotonic() + self._delivery_s + OVERDUE_S
         return _Pending(future, doing, until_s, partial(self._replace, producer))
 
-    def _replace(self, stuck: KafkaProducer) -> None:
-        """Another producer in place of this one, whose waiting records all fail now. Raises LogUnavailable.
-
-        kafka-python 3.0 may stop sending for good: it waits for a new producer id after records have expired
-        while their broker was away, and asks for none.
-        """
+    def _replace(self, spent: KafkaProducer) -> None:
+        """Another producer in place of this one, whose records all fail now. Raises LogUnavailable."""
         with self._lock:
-            if self._producer is not stuck:
+            if self._producer is not spent:
                 return
             with translated("dialling anew"):
                 self._producer = self._new_producer()
-        stuck._sender.force_close()  # close() alone would wait for the records first, in vain
-        with contextlib.suppress(errors.KafkaError):
-            stuck.close(timeout=0)
+        abandon(spent)
 
     def _ensure(self, topic: str) -> int:
         with (

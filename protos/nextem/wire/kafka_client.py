@@ -39,10 +39,11 @@ __all__ = [
     "MemberState",
     "OffsetAndMetadata",
     "TopicPartition",
+    "abandon",
     "connecting",
     "errors",
-    "refused_for_good",
     "require_fast_checksums",
+    "takes_no_more",
     "translate",
     "translated",
 ]
@@ -81,7 +82,12 @@ CLIENT: Mapping[str, Any] = {
 }
 _UNTRUSTED = (errors.SaslAuthenticationFailedError, errors.UnsupportedSaslMechanismError)
 _DIALS = 5
-_RETRYABLE = (errors.RetriableError, errors.BrokerNotAvailableError, errors.RebalanceInProgressError)
+_RETRYABLE = (
+    errors.RetriableError,
+    errors.BrokerNotAvailableError,
+    errors.RebalanceInProgressError,
+    errors.IllegalStateError,  # of the client, never of the record: that of a producer which was abandoned
+)
 
 
 def translate(error: errors.KafkaError, doing: str) -> LogError:
@@ -104,6 +110,22 @@ def translated(doing: str) -> Iterator[None]:
         yield
     except errors.KafkaError as error:
         raise translate(error, doing) from error
+
+
+def takes_no_more(outcome: object) -> bool:
+    """Whether the producer that tells this of a record must be replaced.
+
+    One that let a record expire, once it had sent it, gives up its id and never asks for another
+    (kafka-python 3.0): it would send nothing any more, and tell nothing of what it was given.
+    """
+    return isinstance(outcome, errors.KafkaTimeoutError) or refused_for_good(outcome)
+
+
+def abandon(producer: KafkaProducer) -> None:
+    """Closes a producer that takes no more. What it still holds fails, and may be in the log all the same."""
+    producer._sender.force_close()  # its own close waits for what it holds, and then gives up
+    with contextlib.suppress(errors.KafkaError):
+        producer.close(timeout=0)
 
 
 def refused_for_good(error: object) -> bool:
