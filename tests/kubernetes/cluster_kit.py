@@ -75,14 +75,14 @@ class Namespace:
         found = self.kubectl("get", kind, name, "-o", "json", "--ignore-not-found")
         return json.loads(found) if found.strip() else None
 
-    def list(self, kind: str, selector: str = "") -> list[Object]:
+    def objects(self, kind: str, selector: str = "") -> list[Object]:
         listed = self.kubectl("get", kind, "-o", "json", *(("-l", selector) if selector else ()))
         items: list[Object] = json.loads(listed)["items"]
         return items
 
     def pods(self, component: str) -> list[Object]:
         """Pods of a component that are not on their way out."""
-        found = self.list("pods", f"app.kubernetes.io/component={component}")
+        found = self.objects("pods", f"app.kubernetes.io/component={component}")
         return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
 
     def ready(self, component: str) -> list[Object] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from experiment_kit import SEED, plan
@@ -50,6 +51,6 @@ def assert_true(made: Arrays, acquisition_id: str, side: int) -> None:
     np.testing.assert_allclose(_array(made["mean_pattern"]), total / side**2, rtol=1e-6)
 
 
-def _array(product: tuple[str, tuple[int, ...], bytes]) -> NDArray[np.generic]:
+def _array(product: tuple[str, tuple[int, ...], bytes]) -> NDArray[Any]:
     dtype, shape, data = product
     return np.frombuffer(data, dtype).reshape(shape)

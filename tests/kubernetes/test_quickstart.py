@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import time
 import urllib.request
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ SIDE = 64
 
 
 @pytest.fixture(scope="module")
-def done(release: Release) -> dict[str, Any]:
+def done(release: Release) -> Iterator[dict[str, Any]]:
     """The status of an experiment that has ended; the first one after the install."""
     applied = time.time()
     with carried_out(release.namespace, "first", plan(SIDE)):
@@ -33,7 +34,7 @@ def done(release: Release) -> dict[str, Any]:
         print(f"kubectl apply until the products are whole: {time.time() - applied:.1f} s")
         print(release.namespace.kubectl("get", "experiments"))
         print(release.namespace.kubectl("describe", "experiment", "first"))
-        yield ended  # type: ignore[misc]
+        yield ended
 
 
 def test_an_experiment_ends_complete_with_no_frame_lost(done: dict[str, Any]) -> None:

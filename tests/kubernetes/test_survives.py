@@ -77,7 +77,7 @@ def test_the_deletion_of_a_ray_node(release: Release, kind: str) -> None:
     _in_mid_scan(
         release,
         f"without-ray-{kind}",
-        lambda: _delete(release, release.namespace.list("pods", f"ray.io/node-type={kind}")),
+        lambda: _delete(release, release.namespace.objects("pods", f"ray.io/node-type={kind}")),
     )
 
 
