@@ -23,6 +23,9 @@ from oracle_kit import assert_true
 from store_kit import arrays, opened
 
 SIDE = 96
+LONG_SIDE = 192
+"""Long enough for `helm upgrade`, whose hook runs before anything is replaced."""
+
 IN_THE_MIDDLE = 1000
 LONG_S = 300
 
@@ -40,18 +43,20 @@ def _until_ready(release: Release) -> None:
         wait_until(f"{component} is ready", lambda c=component: release.namespace.ready(c), LONG_S)  # type: ignore[misc]
 
 
-def _in_mid_scan(release: Release, name: str, disturb: Callable[[], None]) -> dict[str, Any]:
+def _in_mid_scan(
+    release: Release, name: str, disturb: Callable[[], None], side: int = SIDE
+) -> dict[str, Any]:
     """The end of an experiment that is disturbed in the middle of its scan; its products are checked."""
-    with carried_out(release.namespace, name, plan(SIDE)):
+    with carried_out(release.namespace, name, plan(side)):
         until_frames(release.namespace, name, IN_THE_MIDDLE)
         started = time.monotonic()
         disturb()
         ended = until_phase(release.namespace, name, FINAL, LONG_S)
         retried = ended.get("cutShort", 0)
         print(f"{name}: {time.monotonic() - started:.1f} s to {ended['phase']}, scans repeated: {retried}")
-        assert_whole(ended, SIDE)
+        assert_whole(ended, side)
         with opened(release) as store:
-            assert_true(arrays(store, ended["acquisitionID"]), ended["acquisitionID"], SIDE)
+            assert_true(arrays(store, ended["acquisitionID"]), ended["acquisitionID"], side)
         return ended
 
 
@@ -85,22 +90,24 @@ def test_an_upgrade_in_mid_scan(release: Release) -> None:
     """A setting changes, so every process is replaced."""
 
     def upgrade() -> None:
-        run(*_upgrade(release, "common.settings.verbose=true"), timeout_s=LONG_S)
+        settings = ("common.settings.verbose=true", "nextem-edge.common.settings.verbose=true")
+        run(*_upgrade(release, *settings), timeout_s=LONG_S)
+        _delete(release, release.namespace.pods("analysis"))  # as docs/operate.md says: KubeRay leaves them
 
-    _in_mid_scan(release, "upgraded", upgrade)
+    _in_mid_scan(release, "upgraded", upgrade, LONG_SIDE)
 
 
 def test_a_bad_image_is_rolled_back(release: Release) -> None:
     """The new steering service never gets ready; `helm upgrade --atomic` goes back, and the scan is whole."""
 
     def upgrade() -> None:
-        bad = _upgrade(release, "image.tag=not-there", "image.pullPolicy=Never")
+        bad = _upgrade(release, f"image.digests.steering=sha256:{'0' * 64}")
         done = subprocess.run(
             [*bad, "--atomic", "--timeout=60s"], capture_output=True, text=True, check=False
         )
         assert done.returncode != 0
 
-    _in_mid_scan(release, "rolled-back", upgrade)
+    _in_mid_scan(release, "rolled-back", upgrade, LONG_SIDE)
 
 
 def test_a_second_experiment_waits_its_turn_or_is_refused(release: Release) -> None:
