@@ -10,7 +10,7 @@ from cluster_kit import Refused, Release, run, wait_until
 from experiment_kit import experiment, plan, until_frames
 
 _KINDS = (
-    "pods,services,deployments,statefulsets,jobs,rayclusters,secrets,configmaps,persistentvolumeclaims,"
+    "pods,services,deployments,statefulsets,jobs,rayclusters,secrets,configmaps,"
     "serviceaccounts,roles,rolebindings,networkpolicies,leases,experiments"
 )
 _OF_THE_CLUSTER = {"configmap/kube-root-ca.crt", "serviceaccount/default"}
@@ -30,6 +30,8 @@ def test_an_uninstall_in_mid_scan_leaves_no_object_and_no_finalizer(release: Rel
         return {f"{o['kind'].lower()}/{o['metadata']['name']}" for o in listed} - _OF_THE_CLUSTER
 
     wait_until(f"nothing is left: {left()}", lambda: not left() or None, 120, poll_s=1)
+    for claim in namespace.objects("persistentvolumeclaims"):
+        assert f"left on purpose: volume claim {claim['metadata']['name']}" in told
 
 
 def test_an_uninstall_leaves_nothing_in_the_cluster_at_large(release: Release) -> None:
