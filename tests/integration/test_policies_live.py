@@ -30,6 +30,7 @@ from nextem.steering.policies.sparse import Options as SparseOptions
 from nextem.steering.policies.sparse import SparseScan
 from nextem.steering.service import SteeringOptions, run_steering
 from nextem.v1 import control_pb2, plan_pb2
+from nextem.wire.folder_store import PARTIAL
 from nextem.wire.ids import uuid7
 from nextem.wire.store import open_store
 
@@ -79,6 +80,10 @@ class Station:
     def progress(self) -> Path:
         return self.folder / "steering"
 
+    def kept(self) -> list[Path]:
+        """The checkpoints of what is steered now."""
+        return [path for path in self.progress.iterdir() if path.name != PARTIAL]
+
     def steering(self, port: int = 0) -> None:
         """Starts the steering service; ``self.running`` stops it. ``self.client`` talks to it."""
         self.running = running = ExitStack()
@@ -122,7 +127,7 @@ class Station:
 
     def wait_over(self) -> None:
         """Until the policy has begun, ended, and its checkpoint has gone."""
-        self.wait(lambda: self.progress.is_dir() and not any(self.progress.iterdir()))
+        self.wait(lambda: self.progress.is_dir() and not self.kept())
 
     def steered(self, action: str) -> list[tuple[control_pb2.Command, control_pb2.Outcome]]:
         """The policy's commands of this action, in order, each with what became of it."""
@@ -259,7 +264,7 @@ def test_a_restart_in_between_goes_on_with_the_same_images(station: Callable[...
     port = scope.port
     scope.running.close()
     before = len(scope.outcomes)
-    (kept,) = scope.progress.iterdir()
+    (kept,) = scope.kept()
     scope.steering(port)
     scope.wait_over()
     assert before < len(scope.outcomes)
