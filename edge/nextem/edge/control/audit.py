@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 _AT_MOST = 10_000
 _AT_ONCE = 100
 _RETRY_S = 0.5
-_GATHER_S = 0.02
+_GATHER_S = 0.05
 """The events of one command are sealed together, after it: meanwhile it needs the disk itself."""
 _LAST_S = 5.0
 _LARGEST = MAX_RECORD_BYTES - 8192  # key, headers with a certificate, and link come on top
