@@ -13,9 +13,12 @@ demo: $(VENV)/.installed
 	$(BIN)/nextem demo $(ARGS)
 
 # Files of tests in two processes, each with a broker of its own; the long ones stand first. WORKERS=0: in one process.
+# A process that dies is not replaced: xdist would wait for ever for one that comes after the last file was given out.
+# The fault handler is for a test that no signal ends: it shows the stacks and ends its process.
 WORKERS ?= 2
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0 \
+	  -o faulthandler_timeout=1000 -o faulthandler_exit_on_timeout=true $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
