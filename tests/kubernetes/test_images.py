@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from typing import Any
 
 import pytest
 from cluster_kit import DEPLOYABLES, VERSION, run
@@ -19,8 +20,9 @@ def image(request: pytest.FixtureRequest, built: dict[str, str]) -> str:
     return built[request.param]
 
 
-def inspect(engine: str, image: str) -> dict:  # type: ignore[type-arg]
-    return json.loads(run(engine, "image", "inspect", image))[0]
+def inspect(engine: str, image: str) -> dict[str, Any]:
+    found: list[dict[str, Any]] = json.loads(run(engine, "image", "inspect", image))
+    return found[0]
 
 
 def inside(engine: str, image: str, script: str, *options: str) -> str:
@@ -61,3 +63,15 @@ def test_an_image_runs_with_its_file_system_read_only(engine: str, image: str) -
     command = COMMANDS[image.split(":")[0].removeprefix("nextem-")]
     told = run(engine, "run", "--rm", "--read-only", "--tmpfs", "/tmp:exec", image, command, "--help")
     assert told.startswith(f"Usage: nextem {command}")
+
+
+def test_a_container_that_is_stopped_at_once_ends_at_once(engine: str, image: str) -> None:
+    command = COMMANDS[image.split(":")[0].removeprefix("nextem-")]
+    options = ("--detach", "--read-only", "--tmpfs", "/tmp:exec")
+    container = run(engine, "run", *options, image, command).strip()
+    try:
+        run(engine, "stop", "--time", "60", container)
+        state = json.loads(run(engine, "inspect", container))[0]["State"]
+    finally:
+        run(engine, "rm", "--force", container)
+    assert state["ExitCode"] in (0, 143)  # 137: by SIGKILL, because the stop was not heard
