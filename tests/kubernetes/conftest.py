@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -110,7 +111,7 @@ def release(loaded: dict[str, str], durable: bool) -> Iterator[Release]:
     try:
         run(*helm("install", RELEASE, namespace, persistence), timeout_s=600)
         for component in COMPONENTS:
-            wait_until(f"{component} is ready", lambda c=component: namespace.ready(c), 400)  # type: ignore[misc]
+            wait_until(f"{component} is ready", partial(namespace.ready, component), 400)
         yield Release(RELEASE, namespace, time.monotonic() - started, persistence)
     except BaseException:
         print(namespace.kubectl("get", "pods", "-o", "wide"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -40,7 +41,7 @@ def all_ready(release: Release) -> Iterator[None]:
 
 def _until_ready(release: Release) -> None:
     for component in COMPONENTS:
-        wait_until(f"{component} is ready", lambda c=component: release.namespace.ready(c), LONG_S)  # type: ignore[misc]
+        wait_until(f"{component} is ready", partial(release.namespace.ready, component), LONG_S)
 
 
 def _in_mid_scan(
