@@ -47,10 +47,16 @@ def kafka_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture
-def no_sockets_left(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """For a broker that goes away: kafka-python leaves the sockets of refused connections to the garbage
-    collector, and log records would hold some by their tracebacks. None is left to another module's tests.
+def no_sockets_left() -> Iterator[None]:
+    """For a broker that goes away or refuses: kafka-python leaves the sockets of refused connections to the
+    garbage collector, and log records would hold some by their tracebacks. None is left to another module's
+    tests. The clients are silent: they report every refusal, which is what such tests are about.
     """
-    caplog.set_level(logging.CRITICAL, logger="kafka")
+    clients = [logging.getLogger(name) for name in ("kafka", "confluent_kafka")]
+    levels = [client.level for client in clients]
+    for client in clients:
+        client.setLevel(logging.CRITICAL)
     yield
+    for client, level in zip(clients, levels, strict=True):
+        client.setLevel(level)
     gc.collect()

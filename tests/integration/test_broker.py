@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import logging
 import os
 import signal
 import socket
@@ -33,8 +31,11 @@ from nextem.wire.log import (
     open_log,
 )
 
-# kafka-python leaves the sockets of refused connections to the garbage collector.
-pytestmark = [pytest.mark.kafka, pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")]
+pytestmark = [
+    pytest.mark.kafka,
+    pytest.mark.usefixtures("no_sockets_left"),
+    pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
+]
 PATIENCE_S = 30.0
 clients = pytest.mark.parametrize("client", [KafkaLog, ConfluentLog])
 Client = type[KafkaLog] | type[ConfluentLog]
@@ -52,18 +53,8 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     broker.stop(folder)
 
 
-@pytest.fixture(autouse=True)
-def collect() -> Iterator[None]:
-    """Leaves no such socket to another module's tests."""
-    yield
-    gc.collect()
-
-
 @pytest.fixture
 def bootstrap(data_dir: Path) -> str:
-    # The client reports every lost connection; that is what these tests are about.
-    for name in ("kafka", "confluent_kafka"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
     return broker.start(data_dir).removeprefix("kafka://")
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
-import logging
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -29,8 +27,11 @@ from nextem.wire.kafka_client import ConfigResource, ConfigResourceType, KafkaAd
 from nextem.wire.kafka_security import KafkaSecurityError, with_security
 from nextem.wire.log import ACQUISITIONS, AUDIT, CONFLUENT, FRAMES, KAFKA, LogForbidden, Record, open_log
 
-# kafka-python leaves the sockets of refused connections to the garbage collector.
-pytestmark = [pytest.mark.kafka, pytest.mark.filterwarnings("ignore:unclosed <s:ResourceWarning")]
+pytestmark = [
+    pytest.mark.kafka,
+    pytest.mark.usefixtures("no_sockets_left"),
+    pytest.mark.filterwarnings("ignore:unclosed <s:ResourceWarning"),  # of TLS too
+]
 PATIENCE_S = 30.0
 USERS = {f"edge-{site}": f"the word of {site}" for site in "abcde"}
 _SASL = {
@@ -132,15 +133,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
 
 @pytest.fixture(params=[KAFKA, CONFLUENT])
 def scheme(request: pytest.FixtureRequest) -> str:
-    for name in ("kafka", "confluent_kafka"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # clients report each refusal; they are the point
     return str(request.param)
-
-
-@pytest.fixture(autouse=True)
-def collect() -> Iterator[None]:
-    yield
-    gc.collect()
 
 
 @pytest.mark.parametrize("way", ["scram", "certificate"])
