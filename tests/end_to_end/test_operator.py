@@ -179,6 +179,20 @@ def test_over_the_dose_limit_it_fails_at_once_with_the_edge_s_reason(place: Plac
     assert status["submissions"] == 1
 
 
+def test_over_the_dose_limit_it_fails_at_once_also_while_another_runs(place: Place) -> None:
+    first = place.experiment(scan=LONG)
+    place.until(first, lambda status: status.get("frames", {}).get("stored", 0) > 0)
+    waits = place.experiment()
+    refused = place.final(place.experiment(plan={**PLAN, "doseEPerFrame": 1e9}))
+    assert (refused["phase"], refused["reason"], refused["submissions"]) == ("Failed", "Refused", 0), refused
+    assert refused["message"] == "limit:scan.dose_e_per_frame: 1000000000.0 > 1000000.0"
+    assert place.status(first)["phase"] == "Running"
+    assert place.phase(waits, "Waiting")["message"] == f"default/{first} comes first"
+    done = place.final(first)
+    assert (done["phase"], done["cutShort"], done["frames"]["lost"]) == ("Complete", 0, 0), done
+    assert place.final(waits)["phase"] == "Complete"
+
+
 def test_deleting_it_stops_the_scan_and_leaves_no_finalizer(place: Place) -> None:
     name = place.experiment(scan=LONG)
     started = place.phase(name, "Running")

@@ -29,7 +29,8 @@ def lines_of(event: control_pb2.SteeringEvent, where: str = "") -> Iterator[str]
     match event.WhichOneof("event"):
         case "command":
             command = event.command
-            asked = f"{command.issuer or 'somebody'} asks: {in_words(command)}"
+            how = "asks, as a dry run" if command.validate_only else "asks"
+            asked = f"{command.issuer or 'somebody'} {how}: {in_words(command)}"
             reason = "" if command.cause.reason in asked else command.cause.reason
             yield f"{command.command_id}  " + ": ".join(filter(None, (asked, reason)))
         case "outcome":

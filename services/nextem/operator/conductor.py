@@ -15,7 +15,7 @@ import grpc
 from nextem.operator.desired import Submit
 from nextem.operator.experiment import Experiment
 from nextem.operator.ledger import Ledger
-from nextem.operator.observed import Instrument
+from nextem.operator.observed import Instrument, Seen
 from nextem.v1 import control_pb2
 from nextem.wire.ids import derived_id
 
@@ -27,6 +27,9 @@ STALE_S = 6.0
 
 RETRY_S = 1.0
 REFUSED_S = 2.0
+DRY_RUN_S = 300.0
+"""After so long a dry run that was refused is tried again, while its experiment waits."""
+
 CALL_S = 10.0
 _SCAN, _OPTICS = control_pb2.LEASE_SCOPE_SCAN, control_pb2.LEASE_SCOPE_OPTICS
 _TAKES_COMMANDS = frozenset(
@@ -100,6 +103,7 @@ class Conductor:
         self._watched: dict[str, _Watch] = {}
         self._sending: set[str] = set()
         self._refused: dict[str, tuple[str, float]] = {}
+        self._verdicts: dict[str, tuple[Seen, float]] = {}
         self._stop = threading.Event()
 
     def close(self) -> None:
@@ -146,6 +150,26 @@ class Conductor:
         )
         thread.start()
 
+    def verdict(self, experiment: Experiment) -> Seen | None:
+        """What the edge said to a dry run of its plan; None where that is to be asked."""
+        seen, at_s = self._verdicts.get(experiment.uid, (None, 0.0))
+        refused = seen is not None and seen.state != control_pb2.COMMAND_STATE_VALIDATED
+        return None if refused and self._now_s() - at_s >= DRY_RUN_S else seen
+
+    def dry_run(self, experiment: Experiment) -> None:
+        """Asks the edge what it would say to the plan; returns at once. No lease is asked for.
+
+        Where no edge is there to answer, it is asked once one is.
+        """
+        command_id = derived_id(experiment.command_id(1), "dry run")
+        with self._lock:
+            if command_id in self._sending or self._stop.is_set():
+                return
+            self._sending.add(command_id)
+        threading.Thread(
+            target=self._ask, args=(experiment, command_id), name="operator-dry-run", daemon=True
+        ).start()
+
     def stop(self, experiment: Experiment, reason: str) -> None:
         """Stops the instrument: no lease is in its way. Raises ``grpc.RpcError``."""
         outcome = self._steering.stop(self._holder, reason, instrument=experiment.instrument)
@@ -164,6 +188,21 @@ class Conductor:
             logger.warning("%s: %s; trying again", experiment.label, error)
             with self._lock:
                 self._refused[experiment.uid] = str(error), self._now_s()
+        finally:
+            with self._lock:
+                self._sending.discard(command_id)
+
+    def _ask(self, experiment: Experiment, command_id: str) -> None:
+        command = self._acquire(experiment, control_pb2.Lease(), command_id)
+        command.validate_only = True
+        try:
+            with self._steering.submit(command) as outcomes:
+                for outcome in outcomes:
+                    seen = Seen(outcome.state, outcome.rule, outcome.detail)
+                    self._verdicts[experiment.uid] = seen, self._now_s()
+        except grpc.RpcError as error:
+            logger.warning("%s: no dry run: %s", experiment.label, error)
+            self._stop.wait(RETRY_S)
         finally:
             with self._lock:
                 self._sending.discard(command_id)

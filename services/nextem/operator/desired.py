@@ -36,6 +36,9 @@ PASSING = frozenset(
 )
 """Rules by which the edge refuses what it may allow a little later."""
 
+LASTING = ("capability", "dose_budget", "limit:scan.", "plan.schema_version", "rule:")
+"""How rules begin by which the edge refuses for good: to wait changes nothing about them."""
+
 DARK = "dark"
 """Purpose of a scan that is meant to be taken without the beam."""
 
@@ -64,7 +67,12 @@ class Stop:
     reason: str
 
 
-Action = Submit | Stop
+@dataclass(frozen=True, slots=True)
+class DryRun:
+    """Ask the edge what it would say to the plan, without a lease and whatever runs there."""
+
+
+Action = Submit | Stop | DryRun
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +113,13 @@ def _submit(experiment: Experiment, status: Status, observed: Observed, number: 
         return Decision(_waits(status, "NotAttached", at.why))
     unblank = at.blanked and at.safe_by == EDGE and status.cut_short > 0
     if busy := _busy(experiment, observed, unblank):
-        if experiment.waits or status.cut_short:
-            return Decision(_waits(status, "Busy", busy))
-        return Decision(_ended(status, "Failed", "Busy", f"{busy}, and busy is Refuse", observed.now))
+        if not (experiment.waits or status.cut_short):
+            return Decision(_ended(status, "Failed", "Busy", f"{busy}, and busy is Refuse", observed.now))
+        if observed.dry_run is None:
+            return Decision(_waits(status, "Busy", busy), (DryRun(),))
+        if observed.dry_run.rule.startswith(LASTING):
+            return _refused(status, observed.dry_run, observed)
+        return Decision(_waits(status, "Busy", busy))
     told = _waits(replace(status, submissions=number), "Submitting", "the plan is on its way to the edge")
     return Decision(told, (Submit(number, unblank),))
 
@@ -152,6 +164,11 @@ def _rejected(
         return Decision(_ended(status, "Stopped", "Stopped", f"it had not begun; {why}", observed.now))
     if seen.rule in PASSING:
         return _submit(experiment, status, observed, status.submissions + 1)
+    return _refused(status, seen, observed)
+
+
+def _refused(status: Status, seen: Seen, observed: Observed) -> Decision:
+    why = f"{seen.rule}: {seen.detail}"
     status = status.told(ACCEPTED, False, "Refused", why, observed.now)
     return Decision(_ended(status, "Failed", "Refused", why, observed.now))
 

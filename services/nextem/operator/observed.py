@@ -76,6 +76,7 @@ class Observed:
 
     ``seen`` is of the newest command given, or the first that would be. ``sending``: it is on its way now.
     ``refused``: why it could not be submitted a moment ago. ``ahead`` is who comes before on this instrument.
+    ``dry_run``: what the edge has said to a dry run of the plan, None where it has not been asked lately.
     ``policy_leads``: one of the steering service's holds a lease there. ``quiet_s``: for how long nothing was
     heard of the command, its acquisition and what these led to.
     """
@@ -86,5 +87,6 @@ class Observed:
     sending: bool = False
     refused: str = ""
     ahead: str = ""
+    dry_run: Seen | None = None
     policy_leads: bool = False
     quiet_s: float = 0.0

@@ -19,7 +19,7 @@ import kopf
 
 from nextem.operator.conductor import Conductor, Steering
 from nextem.operator.crd import GROUP, PLURAL, VERSION
-from nextem.operator.desired import Action, Stop, Submit, desired
+from nextem.operator.desired import Action, DryRun, Stop, Submit, desired
 from nextem.operator.experiment import Experiment, Status
 from nextem.operator.leader import Leadership
 from nextem.operator.ledger import DEEDS, RESULTS, Ledger, LogReader
@@ -87,6 +87,7 @@ class Reconciler:
             sending=self._conductor.sending(command_id),
             refused=self._conductor.refused(experiment),
             ahead=ahead_of(experiment, others),
+            dry_run=self._conductor.verdict(experiment),
             policy_leads=self._conductor.policy_leads(experiment.instrument),
             quiet_s=self._ledger.quiet_s(command_id),
         )
@@ -95,6 +96,8 @@ class Reconciler:
         match action:
             case Submit():
                 self._conductor.submit(experiment, action)
+            case DryRun():
+                self._conductor.dry_run(experiment)
             case Stop(reason):
                 last_s = self._stopped_s.get(experiment.uid)
                 if last_s is not None and self._now_s() - last_s < STOP_AGAIN_S:

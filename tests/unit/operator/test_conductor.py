@@ -11,11 +11,11 @@ from typing import Any
 import grpc
 import pytest
 
-from nextem.operator.conductor import REFUSED_S, STALE_S, Conductor
+from nextem.operator.conductor import DRY_RUN_S, REFUSED_S, STALE_S, Conductor
 from nextem.operator.desired import Submit
 from nextem.operator.experiment import Experiment
 from nextem.operator.ledger import Ledger
-from nextem.operator.observed import Instrument
+from nextem.operator.observed import Instrument, Seen
 from nextem.v1 import control_pb2 as pb
 
 WAIT_S = 30.0
@@ -49,6 +49,7 @@ class FakeSteering:
         self.heartbeat.state.instrument = "tem"
         self.commands: list[pb.Command] = []
         self.errors: list[grpc.RpcError] = []
+        self.dry_run = pb.Outcome(state=pb.COMMAND_STATE_VALIDATED)
         self.refuses = ""
         self.led: list[tuple[pb.LeaseScope, ...]] = []
         self.given_back = 0
@@ -61,6 +62,9 @@ class FakeSteering:
         self.commands.append(command)
         if self.errors:
             raise self.errors.pop()
+        if command.validate_only:
+            yield [self.dry_run]
+            return
         done = command.HasField("set_optics")
         state = pb.COMMAND_STATE_DONE if done else pb.COMMAND_STATE_STARTED
         yield [pb.Outcome(command_id=command.command_id, state=state, acquisition_id="" if done else "a")]
@@ -153,6 +157,45 @@ def test_a_refused_lease_is_told_and_tried_again_later(
     assert (steering.commands, steering.given_back) == ([], 0)
     clock[0] += REFUSED_S
     assert conductor.refused(EXPERIMENT) == ""
+
+
+def test_a_dry_run_asks_for_no_lease_and_is_in_no_ledger(
+    conductor: Conductor, steering: FakeSteering, ledger: Ledger
+) -> None:
+    assert conductor.verdict(EXPERIMENT) is None
+    conductor.dry_run(EXPERIMENT)
+    until(lambda: conductor.verdict(EXPERIMENT))
+    (command,) = steering.commands
+    assert (command.validate_only, command.lease_id, command.acquire.title) == (True, "", "t")
+    assert command.command_id != FIRST
+    assert (steering.led, ledger.seen(command.command_id)) == ([], None)
+
+
+def test_a_dry_run_that_is_refused_is_tried_again_much_later_and_one_that_passed_is_not(
+    conductor: Conductor, steering: FakeSteering, clock: list[float]
+) -> None:
+    steering.dry_run = pb.Outcome(state=pb.COMMAND_STATE_REJECTED, rule="mode", detail="observe")
+    conductor.dry_run(EXPERIMENT)
+    until(lambda: conductor.verdict(EXPERIMENT))
+    assert conductor.verdict(EXPERIMENT) == Seen(pb.COMMAND_STATE_REJECTED, "mode", "observe")
+    clock[0] += DRY_RUN_S
+    assert conductor.verdict(EXPERIMENT) is None
+    steering.dry_run = pb.Outcome(state=pb.COMMAND_STATE_VALIDATED)
+
+    def asked() -> Seen | None:
+        conductor.dry_run(EXPERIMENT)
+        return conductor.verdict(EXPERIMENT)
+
+    until(asked)
+    clock[0] += DRY_RUN_S
+    assert conductor.verdict(EXPERIMENT) == Seen(pb.COMMAND_STATE_VALIDATED)
+
+
+def test_a_dry_run_that_nobody_answers_says_nothing(conductor: Conductor, steering: FakeSteering) -> None:
+    steering.errors = [Away()]
+    conductor.dry_run(EXPERIMENT)
+    until(lambda: steering.commands)
+    assert conductor.verdict(EXPERIMENT) is None
 
 
 def test_the_beam_is_turned_on_with_the_optics_as_they_are(

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nextem.operator.desired import PRODUCTS_S, SETTLE_S, Decision, Stop, Submit, desired
+from nextem.operator.desired import PRODUCTS_S, SETTLE_S, Decision, DryRun, Stop, Submit, desired
 from nextem.operator.experiment import Experiment, Frames, Product, Status
 from nextem.operator.observed import Instrument, MadeProduct, Observed, Seen
 from nextem.v1 import control_pb2 as pb
@@ -58,16 +58,46 @@ SENT = Status(phase="Waiting", submissions=1)
 STEERED = {**PLAN, "steering": {"policy": "look_closer", "fine": {"analyses": [{"name": "mean_pattern"}]}}}
 CUT = Seen(state=FAILED, rule="incomplete", detail="5 of 10", acquisition_id="a", frames=Frames(10, 5, 5))
 AT = Instrument
+PASSED = Seen(state=pb.COMMAND_STATE_VALIDATED)
+
+
+def refused_by(rule: str) -> Seen:
+    return Seen(state=REJECTED, rule=rule, detail="2.0 > 1.0")
+
+
+NO = refused_by("dose_budget")
 
 TABLE: list[tuple[str, Experiment, Observed, tuple[str, str], tuple[object, ...]]] = [
     ("free", experiment(), see(), ("Waiting", "Submitting"), (Submit(1),)),
     ("no edge", experiment(), see(instrument=AT(attached=False)), ("Waiting", "NotAttached"), ()),
-    ("scanning", experiment(), see(instrument=AT(scanning=True)), ("Waiting", "Busy"), ()),
-    ("led", experiment(), see(instrument=AT(led_by="anna")), ("Waiting", "Busy"), ()),
-    ("mode", experiment(), see(instrument=AT(takes_commands=False)), ("Waiting", "Busy"), ()),
-    ("blanked", experiment(), see(instrument=AT(blanked=True)), ("Waiting", "Busy"), ()),
-    ("queue", experiment(), see(ahead="em/zero"), ("Waiting", "Busy"), ()),
-    ("lease refused", experiment(), see(refused="held by 'anna'"), ("Waiting", "Busy"), ()),
+    ("scanning", experiment(), see(instrument=AT(scanning=True)), ("Waiting", "Busy"), (DryRun(),)),
+    ("led", experiment(), see(instrument=AT(led_by="anna")), ("Waiting", "Busy"), (DryRun(),)),
+    ("mode", experiment(), see(instrument=AT(takes_commands=False)), ("Waiting", "Busy"), (DryRun(),)),
+    ("blanked", experiment(), see(instrument=AT(blanked=True)), ("Waiting", "Busy"), (DryRun(),)),
+    ("queue", experiment(), see(ahead="em/zero"), ("Waiting", "Busy"), (DryRun(),)),
+    ("lease refused", experiment(), see(refused="held by 'anna'"), ("Waiting", "Busy"), (DryRun(),)),
+    ("dry run passed", experiment(), see(ahead="em/zero", dry_run=PASSED), ("Waiting", "Busy"), ()),
+    *(
+        (f"dry run refused by {rule}", experiment(), see(ahead="em/zero", dry_run=refused_by(rule)), end, ())
+        for rule, end in [
+            ("limit:scan.dose_e_per_frame", ("Failed", "Refused")),
+            ("dose_budget", ("Failed", "Refused")),
+            ("rule:bright", ("Failed", "Refused")),
+            ("capability", ("Failed", "Refused")),
+            ("limit:dose_map", ("Waiting", "Busy")),  # the stage may be elsewhere then
+            ("limit:commands_per_minute", ("Waiting", "Busy")),
+            ("beam_blanked", ("Waiting", "Busy")),
+            ("column", ("Waiting", "Busy")),
+            ("mode", ("Waiting", "Busy")),
+        ]
+    ),
+    (
+        "a dry run counts only while it waits",
+        experiment(),
+        see(dry_run=NO),
+        ("Waiting", "Submitting"),
+        (Submit(1),),
+    ),
     ("refuses", experiment(waits=False), see(ahead="em/zero"), ("Failed", "Busy"), ()),
     (
         "refuses, no edge",
@@ -152,7 +182,7 @@ TABLE: list[tuple[str, Experiment, Observed, tuple[str, str], tuple[object, ...]
         experiment(SENT),
         see(CUT, instrument=AT(blanked=True, safe_by="anna")),
         ("Waiting", "Busy"),
-        (),
+        (DryRun(),),
     ),
     (
         "cut too often",
@@ -166,7 +196,7 @@ TABLE: list[tuple[str, Experiment, Observed, tuple[str, str], tuple[object, ...]
         experiment(SENT, waits=False),
         see(CUT, instrument=AT(scanning=True)),
         ("Waiting", "Busy"),
-        (),
+        (DryRun(),),
     ),
     ("analysing", experiment(SENT), see(done(products=())), ("Analysing", "Analysing"), ()),
     (
@@ -249,13 +279,19 @@ def step(asked: Experiment, observed: Observed) -> tuple[Experiment, Decision]:
 
 
 def test_a_scan_that_was_cut_short_counts_once_however_often_it_is_looked_at() -> None:
-    busy = see(CUT, instrument=Instrument(scanning=True))
+    busy = see(CUT, instrument=Instrument(scanning=True), dry_run=PASSED)
     asked, _ = step(experiment(SENT), busy)
     for _ in range(3):
-        asked, decision = step(asked, see(None, instrument=Instrument(scanning=True)))
+        asked, decision = step(asked, replace(busy, seen=None))
         assert (decision.status.cut_short, decision.status.submissions, decision.actions) == (1, 2, ())
     asked, decision = step(asked, see(None))
     assert decision.actions == (Submit(2),)
+
+
+def test_a_dry_run_that_is_refused_is_told_with_the_rule_and_the_value() -> None:
+    status = desired(experiment(), see(ahead="em/zero", dry_run=NO)).status
+    assert (status.message, status.submissions) == ("dose_budget: 2.0 > 1.0", 0)
+    assert status.conditions["Accepted"].status == "False"
 
 
 def test_what_was_read_again_is_what_was_written() -> None:

@@ -152,6 +152,8 @@ def _deadline(command: Command, context: Context) -> Refusal | None:
 
 
 def _lease(command: Command, context: Context) -> Refusal | None:
+    if command.validate_only and not command.lease_id:
+        return None  # asked before leading, so that nobody who leads now is disturbed
     return check_lease(command.lease_id, command.lease_epoch, context.lease, context.now_ns)
 
 

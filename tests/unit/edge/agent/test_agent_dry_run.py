@@ -19,6 +19,7 @@ from nextem.v1.control_pb2 import (
     Stage,
     Stop,
 )
+from nextem.v1.plan_pb2 import Plan
 
 
 def test_a_dry_run_tells_dose_and_time_and_touches_nothing(rig: Rig) -> None:
@@ -38,6 +39,17 @@ def test_a_dry_run_gets_the_verdict_that_the_command_would_get(rig: Rig) -> None
     old = rig.command(acquire=PLAN, validate_only=True, lease_epoch=99)
     assert rig.until(rig.send(old)).rule == "lease"
     assert rig.calls == []
+
+
+def test_a_dry_run_without_a_lease_is_checked_by_all_the_rest(rig: Rig) -> None:
+    asked = {"acquire": PLAN, "lease_id": "", "lease_epoch": 0}
+    rig.until(rig.send(rig.command(**asked, validate_only=True)), COMMAND_STATE_VALIDATED)
+    assert rig.until(rig.send(rig.command(**asked))).rule == "lease"
+    too_much = Plan()
+    too_much.CopyFrom(PLAN)
+    too_much.dose_e_per_frame = 1e9
+    outcome = rig.until(rig.send(rig.command(**{**asked, "acquire": too_much}, validate_only=True)))
+    assert (outcome.rule, outcome.detail) == ("limit:scan.dose_e_per_frame", "1000000000.0 > 1000000.0")
 
 
 def test_a_dry_run_takes_nothing_of_the_commands_per_minute(make_rig: MakeRig) -> None:
