@@ -15,6 +15,7 @@ import pytest
 
 ACCESS_KEY, SECRET_KEY = "nextem-test", "not-a-secret-in-tests"
 BUCKET = "nextem"
+SERVERS = ("versitygw", "minio")
 _CACHE = Path.home() / ".cache" / "nextem-cluster"
 _MODULES = {"versitygw": "github.com/versity/versitygw/cmd/versitygw@v1.8.0"}
 _BUILD_S = 170

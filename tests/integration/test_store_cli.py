@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import zarr
 from click.testing import CliRunner
-from s3_kit import S3Server
+from s3_kit import SERVERS, S3Server
 from zarr.core.buffer.cpu import Buffer
 from zarr.storage import MemoryStore
 
@@ -22,7 +22,6 @@ from nextem.wire.certificates import new_authority, new_certificate
 from nextem.wire.object_store import Objects, StoreUnavailable, open_objects
 from nextem.wire.store import open_store, picture_key
 
-SERVERS = ["versitygw", "minio"]
 ADDRESS = "s3://bucket-of-tests/scope-1"
 
 
