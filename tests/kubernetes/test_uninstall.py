@@ -11,7 +11,7 @@ from cluster_kit import Refused, Release, run, wait_until
 from experiment_kit import experiment, plan, until_frames
 
 _KINDS = (
-    "pods,services,deployments,statefulsets,jobs,rayclusters,secrets,configmaps,"
+    "pods,services,deployments,statefulsets,jobs,cronjobs,rayclusters,secrets,configmaps,"
     "serviceaccounts,roles,rolebindings,networkpolicies,leases,experiments"
 )
 _OF_THE_CLUSTER = {"configmap/kube-root-ca.crt", "serviceaccount/default"}

@@ -57,6 +57,14 @@ subjects:
 - {kind: ServiceAccount, name: {{ $name }}, namespace: {{ .root.Release.Namespace }}}
 {{- end }}
 
+{{- /* What every CronJob says: one run at a time, and only the last one is kept. */ -}}
+{{- define "nextem.oneAtATime" -}}
+concurrencyPolicy: Forbid
+startingDeadlineSeconds: 3600
+successfulJobsHistoryLimit: 1
+failedJobsHistoryLimit: 1
+{{- end }}
+
 {{- /* When topics and bucket are made: before everything else, or after the quickstart has brought them a home. */ -}}
 {{- define "nextem.setupEvents" -}}
 {{- if .Values.quickstart.enabled }}post-install,post-upgrade{{ else }}pre-install,pre-upgrade{{ end }}

@@ -82,6 +82,8 @@ def pods(objects: list[Object]) -> dict[str, Object]:
         at = f"{one['kind']}/{one['metadata']['name']}"
         if one["kind"] in ("Deployment", "StatefulSet", "Job"):
             found[at] = one["spec"]["template"]
+        elif one["kind"] == "CronJob":
+            found[at] = one["spec"]["jobTemplate"]["spec"]["template"]
         elif one["kind"] == "RayCluster":
             cluster = {"ray.io/cluster": one["metadata"]["name"]}
             groups = {"head": one["spec"]["headGroupSpec"]}

@@ -83,6 +83,7 @@ QUICKSTART = {
     "kafka": "StatefulSet/nextem-kafka",
     "s3": "StatefulSet/nextem-s3",
     "jobs": "Job/nextem-setup",
+    "sweep": "CronJob/nextem-sweep",
 }
 PORTS = {"steering": 50051, "instrument": 50061, "merlin": 6342, "kafka": 9092, "s3": 7070, "ray": 6379}
 PORTS |= {"ray's own": 34567, "health": 8081, "metrics": 9464}
@@ -93,7 +94,7 @@ FLOWS = {
     ("edge", "simulator", "instrument"),
     ("edge", "simulator", "merlin"),
     *((who, "kafka", "kafka") for who in ("edge", "steering", "operator", "head", "worker", "jobs")),
-    *((who, "s3", "s3") for who in ("edge", "operator", "head", "worker", "jobs")),
+    *((who, "s3", "s3") for who in ("edge", "operator", "head", "worker", "jobs", "sweep")),
     *((a, b, port) for a in ("head", "worker") for b in ("head", "worker") for port in PORTS),
 }
 """Everything that is allowed within the quickstart: from, to, port."""
@@ -111,7 +112,9 @@ def test_in_the_quickstart_exactly_these_may_reach_each_other() -> None:
     assert allowed == FLOWS
 
 
-FACILITY = {name: at for name, at in QUICKSTART.items() if name in ("steering", "operator", "head", "worker")}
+FACILITY = {
+    name: at for name, at in QUICKSTART.items() if name in ("steering", "operator", "head", "worker", "sweep")
+}
 KAFKA, S3, ELSEWHERE = ("10.40.0.7", 9093), ("10.40.1.7", 443), ("10.99.0.1", 443)
 
 
@@ -122,6 +125,7 @@ KAFKA, S3, ELSEWHERE = ("10.40.0.7", 9093), ("10.40.1.7", 443), ("10.99.0.1", 44
         ("operator", {KAFKA, S3, ELSEWHERE}),  # 443 anywhere is the API server's, see networkPolicy.apiServer
         ("head", {KAFKA, S3}),
         ("worker", {KAFKA, S3}),
+        ("sweep", {S3}),
     ],
 )
 def test_in_a_facility_pods_reach_what_they_need(source: str, reaches: set[tuple[str, int]]) -> None:

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from chart_kit import CHARTS, EXAMPLES, Object, named, pods, render, render_text
 
+JOBS = ("Job/", "CronJob/")
 FOREIGN = ("nextem.dev/", "ray.io/", "kafka.strimzi.io/", "monitoring.coreos.com/")
 """API groups whose schemas are not Kubernetes' own."""
 
@@ -47,7 +48,12 @@ CHOICES: dict[str, tuple[str, ...]] = {
         "telemetry.otlp.caSecret.name=ca",
         "telemetry.otlp.headersSecret.name=h",
     ),
-    "no jobs": (*OUTSIDE, "store.check.enabled=false", "kafka.topics.create=false"),
+    "no jobs": (
+        *OUTSIDE,
+        "store.check.enabled=false",
+        "store.sweep.enabled=false",
+        "kafka.topics.create=false",
+    ),
     "the pod's own identity": (
         *OUTSIDE,
         "steering.persistence.enabled=true",
@@ -131,7 +137,7 @@ def test_the_quickstart_fits_two_processors_and_six_gibibytes() -> None:
     asked = [
         (container["resources"]["requests"]["cpu"], container["resources"]["requests"]["memory"])
         for at, template in pods(render("quickstart")).items()
-        if not at.startswith("Job/")
+        if not at.startswith(JOBS)
         for container in template["spec"]["containers"]
     ]
     assert sum(int(cpu.removesuffix("m")) for cpu, _ in asked) <= 1800
@@ -140,7 +146,7 @@ def test_the_quickstart_fits_two_processors_and_six_gibibytes() -> None:
 
 def test_every_long_lived_container_is_probed(objects: list[Object]) -> None:
     for at, template in pods(objects).items():
-        if not at.startswith("Job/"):
+        if not at.startswith(JOBS):
             for container in template["spec"]["containers"]:
                 assert {"readinessProbe", "livenessProbe"} <= set(container), at
 

@@ -22,6 +22,7 @@ EDGE = ("detector=merlin:6342", "driver=scope:50061", "steering=steer:50051", *O
         (["kafka.security.protocol=TLS"], "at '/kafka/security/protocol': value must be one of 'PLAINTEXT'"),
         (["kafka.bootstrap=kafka"], "at '/kafka/bootstrap': 'kafka' does not match pattern"),
         (["store.address=http://s3"], "at '/store/address': 'http://s3' does not match pattern"),
+        (["store.sweep.schedule=at night"], "at '/store/sweep/schedule': 'at night' does not match pattern"),
         (["analysis.workers.min=two"], "at '/analysis/workers/min': got string, want integer"),
         (["steering.resources.limits.memory=lots"], "'lots' does not match pattern"),
         (["steering.settings.ring-mib=3"], "propertyName 'ring-mib'"),
