@@ -68,6 +68,7 @@ class Instrument:
 
     measure: Measure
     refuse: Callable[[Suggestion], bool] = lambda suggestion: False
+    dark_by: str = ""  # the rule by which a beam that somebody has blanked is not turned on, nor used
     state: control_pb2.InstrumentState = field(
         default_factory=lambda: control_pb2.InstrumentState(
             optics=OPTICS, stage=control_pb2.Stage(y_nm=1000, x_nm=2000, z_nm=5)
@@ -80,8 +81,9 @@ class Instrument:
         self.made.append(suggestion)
         outcome = control_pb2.Outcome(command_id=str(suggestion.number), state=DONE)
         outcome.state_before.CopyFrom(self.state)
-        if self.refuse(suggestion):
-            outcome.state, outcome.rule = REJECTED, "limit:optics.defocus_nm"
+        on = not (isinstance(suggestion.action, control_pb2.Optics) and suggestion.action.beam_blanked)
+        if self.refuse(suggestion) or (self.dark_by and on):
+            outcome.state, outcome.rule = REJECTED, self.dark_by or "limit:optics.defocus_nm"
             return [Answer(suggestion.number, outcome)]
         answers = [Answer(suggestion.number, outcome)]
         if isinstance(suggestion.action, plan_pb2.Plan):
@@ -273,6 +275,26 @@ def test_autofocus_puts_back_what_was_where_a_step_fails(at: int) -> None:
     assert policy.done()
     assert len(instrument.made) <= at + 1
     assert instrument.state.optics == OPTICS
+
+
+@pytest.mark.parametrize("rule", ["beam_blanked", "beam_guard"])
+@pytest.mark.parametrize("at", [4, 5])
+def test_autofocus_puts_the_lenses_back_and_leaves_the_beam_off_that_somebody_blanked(
+    rule: str, at: int
+) -> None:
+    event, instrument = case("autofocus")
+    policy = begun(event)
+    run(policy, instrument, at)
+    instrument.dark_by, instrument.state.optics.beam_blanked = rule, True
+    restored = POLICIES["autofocus"]()
+    restored.started(event)
+    restored.restore(json.loads(json.dumps(policy.checkpoint())))
+    run(restored, instrument, 10)
+    assert restored.done()
+    dark = control_pb2.Optics()
+    dark.CopyFrom(OPTICS)
+    dark.beam_blanked = True
+    assert instrument.state.optics == dark
 
 
 def test_drift_is_followed_by_the_beam_and_then_by_the_stage() -> None:

@@ -1,6 +1,7 @@
-"""A beam that a rule of the edge has blanked stays so until somebody who knows of it turns it on.
+"""A beam that a rule of the edge or the safe state has blanked stays so until somebody who knows turns it on.
 
-A client that keeps the optics as it last saw them would else undo the rule with its next change of focus.
+A client that keeps the optics as it last saw them would else undo the rule with its next change of focus, and
+a policy that comes back after its service had died would undo the safe state.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from nextem.edge.control.limits import Refusal
-from nextem.v1.control_pb2 import Command
+from nextem.v1.control_pb2 import Command, InstrumentState
 from nextem.v1.plan_pb2 import Plan
 
 RULE = "beam_guard"
@@ -36,6 +37,7 @@ class BeamGuard:
 
     def __init__(self) -> None:
         self._blanked: _Blanked | None = None
+        self._safe_ns = 0  # when the instrument was made safe last
         self._writing = threading.Lock()
 
     @contextmanager
@@ -59,6 +61,25 @@ class BeamGuard:
         with self._writing:
             if self._blanked is not None and self._blanked.at_ns < received_ns:
                 self._blanked = None
+
+    def made_safe(self, now_ns: int) -> None:
+        """The safe state has blanked the beam: see :meth:`refuse_old`."""
+        self._safe_ns = now_ns
+
+    def refuse_old(self, command: Command, state: InstrumentState) -> Refusal | None:
+        """Whether ``command`` would end the safe state, and was decided on frames from before it.
+
+        Whoever leads since then may turn the beam on, but not by a decision that could not know of it.
+        """
+        cause = command.cause
+        if not command.HasField("set_optics") or command.set_optics.beam_blanked or not cause.last_byte_ns:
+            return None
+        if command.expected_state_version or not state.optics.beam_blanked:
+            return None
+        if not cause.last_byte_ns <= self._safe_ns:
+            return None
+        late_s = (self._safe_ns - cause.last_byte_ns) / 1e9
+        return Refusal(RULE, f"the beam was blanked {late_s:.3f} s after the frames that this was decided on")
 
     def refuse(self, command: Command, received_ns: int, undone_id: str = "") -> Refusal | None:
         """Whether ``command`` would turn the beam on without knowing of the rule.

@@ -179,6 +179,9 @@ class CommandHandler:
         except DriverError as error:
             state = Refusal(error.rule, f"the instrument's state cannot be read: {error}")
         now_ns = parts.clock.now_ns()  # after the driver's answer, which may have taken its time
+        guarded = parts.beam.refuse(received.command, received.received_ns, received.undone_id)
+        if isinstance(state, InstrumentState):
+            guarded = guarded or parts.beam.refuse_old(received.command, state)
         if not (received.approved or received.command.validate_only):  # counted when it came, or not at all
             self._usage.came(received.received_ns)
         return Context(
@@ -195,5 +198,5 @@ class CommandHandler:
             spent=self._usage.spent,
             dose_map=self._usage.dose_map,
             own=received.own,
-            guarded=parts.beam.refuse(received.command, received.received_ns, received.undone_id),
+            guarded=guarded,
         )

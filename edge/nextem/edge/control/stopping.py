@@ -46,6 +46,7 @@ class Stopper:
         if command.stop.safe_state:
             try:
                 epoch = blank(self._parts.driver, self._parts.driver_lock, epoch).command_epoch
+                self._parts.beam.made_safe(self._parts.clock.now_ns())
             except DriverError as failure:
                 error = failure
         outcome = Outcome(

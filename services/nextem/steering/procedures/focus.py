@@ -20,6 +20,8 @@ SCOPES = frozenset({control_pb2.LEASE_SCOPE_SCAN, control_pb2.LEASE_SCOPE_OPTICS
 PRESENT: Point = (0.0, 0.0, 0.0)
 SHARPNESS = "normalised_variance"
 _IMAGE, _OPTICS = 0.0, 1.0  # kinds of steps, in front of their keys
+_DARK = frozenset({"beam_blanked", "beam_guard"})
+"""Rules by which the edge says that somebody has blanked the beam: it is not for us to turn it on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,7 @@ class Focus:
 
     The first image tells the present optics; all settings are relative to them. In the end the setting of the
     sharpest image is set, which is the present one where none was sharper. A step that fails ends it, and the
-    present setting is put back.
+    present setting is put back; the beam stays off where somebody has blanked it meanwhile.
     """
 
     def __init__(self, task: Task) -> None:
@@ -53,7 +55,7 @@ class Focus:
         self._base: control_pb2.Optics | None = None
         self._inner: Autofocus | None = None
         self._set = self._wanted = PRESENT
-        self._failed = False
+        self._failed = self._dark = False
 
     def _options(self, tolerance: float) -> Options:
         given = self._task.parameters
@@ -78,7 +80,7 @@ class Focus:
     def took(self, key: tuple[float, ...], result: Result) -> None:
         kind, at = key[0], (key[1], key[2], key[3])
         if result.failure:
-            self._give_up(at, kind)
+            self._give_up(at, kind, result.outcome.rule)
             return
         if kind == _OPTICS:
             self._set = at
@@ -110,8 +112,10 @@ class Focus:
         self._inner = Autofocus(self._options(tolerance))
         self._inner.suggest()  # the first image is taken at the present setting
 
-    def _give_up(self, at: Point, kind: float) -> None:
-        if self._failed or self._base is None or (kind == _OPTICS and at == PRESENT):
+    def _give_up(self, at: Point, kind: float, rule: str) -> None:
+        dark, self._dark = self._dark, self._dark or rule in _DARK
+        tried = self._failed or (kind == _OPTICS and at == PRESENT)
+        if self._base is None or (tried and dark == self._dark):
             self._set = self._wanted  # nothing can be put back
         else:
             # whatever was set last may be in force, or not: it is set anew
@@ -135,6 +139,7 @@ class Focus:
         optics.defocus_nm += at[0]
         optics.astigmatism_a_nm += at[1]
         optics.astigmatism_b_nm += at[2]
+        optics.beam_blanked = optics.beam_blanked or self._dark
         over = self._failed or (self._inner is not None and self._inner.done())
         why = (
             ("the present setting is put back" if self._failed else "the sharpest image")
@@ -153,6 +158,7 @@ class Focus:
             "set": list(self._set),
             "wanted": list(self._wanted),
             "failed": self._failed,
+            "dark": self._dark,
         }
 
     def restore(self, saved: Mapping[str, Any]) -> None:
@@ -161,7 +167,7 @@ class Focus:
             assert self._inner is not None
             self._inner.restore(saved["inner"])
         self._set, self._wanted = _point(saved["set"]), _point(saved["wanted"])
-        self._failed = bool(saved["failed"])
+        self._failed, self._dark = bool(saved["failed"]), bool(saved.get("dark"))
 
 
 def _point(values: list[float]) -> Point:

@@ -14,6 +14,7 @@ from nextem.v1.control_pb2 import (
     COMMAND_STATE_FAILED,
     COMMAND_STATE_REJECTED,
     COMMAND_STATE_STARTED,
+    Cause,
     EdgeMessage,
     LeaseRequest,
     Optics,
@@ -143,6 +144,27 @@ def test_a_person_may_ask_for_the_safe_state(rig: Rig) -> None:
     assert rig.until(rig.acquire()).rule == "beam_blanked"
     rig.driver.state.optics.CopyFrom(Optics())
     assert rig.until(rig.acquire(), COMMAND_STATE_STARTED).rule == ""
+
+
+def test_a_decision_on_frames_from_before_the_safe_state_does_not_turn_the_beam_on(rig: Rig) -> None:
+    """A policy that comes back after its service had died knows nothing of what the edge did meanwhile."""
+    on = Optics(energy_kv=200.0, convergence_mrad=1.0)
+    rig.driver.state.optics.CopyFrom(on)
+    before_ns = rig.clock.time_ns
+    rig.ask_lease(ttl_ms=1000)
+    rig.clock.time_ns += SECOND_NS
+    safe(rig)
+    rig.link.calls.heard()
+    rig.ask_lease()
+    old = {"set_optics": on, "cause": Cause(last_byte_ns=before_ns)}
+    refused = rig.until(rig.send(rig.command(**old)))
+    assert (refused.state, refused.rule) == (COMMAND_STATE_REJECTED, "beam_guard")
+    assert "the beam was blanked 1.000 s after the frames that this was decided on" in refused.detail
+    assert rig.driver.state.optics.beam_blanked
+    dark = Optics(energy_kv=200.0, convergence_mrad=1.0, beam_blanked=True)
+    assert rig.until(rig.send(rig.command(**{**old, "set_optics": dark}))).state == COMMAND_STATE_DONE
+    assert rig.until(rig.send(rig.command(set_optics=on))).state == COMMAND_STATE_DONE  # who leads since then
+    assert rig.until(rig.send(rig.command(**old))).state == COMMAND_STATE_DONE  # which it does not turn on
 
 
 def test_an_instrument_without_a_blanker_of_its_own_is_made_dark_by_its_optics(rig: Rig) -> None:
