@@ -39,6 +39,7 @@ _COLUMN = {
     ColumnState.VACUUM: pb.COLUMN_STATE_VACUUM,
     ColumnState.GUN_OFF: pb.COLUMN_STATE_GUN_OFF,
 }
+_STATUS = {OutOfRange: grpc.StatusCode.OUT_OF_RANGE, Interrupted: grpc.StatusCode.ABORTED}
 _THREADS = 4  # one call at a time is usual; Stop and GetState must never queue behind another
 
 
@@ -113,13 +114,11 @@ class Servicer(InstrumentServicer):
         span = telemetry.begin("nextem.v1.Instrument", caller, kind=Kind.SERVER)
         try:
             state = _state(act())
-            span.end()
-        except OutOfRange as error:
-            context.abort(grpc.StatusCode.OUT_OF_RANGE, str(error))
-        except Interrupted as error:
-            context.abort(grpc.StatusCode.ABORTED, str(error))
         except InstrumentError as error:
-            context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+            span.end(error=str(error))
+            context.abort(_STATUS.get(type(error), grpc.StatusCode.FAILED_PRECONDITION), str(error))
+        finally:
+            span.end()
         if self._instrument.moves_while_scanning:
             state.capabilities.append(_MOVES)
         return state

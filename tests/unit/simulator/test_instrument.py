@@ -9,6 +9,7 @@ from dataclasses import replace
 import grpc
 import numpy as np
 import pytest
+from telemetry_kit import heard
 
 from nextem.simulator.control_port import ControlError, ControlPort
 from nextem.simulator.detector import Exposure, Progress
@@ -204,6 +205,27 @@ def test_stage_and_optics_outside_limits_name_field_and_value(instrument: Instru
         instrument.set_optics(1, OpticsSetting(energy_kv=0.0))
     with pytest.raises(OutOfRange, match=r"optics\.convergence_mrad=inf"):
         instrument.set_optics(1, OpticsSetting(convergence_mrad=math.inf))
+
+
+def test_a_call_that_is_refused_is_in_the_trace_as_an_error(instrument: Instrument) -> None:
+    caller = (("traceparent", "00-" + "ab" * 16 + "-" + "cd" * 8 + "-01"),)
+    server, port = serve(instrument, "127.0.0.1", 0)
+    try:
+        with heard() as told, grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            stub = InstrumentStub(channel)
+            stub.MoveStage(pb.MoveStageRequest(command_epoch=2, to=pb.Stage(x_nm=1)), metadata=caller)
+            for refused in (pb.MoveStageRequest(command_epoch=1, to=pb.Stage()), pb.MoveStageRequest()):
+                with pytest.raises(grpc.RpcError):
+                    stub.MoveStage(refused, metadata=caller)
+            done, *errors = told.all_spans()
+    finally:
+        server.stop(None).wait()
+    assert not done.status.description
+    assert ["older" in str(errors[0].status.description), errors[1].status.description] == [
+        True,
+        "to is not set",
+    ]
+    assert {f"{span.parent.span_id:016x}" for span in (done, *errors) if span.parent} == {"cd" * 8}
 
 
 def test_the_service_answers_states_and_status_codes(instrument: Instrument) -> None:
