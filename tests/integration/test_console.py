@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 from agent_kit import WAIT_S, Rig
 from click.testing import CliRunner
@@ -19,7 +20,7 @@ from click.testing import CliRunner
 from nextem.cli.main import main
 from nextem.edge.control.console import ConsoleServer
 from nextem.edge.rules.plan import Rule, Saturation
-from nextem.edge.rules.watch import Firing
+from nextem.edge.rules.watch import Firing, RuleWatch
 from nextem.edge.service import EdgeOptions, run_edge
 from nextem.simulator.service import SimulatorOptions, SimulatorPorts, run_simulator
 from nextem.v1 import control_pb2 as pb
@@ -89,18 +90,40 @@ def test_a_person_switches_a_rule_off_and_on(rig: Rig, tmp_path: Path) -> None:
     assert (code, "rule 'bright' off: flat field" in told) == (0, True), told
     why = f"switched off by {getpass.getuser()}: flat field"
     assert nextem(tmp_path, "rule") == nextem(tmp_path, "rule", "bright") == (0, f"bright: {why}\n")
-    assert nextem(tmp_path, "rule", "dark") == (0, "dark is not switched off\n")
+    assert nextem(tmp_path, "rule", "dark") == (0, "dark looks at no frames now, and is not switched off\n")
     refused = fire()
     assert (refused.rule, "blank_beam" in rig.calls) == ("switched_off", False)
     assert refused.detail.startswith(why)
     code, told = nextem(tmp_path, "rule", "bright", "on")
     assert (code, "rule 'bright' on" in told) == (0, True), told
-    assert nextem(tmp_path, "rule") == (0, "no rule is switched off\n")
+    assert nextem(tmp_path, "rule") == (0, "no rule looks at frames now, and none is switched off\n")
     assert fire().state == pb.COMMAND_STATE_DONE
     assert rig.driver.state.optics.beam_blanked
     rig.close()
     asked = [e.command for e in rig.log.events if e.command.cause.reason == "rule 'bright' off: flat field"]
     assert [command.issuer for command in asked] == [getpass.getuser()]
+
+
+def test_a_person_sees_which_rules_are_armed_and_which_are_spent(tmp_path: Path) -> None:
+    rules = [Rule(name, Saturation(4095, 1), frames=1, rearm_frames=1) for name in ("bright", "flash", "off")]
+    watch = RuleWatch("acq", rules, np.dtype("u2"), lambda firing: None)
+    rig = Rig(tmp_path, watched_rules=watch.statuses)
+    server = ConsoleServer(tmp_path / FILE_NAME, rig.agent.console.answer)
+    try:
+        assert nextem(tmp_path, "rule", "bright") == (0, "bright: armed, acquisition acq\n")
+        rig.agent.rules.switch("off", on=False, who="anna", reason="flat field")
+        rig.agent.rules.switch("other", on=False, who="anna", reason="flat field")
+        for frame, pixels in enumerate((1, 0, 1)):
+            watch.look(frame, {"saturated/4095": np.array([pixels])}, np.zeros(1, np.int64))
+        assert nextem(tmp_path, "rule")[1].splitlines() == [
+            "bright: spent, fired 2 times, last at frame 2, acquisition acq",
+            "flash: spent, fired 2 times, last at frame 2, acquisition acq",
+            "off: spent, fired 2 times, last at frame 2, acquisition acq; switched off by anna: flat field",
+            "other: switched off by anna: flat field",
+        ]
+    finally:
+        server.close()
+        rig.close()
 
 
 def test_only_the_owner_may_connect(rig: Rig, tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ from nextem.edge.reducing import Reducing
 from nextem.edge.reduction import PixelFormat, compile_reduction
 from nextem.edge.retention.raw_ring import RawRing
 from nextem.edge.rules.plan import check_edge
-from nextem.edge.rules.watch import Fire, Firing, nobody_acts, warm_up
+from nextem.edge.rules.watch import Fire, Firing, RuleStatus, nobody_acts, warm_up
 from nextem.edge.storing import Storing
 from nextem.edge.uplink import spool as spooling
 from nextem.edge.uplink.publisher import Publisher
@@ -218,6 +218,10 @@ class EdgePipeline:
     def on_firing(self, fire: Fire) -> None:
         """Who acts when a rule of a plan fires; told on the data path, before those frames are stored."""
         self._fire = fire
+
+    def rules(self) -> list[RuleStatus]:
+        """The rules that look at frames now, as they are."""
+        return self._reducing.rules()
 
     def maps(self, acquisition_id: str, timeout_s: float = 5.0) -> Mapping[str, NDArray[Any]] | None:
         """Copies of the maps, (y, x) each, of what was stored so far; None unless frames of it have come.

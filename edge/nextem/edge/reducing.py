@@ -32,7 +32,7 @@ from nextem.edge.reduction import ReducedBlock, Reducer
 from nextem.edge.retention.raw_ring import RawRing
 from nextem.edge.retention.representation import Ladder
 from nextem.edge.rules.plan import read_rules
-from nextem.edge.rules.watch import Fire, RuleWatch, nobody_acts
+from nextem.edge.rules.watch import Fire, RuleStatus, RuleWatch, nobody_acts
 from nextem.edge.storing import Forget, Storing
 from nextem.edge.turns import Turns
 from nextem.edge.work import Closed, Failed, Frames, MapsWanted, Opened, StageTimes, Work, parts_of
@@ -128,6 +128,11 @@ class Reducing:
     def hungry(self) -> bool:
         """Whether a thread waits for work, or soon will."""
         return self._waiting <= self.workers
+
+    def rules(self) -> list[RuleStatus]:
+        """The rules of what is reduced now. Any thread."""
+        watches = [work.watch for work in list(self._work.values())]
+        return [status for watch in watches if watch is not None for status in watch.statuses()]
 
     def fail(self, error: Exception) -> None:
         """Ends whatever runs, because the way behind it is broken. Any thread."""

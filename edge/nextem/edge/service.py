@@ -216,6 +216,7 @@ def _start_agent(
         make_link=partial(Link, party=party) if options.steering_address else NoLink,
         fetch_raw=_fetch_raw(stack, options, pipeline.raw_ring, health),
         keep_raw=keeps_nothing if pipeline.raw_ring is None else pipeline.raw_ring.pin,
+        watched_rules=pipeline.rules,
     )
     pipeline.on_firing(agent.rules.fire)
     stack.callback(agent.close)

@@ -130,7 +130,7 @@ def safe(reason: str, home: Path | None) -> None:
 def rule(name: str, switch: str | None, reason: str, home: Path | None) -> None:
     """Switch the edge rules of a name off, or on again, in the plan that runs and in those that follow.
 
-    Without off or on it says which are off.
+    Without off or on it says which look at frames now, armed or spent, and which are off.
 
     Works at the edge's own machine, whether or not the steering service is there. A rule that is off does not
     act and tells what it would have done. To switch one off takes a --reason. Forgotten when the edge ends.
@@ -138,19 +138,35 @@ def rule(name: str, switch: str | None, reason: str, home: Path | None) -> None:
     \b
     nextem rule bright off --reason "flat field without a specimen"
     nextem rule bright on
-    nextem rule                      which are off, by whom and why
+    nextem rule                      which are armed, spent, or off, by whom and why
     """
     if switch is None:
         status = control_pb2.ConsoleRequest(status=control_pb2.ConsoleStatus())
-        off = [each for each in at_edge(home, status).rules_off if name in ("", each.name)]
-        for each in off:
-            click.echo(f"{each.name}: {each.why}")
-        if not off:
-            click.echo(f"{name or 'no rule'} is {'not ' if name else ''}switched off")
+        found = [line for line in rules_of(at_edge(home, status)) if name in ("", line[0])]
+        for known, words in found:
+            click.echo(f"{known}: {words}")
+        if not found and name:
+            click.echo(f"{name} looks at no frames now, and is not switched off")
+        elif not found:
+            click.echo("no rule looks at frames now, and none is switched off")
         return
     asked = control_pb2.ConsoleRule(name=name, on=switch == "on")
     outcome = at_edge(home, control_pb2.ConsoleRequest(reason=reason, rule=asked)).outcome
     click.echo(f"{outcome.command_id}  {outcome.detail}".rstrip(": "))
+
+
+def rules_of(reply: control_pb2.ConsoleReply) -> list[tuple[str, str]]:
+    """Each rule that looks at frames or is switched off: its name, and how it is, for people."""
+    off = {each.name: each.why for each in reply.rules_off}
+    found = []
+    for each in reply.rules:
+        words = ["armed" if each.armed else "spent"]
+        if each.fired:
+            words.append(f"fired {each.fired} times, last at frame {each.last_frame}")
+        words.append(f"acquisition {each.acquisition_id}")
+        found.append((each.name, ", ".join(words) + (f"; {off[each.name]}" if each.name in off else "")))
+    watched = {name for name, _ in found}
+    return sorted(found + [each for each in off.items() if each[0] not in watched])
 
 
 def stop_request(reason: str, *, safe_state: bool = False) -> control_pb2.ConsoleRequest:

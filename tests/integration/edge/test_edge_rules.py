@@ -89,6 +89,10 @@ class Station:
     def ended(self) -> None:
         self.wait_for(lambda: self.pipeline.stats()["acquisitions"] > 0)
 
+    def rules(self) -> list[pb.RuleState]:
+        """What is told at the console."""
+        return list(self.agent.console.answer(pb.ConsoleRequest(status=pb.ConsoleStatus())).rules)
+
     def audited(self) -> list[tuple[pb.Command, pb.Outcome]]:
         """Commands of rules with their outcomes, in order, once the edge is closed."""
         self.close()
@@ -145,7 +149,10 @@ def station(
         options = ControlOptions("film", "", "", folder / "journal.db", default_limits(), lost_after_s=WAIT_S)
         ring = pipeline.raw_ring
         assert ring is not None
-        agent = ControlAgent(options, driver, pipeline, clock, log, make_link=make_link, keep_raw=ring.pin)
+        agent = ControlAgent(
+            options, driver, pipeline, clock, log,
+            make_link=make_link, keep_raw=ring.pin, watched_rules=pipeline.rules,
+        )  # fmt: skip
         made = Station(scope, pipeline, agent, driver, log, links)
         parts.callback(made.close)
         pipeline.on_firing(agent.rules.fire)
@@ -166,8 +173,10 @@ BRIGHT = plan_pb2.EdgeRule(
 def test_saturation_blanks_the_beam_and_every_frame_from_then_on_is_dark(tmp_path: Path) -> None:
     with station(tmp_path, FLARE, plan(BRIGHT)) as run:
         run.film(400)
+        run.wait_for(lambda: any(rule.fired for rule in run.rules()))
         run.wait_for(lambda: run.driver.get_state().optics.beam_blanked)
         run.ended()
+        assert run.rules() == []  # they look at no frames any more
         ((command, outcome), *_) = run.audited()
         sums, epochs = run.frames("sum")
     assert outcome.state == pb.COMMAND_STATE_DONE

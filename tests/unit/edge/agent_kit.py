@@ -14,7 +14,7 @@ from nextem.edge.control.driver import DriverError, DriverRefused
 from nextem.edge.control.limits import Limits, default_limits
 from nextem.edge.control.link import LinkCalls, LinkTimes
 from nextem.edge.control.modes import RoleOf
-from nextem.edge.control.rule_actions import KeepRaw, keeps_nothing
+from nextem.edge.control.rule_actions import KeepRaw, WatchedRules, keeps_nothing
 from nextem.v1.acquisition_pb2 import (
     FINISH_REASON_COMPLETE,
     FINISH_REASON_STOPPED,
@@ -261,6 +261,7 @@ class Rig:
     mode: Mode | None = None
     role_of: RoleOf | None = None
     keep_raw: KeepRaw = keeps_nothing
+    watched_rules: WatchedRules = list
     key_set: KeySet | None = None
     closed: bool = False
 
@@ -290,6 +291,7 @@ class Rig:
             make_link=self._make_link,
             role_of=self.role_of,
             keep_raw=self.keep_raw,
+            watched_rules=self.watched_rules,
         )
         self.agent.start()
         self.lease = Lease()

@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 
 from nextem.edge.reduction.movie import MovieBlock
 from nextem.edge.rules.plan import Drift, Event, InvalidRule, Rule, Saturation
-from nextem.edge.rules.watch import Firing, RuleWatch
+from nextem.edge.rules.watch import Firing, RuleStatus, RuleWatch
 from nextem.wire.representations import Pixels
 
 BRIGHT = Rule("bright", Saturation(200, 3), frames=2, rearm_frames=1)
@@ -50,6 +50,20 @@ def test_saturated_frames_in_a_row_fire_with_the_last_byte_of_the_last() -> None
     columns = seen.columns(Pixels(frames=frames))
     seen.look(10, columns, np.arange(100, 104, dtype=np.int64))
     assert fired == [Firing(BRIGHT, "a", 11, 12, (3.0,), 102)]
+
+
+def test_it_tells_which_rule_is_armed_and_how_often_it_fired() -> None:
+    seen, _ = watch(BRIGHT, BURST)
+
+    def look(first_frame: int, pixels: int, total: float) -> list[RuleStatus]:
+        columns = {"saturated/200": np.array([pixels] * 2), "sum": np.array([total] * 2)}
+        seen.look(first_frame, columns, np.arange(2, dtype=np.int64))
+        return seen.statuses()
+
+    armed = RuleStatus("burst", "a", armed=True, fired=0, last_frame=0)
+    assert look(10, 3, 7.0) == [RuleStatus("bright", "a", armed=False, fired=1, last_frame=11), armed]
+    assert look(12, 0, 7.0) == [RuleStatus("bright", "a", armed=True, fired=1, last_frame=11), armed]
+    assert look(14, 3, 7.0) == [RuleStatus("bright", "a", armed=False, fired=2, last_frame=15), armed]
 
 
 def test_a_value_that_no_pixel_can_have_is_refused() -> None:

@@ -32,7 +32,7 @@ from nextem.edge.control.modes import Modes, RoleOf
 from nextem.edge.control.outcomes import with_state
 from nextem.edge.control.people import People
 from nextem.edge.control.reports import Reports
-from nextem.edge.control.rule_actions import KeepRaw, RuleActions, keeps_nothing
+from nextem.edge.control.rule_actions import KeepRaw, RuleActions, WatchedRules, keeps_nothing
 from nextem.edge.control.runner import Acquisitions
 from nextem.edge.control.safe_state import LostHolders
 from nextem.edge.control.states import FAILED, FINAL, REJECTED
@@ -123,6 +123,7 @@ class ControlAgent:
         fetch_raw: FetchRaw = without_ring,
         role_of: RoleOf | None = None,
         keep_raw: KeepRaw = keeps_nothing,
+        watched_rules: WatchedRules = list,
     ) -> None:
         """Opens the journal and reads the limits; :meth:`close` must follow.
 
@@ -155,6 +156,7 @@ class ControlAgent:
             tell=self._audit.command,
             later=self._desk.put,
             keep_raw=keep_raw,
+            watched=watched_rules,
         )
         self._people = People(
             self._modes,

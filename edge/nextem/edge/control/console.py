@@ -69,6 +69,7 @@ class Console:
                 reply.refused = "console: this edge does not know what is asked; is its version older?"
         reply.heartbeat.CopyFrom(self._reports.heartbeat())
         reply.rules_off.extend(self._rules.off())
+        reply.rules.extend(self._rules.states())
         return reply
 
     def _switch(self, reply: pb.ConsoleReply, asked: pb.ConsoleRule, reason: str, who: str) -> None:

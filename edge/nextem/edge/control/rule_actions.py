@@ -23,7 +23,7 @@ from nextem.edge.control.outcomes import digest, note_at_driver, note_state, wit
 from nextem.edge.control.states import DONE, FAILED, FINAL, REJECTED
 from nextem.edge.control.worker import Worker
 from nextem.edge.rules.plan import Drift, Event, Saturation
-from nextem.edge.rules.watch import Firing
+from nextem.edge.rules.watch import Firing, RuleStatus
 from nextem.v1.control_pb2 import (
     Command,
     CommandState,
@@ -31,6 +31,7 @@ from nextem.v1.control_pb2 import (
     OnEvent,
     Outcome,
     RuleOff,
+    RuleState,
     Stage,
 )
 from nextem.v1.frames_pb2 import FrameRange
@@ -52,6 +53,10 @@ def keeps_nothing(acquisition_id: str, first: int, stop: int) -> None:
     """For an edge without a ring of raw frames: its plans with such rules are refused."""
 
 
+WatchedRules = Callable[[], list[RuleStatus]]
+"""The rules that look at frames now."""
+
+
 class RuleActions:
     """Public methods from any thread; the rest on one of its own."""
 
@@ -64,11 +69,12 @@ class RuleActions:
         tell: Callable[[Command], None],
         later: Callable[[Callable[[], object]], object],
         keep_raw: KeepRaw,
+        watched: WatchedRules,
     ) -> None:
         """``admit`` queues a command; ``generation`` counts the stops so far; ``tell`` audits a command;
         ``later`` does the book-keeping on a thread that may wait."""
         self._parts, self._admit, self._generation = parts, admit, generation
-        self._tell, self._later, self._keep_raw = tell, later, keep_raw
+        self._tell, self._later, self._keep_raw, self._watched = tell, later, keep_raw, watched
         self._off: dict[str, str] = {}  # by rule: why
         self._moves: dict[str, tuple[Lease, Firing]] = {}  # by command
         self._began: tuple[str, Stage] = ("", Stage())  # of the newest acquisition that drifted
@@ -101,6 +107,19 @@ class RuleActions:
     def off(self) -> list[RuleOff]:
         """What is switched off now, and why, by name."""
         return [RuleOff(name=name, why=why) for name, why in sorted(self._off.copy().items())]
+
+    def states(self) -> list[RuleState]:
+        """The rules that look at frames now: which are armed, and which are spent."""
+        return [
+            RuleState(
+                name=each.name,
+                acquisition_id=each.acquisition_id,
+                armed=each.armed,
+                fired=each.fired,
+                last_frame=each.last_frame,
+            )
+            for each in self._watched()
+        ]
 
     def told(self, outcome: Outcome) -> None:
         """An outcome of any command: the stage is given back when a rule's move has ended.

@@ -38,6 +38,17 @@ class Firing:
     again: Callable[[int], None] = field(default=lambda after_ns: None, compare=False, repr=False)
 
 
+@dataclass(frozen=True, slots=True)
+class RuleStatus:
+    """A rule that looks at frames now: ``armed`` or spent, and how often and at which frame it fired."""
+
+    name: str
+    acquisition_id: str
+    armed: bool
+    fired: int
+    last_frame: int
+
+
 Fire = Callable[[Firing], None]
 """Takes a firing at once: it is called on the data path and must not wait."""
 
@@ -61,6 +72,8 @@ class _Watched:
     rule: Rule
     trigger: Trigger
     again_ns: int | None = None
+    fired: int = 0
+    last_frame: int = 0
     _straddled: bool = False
 
     def again(self, after_ns: int) -> None:
@@ -108,6 +121,7 @@ class RuleWatch:
             watched.arm(int(last_byte_ns[-1]))
             for since, frame in watched.trigger.look(first_frame, *levels(rule.what, values)):
                 place = frame - first_frame
+                watched.fired, watched.last_frame = watched.fired + 1, frame
                 self._fire(
                     Firing(
                         rule,
@@ -119,6 +133,13 @@ class RuleWatch:
                         watched.again,
                     )
                 )
+
+    def statuses(self) -> list[RuleStatus]:
+        """As each rule is now. Any thread."""
+        return [
+            RuleStatus(each.rule.name, self._acquisition_id, each.trigger.armed, each.fired, each.last_frame)
+            for each in self._watched
+        ]
 
     def look_at_average(self, average: MovieBlock) -> None:
         """What is known of an average at once; what was known of its single frames was looked at before."""
