@@ -26,7 +26,7 @@ FOREIGN = {
 }
 """Kinds of other operators, by group: here with any content."""
 
-KINDS = "deploy,sts,jobs,rayclusters,svc,cm,secret,sa,role,rolebinding,netpol,pvc"
+KINDS = "deploy,sts,jobs,cronjobs,rayclusters,svc,cm,secret,sa,role,rolebinding,netpol,pvc"
 
 
 def _definition(group: str, version: str, kind: str, plural: str) -> dict[str, Any]:
@@ -124,6 +124,11 @@ MAY = {
     ("nextem-operator", "create", "pods", False),
     ("nextem-analysis", "get", "secrets/nextem-keys-steering", False),
     ("nextem-steering", "list", "experiments", False),
+    ("nextem-keys-renewal", "update", "secrets/nextem-keys-steering", True),
+    ("nextem-keys-renewal", "update", "secrets/nextem-s3", False),
+    ("nextem-keys-renewal", "get", "secrets", False),
+    ("nextem-keys-renewal", "create", "secrets", False),
+    ("nextem-sweep", "get", "secrets/nextem-s3", False),
     ("nextem-edge", "get", "configmaps", False),
     ("nextem-simulator", "list", "pods", False),
 }

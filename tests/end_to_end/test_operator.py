@@ -352,9 +352,29 @@ def test_keys_are_made_once_and_cleaned_up(place: Place) -> None:
     assert "nextem-keys-steering: made" in told
     assert "nextem-keys-operator: is there already" in told
     assert place.cluster.get("secret", "nextem-keys-steering")["data"] == before
+    _renewed_unless_somebody_else_s(place.cluster, nextem)
     place.experiment(scan=LONG)
     told = nextem("cleanup")
     assert "left on purpose: products in the store" in told
     for kind in ("experiments", "secrets", "leases"):
         assert place.cluster.get(kind)["items"] == [], kind
     assert place.operators.pop().wait(30) == 1  # its lease is gone: it acts no more
+
+
+def _renewed_unless_somebody_else_s(cluster: Cluster, nextem: Callable[..., str]) -> None:
+    def content(name: str) -> dict[str, str]:
+        data: dict[str, str] = cluster.get("secret", f"nextem-keys-{name}")["data"]
+        return data
+
+    label = ("label", "secret", "nextem-keys-client", "--overwrite")
+    cluster.kubectl(*label, "nextem.dev/generated=no")
+    before = {name: content(name) for name in ("steering", "client")}
+    told = nextem("bootstrap-keys", "--renew-only", "--left", "1")
+    assert "nextem-keys-steering: renewed: policy.token, steering.crt" in told
+    after = content("steering")
+    changed = {file for file in after if after[file] != before["steering"][file]}
+    assert changed == {"policy.token", "steering.crt", "steering.key"}
+    assert content("client") == before["client"]
+    assert "renewed" not in nextem("bootstrap-keys")
+    assert (content("steering"), content("client")) == (after, before["client"])
+    cluster.kubectl(*label, "nextem.dev/generated=true")

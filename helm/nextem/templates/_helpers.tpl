@@ -8,6 +8,36 @@ checksum/settings: {{ include (print $.Template.BasePath "/settings.yaml") . | s
 {{- if or .Values.keys.generate .Values.quickstart.enabled }}true{{ end }}
 {{- end }}
 
+{{- /* The arguments of `nextem operator bootstrap-keys` that say for whom there are keys. */ -}}
+{{- define "nextem.keysArgs" -}}
+- operator
+- bootstrap-keys
+- --namespace={{ .Release.Namespace }}
+{{- range .Values.keys.instruments }}
+- --instrument={{ . }}
+{{- end }}
+{{- if .Values.quickstart.enabled }}
+- --driver-host={{ .Release.Name }}-simulator
+{{- end }}
+{{- end }}
+
+{{- /* Rules on the Secrets that bootstrap-keys makes, and no others: (dict "root" $ "verbs" …). */ -}}
+{{- define "nextem.keysRules" -}}
+- apiGroups: [""]
+  resources: [secrets]
+  resourceNames:
+  {{- range list "authority" "steering" "operator" "client" }}
+  - nextem-keys-{{ . }}
+  {{- end }}
+  {{- range .root.Values.keys.instruments }}
+  - nextem-keys-edge-{{ . }}
+  {{- end }}
+  {{- if .root.Values.quickstart.enabled }}
+  - nextem-keys-driver
+  {{- end }}
+  verbs: {{ toJson .verbs }}
+{{- end }}
+
 {{- /* What a claim of storage says: (dict "size" … "storageClass" …). */ -}}
 {{- define "nextem.claim" -}}
 accessModes: [ReadWriteOnce]
@@ -25,17 +55,21 @@ helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded,hook-failed
 helm.sh/hook-output-log-policy: hook-succeeded,hook-failed
 {{- end }}
 
-{{- /* The identity of a hook's job, there before it and gone after it: (dict "root" $ "name" … "events" … "rules" …). */ -}}
-{{- define "nextem.hookIdentity" -}}
+{{- /* The identity of a job: (dict "root" $ "component" … "name" … "rules" YAML). That of a hook, with "events", is
+there before it and gone after it. */ -}}
+{{- define "nextem.jobIdentity" -}}
 {{- $name := printf "%s-%s" .root.Release.Name .name }}
-{{- $labels := include "nextem.labels" (dict "root" .root "component" "jobs") }}
-{{- $hook := include "nextem.hook" (dict "events" .events "weight" -5) }}
+{{- $labels := include "nextem.labels" . }}
+{{- $hook := "" }}
+{{- with .events }}{{ $hook = include "nextem.hook" (dict "events" . "weight" -5) }}{{ end }}
 apiVersion: v1
 kind: ServiceAccount
 metadata:
   name: {{ $name }}
   labels: {{- $labels | nindent 4 }}
-  annotations: {{- $hook | nindent 4 }}
+  {{- with $hook }}
+  annotations: {{- . | nindent 4 }}
+  {{- end }}
 automountServiceAccountToken: false
 ---
 apiVersion: rbac.authorization.k8s.io/v1
@@ -43,15 +77,19 @@ kind: Role
 metadata:
   name: {{ $name }}
   labels: {{- $labels | nindent 4 }}
-  annotations: {{- $hook | nindent 4 }}
-rules: {{- toYaml .rules | nindent 0 }}
+  {{- with $hook }}
+  annotations: {{- . | nindent 4 }}
+  {{- end }}
+rules: {{- .rules | nindent 0 }}
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: RoleBinding
 metadata:
   name: {{ $name }}
   labels: {{- $labels | nindent 4 }}
-  annotations: {{- $hook | nindent 4 }}
+  {{- with $hook }}
+  annotations: {{- . | nindent 4 }}
+  {{- end }}
 roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: {{ $name }}}
 subjects:
 - {kind: ServiceAccount, name: {{ $name }}, namespace: {{ .root.Release.Namespace }}}
@@ -60,7 +98,6 @@ subjects:
 {{- /* What every CronJob says: one run at a time, and only the last one is kept. */ -}}
 {{- define "nextem.oneAtATime" -}}
 concurrencyPolicy: Forbid
-startingDeadlineSeconds: 3600
 successfulJobsHistoryLimit: 1
 failedJobsHistoryLimit: 1
 {{- end }}

@@ -131,6 +131,12 @@ def hosts_of(certificate_pem: bytes) -> tuple[str, ...]:
     )
 
 
+def in_force(certificate_pem: bytes) -> tuple[float, float]:
+    """From when and until when, in seconds since 1970. Raises :class:`ValueError`, as :func:`uris_of`."""
+    found = x509.load_pem_x509_certificate(certificate_pem)
+    return found.not_valid_before_utc.timestamp(), found.not_valid_after_utc.timestamp()
+
+
 def _names_of(certificate_pem: bytes) -> x509.SubjectAlternativeName | None:
     found = x509.load_pem_x509_certificate(certificate_pem)
     try:

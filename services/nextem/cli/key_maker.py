@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jwt
 
@@ -14,6 +16,7 @@ from nextem.wire.certificates import (
     Pair,
     driver_name,
     edge_name,
+    in_force,
     new_authority,
     new_certificate,
     renewed,
@@ -143,27 +146,52 @@ def write_token(
     return made
 
 
-def renew_keys(keys: KeyFolder, days: float) -> list[Path]:
-    """Replaces every certificate with its key, and every token; names, roles and the authority stay.
+def is_due(name: str, content: bytes, left: float) -> bool:
+    """Whether the certificate or token in this file has less than this share of its time left.
 
-    Raises :class:`KeysMissing`, :class:`nextem.wire.certificates.AuthorityUnusable` and :class:`OSError`.
+    Of what is neither it is False. Raises :class:`ValueError` for what is no certificate, and
+    :class:`jwt.InvalidTokenError`.
+    """
+    if name.endswith(".crt"):
+        begin_s, end_s = in_force(content)
+    elif name.endswith(".token"):
+        claims = _claims(content)
+        begin_s, end_s = claims["iat"], claims["exp"]
+    else:
+        return False
+    return end_s - time.time() < (end_s - begin_s) * left
+
+
+def renew_keys(
+    keys: KeyFolder, days: float, wanted: Callable[[Path], bool] = lambda path: True
+) -> list[Path]:
+    """Replaces each certificate with its key, and each token; names, roles and the authority stay.
+
+    Only those files that are ``wanted``. Raises :class:`KeysMissing`,
+    :class:`nextem.wire.certificates.AuthorityUnusable` and :class:`OSError`.
     """
     authority = _authority(keys)
     _read(keys.key(TOKENS))  # before anything is changed
     replaced: list[Path] = []
     for path in sorted(keys.folder.glob("*.crt")):
-        if path.stem == AUTHORITY:
+        if path.stem == AUTHORITY or not wanted(path):
             continue
         _write_pair(keys, path.stem, renewed(authority, path.read_bytes(), days))
         replaced.append(path)
-    for path in sorted(keys.folder.glob("*.token")):
-        # our own file, of which only the wishes are taken: the signature is made anew
-        claims = jwt.decode(Credential.read(path).token, options={"verify_signature": False})
+    for path in filter(wanted, sorted(keys.folder.glob("*.token"))):
+        claims = _claims(path.read_bytes())
         hours = (claims["exp"] - claims["iat"]) / 3600
         scopes = frozenset(claims[tokens.SCOPES_CLAIM])
         write_token(keys, claims["sub"], claims[tokens.ROLES_CLAIM], hours=hours, scopes=scopes, to=path)
         replaced.append(path)
     return replaced
+
+
+def _claims(file: bytes) -> dict[str, Any]:
+    """Of a token's file of our own, of which only the wishes are taken: the signature is made anew."""
+    token = Credential.parse(file.decode()).token
+    claims: dict[str, Any] = jwt.decode(token, options={"verify_signature": False})
+    return claims
 
 
 def revoke(keys: KeyFolder, certificate: Path) -> int:

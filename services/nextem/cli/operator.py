@@ -112,23 +112,39 @@ _namespace = click.option("--namespace", default="default", show_default=True)
 @click.option(
     "--driver-host", "driver_hosts", multiple=True, help="Name of what serves an instrument's driver."
 )
+@click.option(
+    "--left",
+    default=1 / 3,
+    show_default="a third",
+    type=click.FloatRange(0, 1),
+    help="What has less than this share of its time left is renewed; 1: everything, now.",
+)
+@click.option("--renew-only", is_flag=True, help="Make nothing that is not there.")
 def bootstrap_keys(
-    namespace: str, instruments: tuple[str, ...], hosts: tuple[str, ...], driver_hosts: tuple[str, ...]
+    namespace: str,
+    instruments: tuple[str, ...],
+    hosts: tuple[str, ...],
+    driver_hosts: tuple[str, ...],
+    left: float,
+    renew_only: bool,
 ) -> None:
-    """Make the keys of an installation, as one secret a role; what is there already stays as it is."""
-    from nextem.cli.operator_keys import KeysIncomplete, bootstrap
+    """Make the keys of an installation, as one secret a role, and renew what is soon over.
+
+    The rest stays as it is, and so do the authority, all names, and secrets that somebody else has made.
+    """
+    from nextem.cli.key_maker import KeysMissing
+    from nextem.cli.operator_keys import KeysIncomplete, Wanted, bootstrap
     from nextem.operator.objects import Secrets
+    from nextem.wire.certificates import AuthorityUnusable
     from nextem.wire.key_folder import BadName
 
     with _told():
         try:
-            made = bootstrap(Secrets(namespace), instruments, hosts, driver_hosts)
-        except (KeysIncomplete, BadName) as error:
+            done = bootstrap(Secrets(namespace), Wanted(instruments, hosts, driver_hosts, left, renew_only))
+        except (KeysIncomplete, KeysMissing, AuthorityUnusable, BadName) as error:
             raise click.ClickException(str(error)) from error
-    for name, is_new in made.items():
-        click.echo(
-            f"secret {namespace}/{name}: {'made' if is_new else 'is there already, and stays as it is'}"
-        )
+    for name, what in done.items():
+        click.echo(f"secret {namespace}/{name}: {what}")
 
 
 @operator.command()

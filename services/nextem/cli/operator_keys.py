@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from nextem.cli.key_maker import FIRST_TOKEN_HOURS, LOOPBACK, init_keys, make_driver, write_token
+from nextem.cli.key_maker import (
+    FIRST_TOKEN_HOURS,
+    LOOPBACK,
+    init_keys,
+    is_due,
+    make_driver,
+    renew_keys,
+    write_token,
+)
+from nextem.wire.certificates import revoked_serials, serial_number
 from nextem.wire.key_folder import (
     AUTHORITY,
     CLIENT,
@@ -28,6 +38,7 @@ EXPERIMENTS = "experiments"
 """Subject of the operator's token, and file of it in the whole folder."""
 
 DAYS = 365.0
+MADE, STAYS = "made", "is there already, and stays as it is"
 
 
 class SecretStore(Protocol):
@@ -37,43 +48,124 @@ class SecretStore(Protocol):
 
     def create(self, name: str, files: Mapping[str, bytes]) -> bool: ...
 
+    def update(self, name: str, files: Mapping[str, bytes]) -> bool: ...
+
 
 class KeysIncomplete(Exception):
-    """The folder that is there has no keys for an instrument; says which."""
+    """The folder that is there has no keys for an instrument, or has been put away; says what is missing."""
 
 
-def bootstrap(
-    secrets: SecretStore, instruments: Sequence[str], hosts: Sequence[str], driver_hosts: Sequence[str]
-) -> dict[str, bool]:
-    """Makes the secrets that are not there; returns by name whether each was made now.
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """For whom there are keys. ``left``: what has less than this share of its time left is renewed.
 
-    Begun anew at any point it ends with the same: the whole folder is made first, and the rest of it.
-    Raises :class:`KeysIncomplete`, and as :func:`nextem.cli.key_maker.init_keys`.
+    ``renew_only``: what is not there is not made.
     """
+
+    instruments: Sequence[str]
+    hosts: Sequence[str] = ()
+    driver_hosts: Sequence[str] = ()
+    left: float = 1 / 3
+    renew_only: bool = False
+
+
+def bootstrap(secrets: SecretStore, wanted: Wanted) -> dict[str, str]:
+    """Makes the secrets that are not there, and renews what is soon over in those that are; tells of each.
+
+    Begun anew at any point it ends with the same: the whole folder comes first, and the others are taken
+    from it. Secrets of another authority, or without our label, stay as they are.
+    Raises :class:`KeysIncomplete`, and as :func:`nextem.cli.key_maker.init_keys` and
+    :func:`~nextem.cli.key_maker.renew_keys`.
+    """
+    roles = _roles(wanted.instruments, bool(wanted.driver_hosts))
+    there = {name: found for name in (WHOLE, *roles) if (found := secrets.read(name)) is not None}
+    told = {}
+    if not there and not wanted.renew_only and secrets.create(WHOLE, _new_folder(wanted)):
+        told[WHOLE] = MADE
     whole = secrets.read(WHOLE)
-    made: dict[str, bool] = {}
+    if whole is not None and WHOLE not in told:
+        whole, told[WHOLE] = _renew_whole(secrets, whole, wanted.left)
+    for name, files in roles.items():
+        if name in there:
+            told[name] = _renew_role(secrets, name, there[name], files, whole or {}, wanted.left)
+        elif not wanted.renew_only:
+            told[name] = _make_role(secrets, name, files, whole)
+    return told
+
+
+def _make_role(
+    secrets: SecretStore, name: str, files: Mapping[str, str], whole: Mapping[str, bytes] | None
+) -> str:
     if whole is None:
-        made[WHOLE] = secrets.create(WHOLE, _new_folder(instruments, hosts, driver_hosts))
-        whole = secrets.read(WHOLE) or {}  # somebody else's, if theirs was first
-    made.setdefault(WHOLE, False)
-    for name, files in _roles(instruments, bool(driver_hosts)).items():
-        if missing := sorted(set(files.values()) - set(whole)):
-            raise KeysIncomplete(f"secret {WHOLE} has no {', '.join(missing)}, which {name} needs")
-        content = {file: whole[source] for file, source in files.items()}
-        made[name] = secrets.read(name) is None and secrets.create(name, content)
-    return made
+        raise KeysIncomplete(f"secret {WHOLE} is not there, from which {name} is made: bring it back")
+    if missing := sorted(set(files.values()) - set(whole)):
+        raise KeysIncomplete(f"secret {WHOLE} has no {', '.join(missing)}, which {name} needs")
+    made = secrets.create(name, {file: whole[source] for file, source in files.items()})
+    return MADE if made else STAYS
 
 
-def _new_folder(
-    instruments: Sequence[str], hosts: Sequence[str], driver_hosts: Sequence[str]
-) -> dict[str, bytes]:
+def _renew_whole(secrets: SecretStore, whole: dict[str, bytes], left: float) -> tuple[dict[str, bytes], str]:
+    """The whole folder as it is from now on, and what is told of it."""
+    due = _due(whole, left)
+    if not due:
+        return whole, STAYS
+    with tempfile.TemporaryDirectory() as place:
+        keys = KeyFolder(Path(place))
+        for name, content in whole.items():
+            (keys.folder / name).write_bytes(content)
+        renew_keys(keys, DAYS, lambda path: path.name in due)
+        renewed = {name: (keys.folder / name).read_bytes() for name in due}
+    if not secrets.update(WHOLE, renewed):
+        return secrets.read(WHOLE) or {}, STAYS  # somebody else was first, or it is not ours
+    return whole | renewed, _renewed(due)
+
+
+def _renew_role(
+    secrets: SecretStore,
+    name: str,
+    there: Mapping[str, bytes],
+    files: Mapping[str, str],
+    whole: Mapping[str, bytes],
+    left: float,
+) -> str:
+    if not whole:
+        return f"{STAYS}; nothing of it is renewed without secret {WHOLE}"
+    authority = f"{AUTHORITY}.crt"
+    if whole[authority] != there.get(authority):
+        return f"{STAYS}; it is of another authority"
+    newer = {file: new for file in _due(there, left) if (new := whole.get(files.get(file, ""), b""))}
+    changes = {file: new for file, new in newer.items() if new != there[file]}
+    if not changes or not secrets.update(name, changes):
+        return STAYS
+    return _renewed(changes)
+
+
+def _due(files: Mapping[str, bytes], left: float) -> set[str]:
+    """Names of files to renew, a certificate's key with it. What is revoked is not renewed."""
+    authority, revoked = f"{AUTHORITY}.crt", KeyFolder(Path()).revoked.name
+    serials = revoked_serials(files[authority], files[revoked]) if revoked in files else frozenset()
+    due = {name for name, content in files.items() if name != authority and is_due(name, content, left)}
+    certificates = {name for name in due if name.endswith(".crt")}
+    out = {name for name in certificates if serial_number(files[name]) in serials}
+    return due - out | {name.removesuffix("crt") + "key" for name in certificates - out}
+
+
+def _renewed(names: Iterable[str]) -> str:
+    return f"renewed: {_listed(names)}"
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(name for name in names if not name.endswith(".key")))
+
+
+def _new_folder(wanted: Wanted) -> dict[str, bytes]:
     with tempfile.TemporaryDirectory() as folder:
         keys = KeyFolder(Path(folder) / "keys")
-        init_keys(keys, instruments, hosts, operator=OPERATOR, days=DAYS)
-        if driver_hosts:
-            for instrument in instruments:
-                make_driver(keys, instrument, [*LOOPBACK, *driver_hosts], DAYS)
-        roles, scopes = dict.fromkeys(instruments, AGENT), frozenset({"scan", "optics"})
+        init_keys(keys, wanted.instruments, wanted.hosts, operator=OPERATOR, days=DAYS)
+        if wanted.driver_hosts:
+            for instrument in wanted.instruments:
+                make_driver(keys, instrument, [*LOOPBACK, *wanted.driver_hosts], DAYS)
+        roles, scopes = dict.fromkeys(wanted.instruments, AGENT), frozenset({"scan", "optics"})
         write_token(
             keys, EXPERIMENTS, roles, hours=FIRST_TOKEN_HOURS, scopes=scopes, to=keys.token(EXPERIMENTS)
         )

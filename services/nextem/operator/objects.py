@@ -96,6 +96,20 @@ class Secrets:
             raise
         return True
 
+    def update(self, name: str, files: Mapping[str, bytes]) -> bool:
+        """Replaces some files of one that we have made; False where it is not ours or changed meanwhile."""
+        found = self._api.read_namespaced_secret(name, self._namespace)
+        if (found.metadata.labels or {}).get(GENERATED) != "true":
+            return False
+        found.data |= {file: base64.b64encode(content).decode() for file, content in files.items()}
+        try:
+            self._api.replace_namespaced_secret(name, self._namespace, found)
+        except ApiException as error:
+            if error.status == HTTPStatus.CONFLICT:
+                return False
+            raise
+        return True
+
 
 @dataclass(frozen=True, slots=True)
 class Cleaned:

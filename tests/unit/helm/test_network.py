@@ -84,6 +84,7 @@ QUICKSTART = {
     "s3": "StatefulSet/nextem-s3",
     "jobs": "Job/nextem-setup",
     "sweep": "CronJob/nextem-sweep",
+    "keys": "CronJob/nextem-keys-renewal",
 }
 PORTS = {"steering": 50051, "instrument": 50061, "merlin": 6342, "kafka": 9092, "s3": 7070, "ray": 6379}
 PORTS |= {"ray's own": 34567, "health": 8081, "metrics": 9464}

@@ -161,7 +161,12 @@ def test_no_image_is_without_version(objects: list[Object]) -> None:
 
 def test_only_the_operator_and_the_jobs_of_keys_speak_to_the_api(objects: list[Object]) -> None:
     speak = {at for at, t in pods(objects).items() if t["spec"]["automountServiceAccountToken"]}
-    assert speak <= {"Deployment/nextem-operator", "Job/nextem-keys", "Job/nextem-cleanup"}
+    assert speak <= {
+        "Deployment/nextem-operator",
+        "Job/nextem-keys",
+        "Job/nextem-cleanup",
+        "CronJob/nextem-keys-renewal",
+    }
 
 
 def test_every_component_has_an_account_of_its_own() -> None:
@@ -196,12 +201,28 @@ def test_who_may_ask_the_api_for_what() -> None:
         ("nextem-operator", "", "events", "create"),
         ("nextem-operator", "coordination.k8s.io", "leases", "create", "get", "update"),
         ("nextem-operator", "ray.io", "rayclusters", "get", "patch"),
-        ("nextem-keys", "", "secrets", "create", "get"),
+        ("nextem-keys", "", "secrets", "create"),
+        ("nextem-keys", "", "secrets", "get", "update"),
+        ("nextem-keys-renewal", "", "secrets", "get", "update"),
         ("nextem-cleanup", "nextem.dev", "experiments", "delete", "list", "patch"),
         ("nextem-cleanup", "", "secrets", "delete", "list"),
         ("nextem-cleanup", "", "persistentvolumeclaims", "list"),
         ("nextem-cleanup", "coordination.k8s.io", "leases", "delete", "list"),
     }
+
+
+@pytest.mark.parametrize("example", ["quickstart", "strimzi"])
+def test_the_jobs_of_keys_reach_the_secrets_that_they_make_and_no_others(example: str) -> None:
+    objects = render(example)
+    made = {f"nextem-keys-{name}" for name in ("authority", "steering", "operator", "client")}
+    more = {
+        "quickstart": {"nextem-keys-edge-simulator", "nextem-keys-driver"},
+        "strimzi": {"nextem-keys-edge-tem-1", "nextem-keys-edge-tem-2"},
+    }
+    for name in ("nextem-keys", "nextem-keys-renewal"):
+        for rule in named(objects, "Role", name)["rules"]:
+            if rule["verbs"] != ["create"]:  # which no rule can bind to names
+                assert set(rule["resourceNames"]) == made | more[example]
 
 
 @pytest.mark.parametrize("example", sorted(set(EXAMPLES) - {"quickstart", "air-gapped"}))
