@@ -288,9 +288,9 @@ class ControlAgent:
     # ---- to the link ----------------------------------------------------------------------------
 
     def _emit(self, outcome: Outcome) -> None:
+        self.rules.ended(outcome)  # whoever hears of a rule's move may have the stage
         self._link.send(EdgeMessage(outcome=outcome))
         self._audit.outcome(outcome)
-        self.rules.told(outcome)
         _count(outcome)
         if outcome.state in (REJECTED, FAILED):
             verdict = "rejected" if outcome.state == REJECTED else "failed"

@@ -121,8 +121,8 @@ class RuleActions:
             for each in self._watched()
         ]
 
-    def told(self, outcome: Outcome) -> None:
-        """An outcome of any command: the stage is given back when a rule's move has ended.
+    def ended(self, outcome: Outcome) -> None:
+        """Before an outcome of any command is told: the stage is given back when a rule's move has ended.
 
         A rule whose move was done looks again, at frames after it; one that was refused waits until the scene
         is back by itself, so that it does not ask again and again.

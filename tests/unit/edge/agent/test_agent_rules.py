@@ -267,6 +267,27 @@ def test_who_holds_the_stage_is_not_disturbed(rig: Rig) -> None:
     assert "stage is held by 'anna'" in outcome.detail
 
 
+@pytest.mark.parametrize("done", [True, False])
+def test_who_hears_that_a_rule_s_move_has_ended_may_have_the_stage(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, done: bool
+) -> None:
+    moving(rig)
+    send, refused = rig.link.send, list[str]()
+
+    def ask_when_told(message: pb.EdgeMessage) -> bool:
+        if message.outcome.state in FINAL:
+            asked = pb.LeaseRequest(holder="anna", ttl_ms=60_000, scopes=[pb.LEASE_SCOPE_STAGE])
+            refused.append(rig.agent._leases.request(asked).refused)
+        return send(message)
+
+    monkeypatch.setattr(rig.link, "send", ask_when_told)
+    if not done:
+        rig.driver.errors["move_stage"] = DriverRefused("no")
+    outcome = fire(rig, FOLLOW, 0.0, 8.0)
+    assert outcome.state == (pb.COMMAND_STATE_DONE if done else pb.COMMAND_STATE_FAILED)
+    assert refused == [""]
+
+
 def test_a_move_goes_through_the_limits(rig: Rig) -> None:
     moving(rig)
     rig.driver.state.stage.x_nm = default_limits().stage.x_nm.max - 1.0
