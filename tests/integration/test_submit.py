@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +44,7 @@ class Place:
     log: FakeLog
     client: SteeringClient
     plan: Path
+    edge: ExitStack
 
     @property
     def who(self) -> list[str]:
@@ -58,6 +60,11 @@ class Place:
         plan.CopyFrom(PLAN)
         plan.MergeFrom(plan_pb2.Plan(**changes))
         self.plan.write_text(json_format.MessageToJson(plan))
+
+    def audited(self) -> list[pb.SteeringEvent]:
+        """The record, whole: the edge is closed first."""
+        self.edge.close()
+        return self.log.events
 
     def leases(self) -> list[pb.Lease]:
         """As of a heartbeat from now on."""
@@ -87,12 +94,12 @@ def place(tmp_path: Path) -> Iterator[Place]:
         log,
     )
     agent.start()
-    with SteeringClient(address) as client:
+    with ExitStack() as edge, SteeringClient(address) as client:
+        edge.callback(agent.close)
         client.heartbeat(timeout_s=WAIT_S)
-        place = Place(tmp_path, address, acquisitions, log, client, tmp_path / "plan.json")
+        place = Place(tmp_path, address, acquisitions, log, client, tmp_path / "plan.json", edge)
         place.write(title="the left edge")
         yield place
-    agent.close()
     stop.set()
     service.join()
 
@@ -104,9 +111,10 @@ def test_a_plan_is_carried_out_and_its_outcome_is_told(place: Place) -> None:
         *(0, True, True, True),
     ), told
     assert place.leases() == []
-    asked = next(event.command for event in place.log.events if event.HasField("command"))
+    audited = place.audited()
+    asked = next(event.command for event in audited if event.HasField("command"))
     assert (asked.issuer, asked.cause.reason) == ("anna", "the left edge")
-    granted = next(event.lease.lease for event in place.log.events if event.HasField("lease"))
+    granted = next(event.lease.lease for event in audited if event.HasField("lease"))
     assert list(granted.scopes) == [pb.LEASE_SCOPE_SCAN]
 
 
