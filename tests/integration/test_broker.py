@@ -28,6 +28,7 @@ from nextem.wire.log import (
     LogUnavailable,
     OffsetOutOfRange,
     Position,
+    UnknownLog,
     open_log,
 )
 
@@ -218,6 +219,15 @@ def test_a_client_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "confluent_kafka", None)
     with pytest.raises(FatalLogError, match=r"pip install 'nextem\[confluent\]'"):
         open_log(f"{CONFLUENT}127.0.0.1:1")
+
+
+def test_a_mistyped_address_makes_no_folder_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UnknownLog, match="'kafak://broker:9092' is no log"):
+        open_log("kafak://broker:9092")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_slow_checksums_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

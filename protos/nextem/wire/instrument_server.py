@@ -11,6 +11,7 @@ import grpc
 from nextem.v1.control_pb2_grpc import InstrumentServicer, add_InstrumentServicer_to_server
 from nextem.wire.health import Health
 from nextem.wire.key_folder import AUTHORITY, KeyFolder, driver_files
+from nextem.wire.listening import address_of, bind
 from nextem.wire.tls import Party, check_plaintext, server_credentials, shown_certificate
 
 
@@ -67,12 +68,11 @@ def serve_instrument(
     With ``keys`` it shows the certificate of the driver of ``instrument`` and serves the edge of that
     instrument alone. Without, anybody on this machine: raises :class:`nextem.wire.tls.PlaintextRefused` for
     any address but loopback. Where there is ``health`` it is told too, by gRPC's standard service. Raises
-    also :class:`nextem.wire.tls.CertificateUnusable`, :class:`nextem.wire.key_folder.BadName`, and
-    RuntimeError (from grpc) when the port is taken.
+    also :class:`nextem.wire.tls.CertificateUnusable`, :class:`nextem.wire.key_folder.BadName` and
+    :class:`nextem.wire.listening.CannotListen`.
     """
-    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     if keys is None:
-        check_plaintext(address, "a driver at")
+        check_plaintext(address_of(host, port), "a driver at")
     credentials = None if keys is None else server_credentials(Party(keys, driver_files(instrument)))
     server = grpc.server(
         ThreadPoolExecutor(threads, thread_name_prefix="instrument"),
@@ -85,9 +85,6 @@ def serve_instrument(
         from nextem.wire.health_rpc import add_health
 
         add_health(server, health, ["nextem.v1.Instrument"])
-    if credentials is None:
-        bound = server.add_insecure_port(address)
-    else:
-        bound = server.add_secure_port(address, credentials)
+    bound = bind(server, host, port, credentials)
     server.start()
     return server, bound

@@ -37,6 +37,7 @@ KAFKA = "kafka://"
 CONFLUENT = "kafka+confluent://"
 """Begins the address of a Kafka that is reached by confluent-kafka."""
 
+_FOLDER = "file://"
 _TOPIC = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 
 
@@ -58,6 +59,10 @@ class LogForbidden(RetryableLogError):
 
 class FatalLogError(LogError):
     """The same call will never succeed."""
+
+
+class UnknownLog(FatalLogError):
+    """An address names no kind of log."""
 
 
 class RecordTooLarge(FatalLogError):
@@ -223,14 +228,21 @@ def check_topic(topic: str) -> None:
         )
 
 
+def check_address(address: str) -> None:
+    """Raises :class:`UnknownLog`: a folder by the name of a mistyped address would be read by nobody."""
+    if "://" in address and not address.startswith((KAFKA, CONFLUENT, _FOLDER)):
+        raise UnknownLog(f"{address!r} is no log: {KAFKA}HOST:PORT, {CONFLUENT}HOST:PORT or a folder")
+
+
 def open_log(address: str) -> Log:
     """Opens the log at an address.
 
     ``kafka://host:port[,host:port]``, ``kafka+confluent://…`` (the same brokers, by the other client), or a
     folder (``file:///path`` or a path). A Kafka's may end with ``?security=FILE``, see
     :mod:`nextem.wire.kafka_security`. Raises :class:`LogError`, also where the client that the address names
-    is not installed.
+    is not installed, and what :func:`check_address` raises.
     """
+    check_address(address)
     if address.startswith(KAFKA):
         from nextem.wire.kafka import KafkaLog
 
@@ -247,4 +259,4 @@ def open_log(address: str) -> Log:
 
     from nextem.wire.local_log import LocalLog
 
-    return LocalLog(Path(address.removeprefix("file://")))
+    return LocalLog(Path(address.removeprefix(_FOLDER)))

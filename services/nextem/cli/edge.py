@@ -39,11 +39,15 @@ from nextem.cli.sizes import size
 )
 @click.option(
     "--passive-plan",
-    type=click.Path(exists=True, path_type=Path),
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Plan (JSON) for acquisitions that somebody starts at the detector itself.",
 )
 @click.option(
-    "--ring-mib", default=256, show_default=True, help="Memory for raw frames between socket and reduction."
+    "--ring-mib",
+    type=click.IntRange(1),
+    default=256,
+    show_default=True,
+    help="Memory for raw frames between socket and reduction.",
 )
 @click.option(
     "--workers",
@@ -65,12 +69,13 @@ from nextem.cli.sizes import size
     show_default="none",
     help="Disk for the newest raw frames of plans that say keep_raw, such as 4GiB.",
 )
-@click.option("--raw-minutes", type=float, show_default="any age", help="Raw frames that are older are gone.")
 @click.option(
-    "--store",
-    show_default="HOME/store",
-    help="Where asked-for raw frames go.",
+    "--raw-minutes",
+    type=click.FloatRange(0, min_open=True),
+    show_default="any age",
+    help="Raw frames that are older are gone.",
 )
+@click.option("--store", show_default="HOME/store", help="Where asked-for raw frames go.")
 @click.option(
     "--rule-off",
     multiple=True,
@@ -127,15 +132,14 @@ def edge(
     The person at the microscope is never locked out, steering service or not (on this machine, same --home):
       nextem preempt | release | safe | stop --local | mode MODE --local
     """
-    from google.protobuf import json_format
-
+    from nextem.cli.plans import read_plan
     from nextem.edge.control.drivers.address import UnknownAddress
     from nextem.edge.control.drivers.column import AdapterUnavailable
     from nextem.edge.detectors.base import DetectorError
     from nextem.edge.detectors.registry import BadAddress
     from nextem.edge.rules.plan import InvalidRule
     from nextem.edge.service import EdgeOptions, run_edge
-    from nextem.v1 import plan_pb2
+    from nextem.edge.uplink.spool import SpoolBusy
     from nextem.wire.console import ConsoleError
     from nextem.wire.key_folder import BadName
     from nextem.wire.object_store import store_address
@@ -146,7 +150,6 @@ def edge(
     keys = place.secured(tls)
     if limits is not None and limits_key is None and keys is not None and keys.limits.exists():
         limits_key = keys.limits  # whoever has keys has signed the limits
-    plan = json_format.Parse(passive_plan.read_text(), plan_pb2.Plan()) if passive_plan else None
     options = EdgeOptions(
         instrument=name,
         log=log or str(place.log),
@@ -157,7 +160,7 @@ def edge(
         limits_key_path=limits_key,
         instrument_address=instrument,
         steering_address=steering,
-        passive_plan=plan,
+        passive_plan=None if passive_plan is None else read_plan(passive_plan),
         ring_bytes=ring_mib << 20,
         workers=workers,
         calibrations=calibrations or place.folder / "calibrations",
@@ -174,6 +177,6 @@ def edge(
         run_edge(options, process.stop, lambda: process.tell_ready({"instrument": name}), process.health)
     except (
         *(BadAddress, DetectorError, TlsError, BadName, TokenRefused),
-        *(UnknownAddress, AdapterUnavailable, ConsoleError, InvalidRule),
+        *(UnknownAddress, AdapterUnavailable, ConsoleError, InvalidRule, SpoolBusy),
     ) as error:
         raise click.ClickException(f"{type(error).__name__}: {error}") from error

@@ -21,6 +21,8 @@ SERVICES: Mapping[str, str] = {
 }
 """What each command's process is called in telemetry: as its image."""
 
+PORT = click.IntRange(0, 65535)
+
 OPTIONS = (
     click.option(
         "--log-format",
@@ -37,7 +39,7 @@ OPTIONS = (
     ),
     click.option(
         "--metrics-port",
-        type=click.IntRange(0, 65535),
+        type=PORT,
         show_default="none",
         help="Serve /metrics for Prometheus. Traces go to $OTEL_EXPORTER_OTLP_ENDPOINT, where it is set.",
     ),

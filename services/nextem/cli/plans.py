@@ -1,15 +1,25 @@
-"""The plans that the demo and the replay run: plain documents, made here and nowhere else."""
+"""Plans: plain documents. What the demo and the replay run is made here and nowhere else."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
-from google.protobuf import struct_pb2
+import click
+from google.protobuf import json_format, struct_pb2
 
 from nextem.v1 import plan_pb2
 from nextem.wire.ids import uuid7
 
 SCHEMA_VERSION = 1
+
+
+def read_plan(file: Path) -> plan_pb2.Plan:
+    """Raises :class:`click.ClickException`, which names what in the file is no plan."""
+    try:
+        return json_format.Parse(file.read_bytes(), plan_pb2.Plan())
+    except (json_format.ParseError, UnicodeDecodeError, OSError) as error:
+        raise click.ClickException(f"{file}: {error}") from error
 
 
 def parameters(values: Mapping[str, float | str | bool]) -> struct_pb2.Struct:

@@ -14,8 +14,9 @@ from typing import Any, TypeVar
 import click
 
 from nextem.cli.console import set_up_logging, stop_on_signals, tell_ready
-from nextem.cli.observing import OPTIONS, observed, service_of
+from nextem.cli.observing import OPTIONS, PORT, observed, service_of
 from nextem.wire.health import Health
+from nextem.wire.listening import CannotListen
 
 _LOG = click.option("--log", show_default="HOME/log", help="The log: a folder, or kafka://HOST:PORT.")
 
@@ -54,10 +55,17 @@ log_choice_option = partial(
 
 def _with_security(address: str | None, file: Path | None) -> str | None:
     from nextem.wire.kafka_security import with_security
+    from nextem.wire.log import UnknownLog, check_address
 
-    if address is None or file is None or "://" not in address or "?" in address:
+    if address is None or "://" not in address:
         return address
-    return with_security(address, file) if address.startswith("kafka") else address
+    try:
+        check_address(address)
+    except UnknownLog as error:
+        raise click.BadParameter(str(error), param_hint="--log") from error
+    if file is None or "?" in address or not address.startswith("kafka"):
+        return address
+    return with_security(address, file)
 
 
 secured = click.option(
@@ -79,7 +87,7 @@ _OPTIONS = (
     ),
     click.option(
         "--health-port",
-        type=click.IntRange(0, 65535),
+        type=PORT,
         show_default="none",
         help="Answer /startupz, /readyz and /livez by HTTP.",
     ),
@@ -150,7 +158,10 @@ def common(function: Callable[..., None]) -> Callable[..., None]:
     def called(**given: Any) -> None:
         own = {name: given.pop(name) for name in _NAMES}
         with _running(**own) as process:
-            function(process=process, **given)
+            try:
+                function(process=process, **given)
+            except CannotListen as error:
+                raise click.ClickException(str(error)) from error
 
     command: Callable[..., None] = called
     for option in _OPTIONS:

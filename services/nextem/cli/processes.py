@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from nextem.cli.home import Home
+from nextem.cli.observing import PORT
 from nextem.cli.process_options import Running, common, log_option, secured
 from nextem.cli.settings import Process
 
@@ -18,17 +19,35 @@ from nextem.cli.settings import Process
     show_default=True,
     help="'polycrystal', 'particles', or the folder of an alloy (as sped-alculi: factors, loadings, truth).",
 )
-@click.option("--replay", type=click.Path(path_type=Path), help="Serve this MIB file instead of a specimen.")
-@click.option("--loops", default=1, show_default=True, help="With --replay: how many times over.")
+@click.option(
+    "--replay",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Serve this MIB file instead of a specimen.",
+)
+@click.option(
+    "--loops",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="With --replay: how many times over.",
+)
 @click.option("--seed", default=1, show_default=True, help="Same seed, same specimen and same noise.")
 @click.option("--detector-px", type=click.Choice(["128", "256"]), default="256", show_default=True)
 @click.option(
-    "--rate", type=float, default=2000.0, show_default=True, help="Images a second; 0: as fast as it can."
+    "--rate",
+    type=click.FloatRange(0),
+    default=2000.0,
+    show_default=True,
+    help="Images a second; 0: as fast as it can.",
 )
 @click.option("--host", default="127.0.0.1", show_default=True)
-@click.option("--data-port", default=6342, show_default=True, help="Merlin data socket; 0: any free one.")
-@click.option("--control-port", default=6341, show_default=True, help="Merlin control socket.")
-@click.option("--instrument-port", default=50061, show_default=True, help="gRPC service Instrument.")
+@click.option(
+    "--data-port", type=PORT, default=6342, show_default=True, help="Merlin data socket; 0: any free one."
+)
+@click.option("--control-port", type=PORT, default=6341, show_default=True, help="Merlin control socket.")
+@click.option(
+    "--instrument-port", type=PORT, default=50061, show_default=True, help="gRPC service Instrument."
+)
 @click.option("--instrument", default="simulator", show_default=True, help="Name of the instrument.")
 @click.option("--physics", help='"typical", or a JSON file: drift, backlash, aberrations, damage, vacuum.')
 @click.option(
@@ -71,18 +90,14 @@ def simulate(
     For an edge on another machine:            nextem simulate --host 0.0.0.0 --tls keys
     """
     from nextem.simulator.physics import PhysicsError, load_physics
-    from nextem.simulator.replay import ReplayOptions, run_replay
     from nextem.simulator.service import SimulatorOptions, run_simulator
+    from nextem.simulator.specimen import SpecimenError
     from nextem.wire.key_folder import BadName
     from nextem.wire.tls import TlsError, is_loopback
 
     rate_fps = rate or None
     if replay is not None:
-        run_replay(
-            ReplayOptions(path=replay, rate_fps=rate_fps, host=host, data_port=data_port, loops=loops),
-            process.stop,
-            lambda port: process.tell_ready({"data_port": port}),
-        )
+        _serve_file(replay, rate_fps, host, data_port, loops, process)
         return
     try:
         described = None if physics is None else load_physics(physics)
@@ -112,8 +127,26 @@ def simulate(
             ),
             process.health,
         )
+    except SpecimenError as error:
+        raise click.BadParameter(str(error), param_hint="--specimen") from error
     except (TlsError, BadName) as error:
         raise click.ClickException(f"{error}; `nextem keys init` makes what is needed") from error
+
+
+def _serve_file(
+    file: Path, rate_fps: float | None, host: str, data_port: int, loops: int, process: Running
+) -> None:
+    from nextem.simulator.mib import MibError
+    from nextem.simulator.replay import ReplayOptions, run_replay
+
+    try:
+        run_replay(
+            ReplayOptions(path=file, rate_fps=rate_fps, host=host, data_port=data_port, loops=loops),
+            process.stop,
+            lambda port: process.tell_ready({"data_port": port}),
+        )
+    except MibError as error:
+        raise click.BadParameter(str(error), param_hint="--replay") from error
 
 
 @click.command(cls=Process)
@@ -130,7 +163,7 @@ def simulate(
 )
 @click.option("--ray-address", show_default="Ray is started in place", help="An existing Ray cluster.")
 @click.option("--ray-head", is_flag=True, help="Be the head of a Ray cluster that other nodes may join.")
-@click.option("--ray-port", default=6379, show_default=True, help="Where the head listens.")
+@click.option("--ray-port", type=PORT, default=6379, show_default=True, help="Where the head listens.")
 @common
 def analyse(
     log: str | None,
@@ -177,7 +210,9 @@ def analyse(
 @click.command(cls=Process)
 @log_option
 @click.option("--host", default="127.0.0.1", show_default=True)
-@click.option("--port", default=50051, show_default=True, help="gRPC service Steering; 0: any free one.")
+@click.option(
+    "--port", type=PORT, default=50051, show_default=True, help="gRPC service Steering; 0: any free one."
+)
 @click.option(
     "--policies/--no-policies", default=True, show_default=True, help="Let policies propose commands."
 )

@@ -9,10 +9,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import click
-from google.protobuf import json_format
 
 from nextem.cli.console import frames_bar
 from nextem.cli.leading import leading
+from nextem.cli.plans import read_plan
 from nextem.cli.steer import STEERING, Person, person, steering_of
 from nextem.cli.words import lines_of
 from nextem.client import SteeringClient, SteeringError, acquire_command
@@ -49,14 +49,6 @@ def submit(file: Path, wait: bool, reason: str, who: Person) -> None:
 def is_well(last: control_pb2.Outcome, wait: bool) -> bool:
     """Whether that is how a plan should end, or for whoever does not ``wait`` begin."""
     return last.state in (_GOOD - {_STARTED} if wait else _GOOD)
-
-
-def read_plan(file: Path) -> plan_pb2.Plan:
-    """Raises :class:`click.ClickException`, which names what in the file is no plan."""
-    try:
-        return json_format.Parse(file.read_bytes(), plan_pb2.Plan())
-    except (json_format.ParseError, UnicodeDecodeError, OSError) as error:
-        raise click.ClickException(f"{file}: {error}") from error
 
 
 def carry_out(

@@ -30,6 +30,7 @@ from nextem.v1 import control_pb2, control_pb2_grpc
 from nextem.wire.health import Health
 from nextem.wire.health_rpc import add_health
 from nextem.wire.key_folder import STEERING, KeyFolder
+from nextem.wire.listening import bind
 from nextem.wire.tls import Party, check_plaintext, server_credentials
 
 logger = logging.getLogger(__name__)
@@ -238,15 +239,8 @@ class SteeringServer:
             add_health(self._server, health, ["nextem.v1.Steering"])
 
     def start(self) -> int:
-        """Returns the port. Raises :class:`OSError` when the address cannot be bound."""
-        address = f"{self._host}:{self._port}"
-        try:
-            if self._credentials is None:
-                port = self._server.add_insecure_port(address)
-            else:
-                port = self._server.add_secure_port(address, self._credentials)
-        except RuntimeError as error:
-            raise OSError(f"steering cannot listen on {address}: {error}") from error
+        """Returns the port. Raises :class:`nextem.wire.listening.CannotListen`."""
+        port = bind(self._server, self._host, self._port, self._credentials)
         self._server.start()
         return port
 

@@ -60,8 +60,8 @@ def run_steering(
     """Serves until ``stop`` is set; ``ready`` gets the port once edges, people and policies can work.
 
     Brokers that cannot be reached at the start are waited for. ``health`` is told over the same port too.
-    Raises :class:`OSError` when the port is taken, :class:`nextem.wire.log.LogError` when the log fails for
-    good, :class:`nextem.wire.tls.TlsError` and :class:`nextem.wire.tokens.KeySetUnreadable`.
+    Raises :class:`nextem.wire.listening.CannotListen`, :class:`nextem.wire.log.LogError` when the log fails
+    for good, :class:`nextem.wire.tls.TlsError` and :class:`nextem.wire.tokens.KeySetUnreadable`.
     """
     health = health or Health()
     with ExitStack() as closing:

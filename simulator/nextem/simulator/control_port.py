@@ -17,6 +17,7 @@ import threading
 from nextem.simulator.instrument import Instrument
 from nextem.simulator.merlin import PREFIX_BYTES, message
 from nextem.simulator.settings import OutOfRange, Refused
+from nextem.wire.listening import listen
 
 log = logging.getLogger(__name__)
 
@@ -134,11 +135,14 @@ class ControlPort:
 
 
 class ControlServer:
-    """Serves ``port`` on ``host`` (0: any free one, told by ``port``). Raises OSError when it is taken."""
+    """Serves ``port`` on ``host`` (0: any free one, told by ``port``).
+
+    Raises :class:`nextem.wire.listening.CannotListen`.
+    """
 
     def __init__(self, answers: ControlPort, host: str, port: int) -> None:
         self._answers = answers
-        self._listener = socket.create_server((host, port), backlog=4)
+        self._listener = listen(host, port)
         self.port: int = self._listener.getsockname()[1]
         self._lock = threading.Lock()
         self._client: socket.socket | None = None

@@ -14,6 +14,8 @@ import threading
 import time
 from collections.abc import Callable
 
+from nextem.wire.listening import listen
+
 log = logging.getLogger(__name__)
 
 _SEND_TIMEOUT = struct.pack("ll", 0, 200_000)  # timeval: how often a blocked send looks up
@@ -23,11 +25,12 @@ _PATIENCE = 25  # such looks at a client that does not read, before it is given 
 class DataServer:
     """Listens on ``host:port`` (port 0: any free one, told by ``port``) and sends to whoever connected last.
 
-    ``send`` is for one thread; ``close`` may come from any. Raises OSError when the port is taken.
+    ``send`` is for one thread; ``close`` may come from any. Raises
+    :class:`nextem.wire.listening.CannotListen`.
     """
 
     def __init__(self, host: str, port: int) -> None:
-        self._listener = socket.create_server((host, port), backlog=4)
+        self._listener = listen(host, port)
         self.port: int = self._listener.getsockname()[1]
         self._lock = threading.Lock()  # of _client and _connected
         self._sending = threading.RLock()  # whoever uses the client's socket, or closes it

@@ -158,7 +158,7 @@ def run_replay(
     """Serves one MIB file until ``stop`` is set; calls ``ready`` with the data port once it listens.
 
     Raises :class:`~nextem.simulator.mib.MibError` for a file without one whole frame, OSError for one that
-    cannot be opened or a port that is taken, ValueError for ``loops`` below 1.
+    cannot be opened, :class:`nextem.wire.listening.CannotListen`, ValueError for ``loops`` below 1.
     """
     with MibFile(options.path) as mib:
         plan = plan_replay(mib, options.loops)

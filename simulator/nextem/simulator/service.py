@@ -138,8 +138,8 @@ def run_simulator(
 ) -> None:
     """Simulates a microscope until ``stop`` is set; calls ``ready`` once it can be commanded and read.
 
-    Raises SpecimenError for a specimen that is not there, UnknownCounterDepth, and OSError or RuntimeError
-    for a port that is taken.
+    Raises SpecimenError for a specimen that is not there, UnknownCounterDepth, OSError where the truth cannot
+    be written, and :class:`nextem.wire.listening.CannotListen`.
     """
     health = health or Health()
     mode = FrameFormat(options.detector_px, options.counter_depth)

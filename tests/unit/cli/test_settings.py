@@ -113,7 +113,7 @@ def test_a_value_is_no_value_of_its_flag(tmp_path: Path) -> None:
     assert "[edge] ring_mib: '2.5' is not a valid integer" in result.output
     result = nextem("--config", file, "edge")
     assert result.exit_code == 2
-    assert f"'2.5' is not a valid integer. ({file} [edge])" in result.output
+    assert f"'2.5' is not a valid integer range. ({file} [edge])" in result.output
 
 
 def test_a_value_of_the_environment_is_told_with_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
