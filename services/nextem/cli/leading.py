@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import click
 
-from nextem.client import SteeringClient, SteeringError
+from nextem.client import SteeringClient
 from nextem.v1.control_pb2 import Lease, LeaseScope
-
-TTL_MS = 15_000
-"""After that long without us the edge makes the instrument safe."""
+from nextem.wire import leading as lease
+from nextem.wire.leading import TTL_MS, LeaseRefused
 
 
 @contextmanager
@@ -24,31 +22,15 @@ def leading(
     One that a program of the same name held before stays with it. Raises :class:`click.ClickException`
     where it is refused, and a :class:`~nextem.client.SteeringError`.
     """
-    held = {lease.epoch for lease in client.heartbeat(instrument, fresh=True).leases}
-    lease = client.request_lease(holder, TTL_MS, purpose=purpose, instrument=instrument, scopes=scopes)
-    if lease.refused:
-        raise click.ClickException(lease.refused)
-    ended = threading.Event()
+    held = frozenset(each.epoch for each in client.heartbeat(instrument, fresh=True).leases)
 
-    def renew() -> None:
-        while not ended.wait(TTL_MS / 3000):
-            try:
-                told = client.request_lease(
-                    holder, TTL_MS, purpose=purpose, instrument=instrument, scopes=scopes
-                ).refused
-            except SteeringError as error:
-                click.echo(f"the lease is not renewed: {error}", err=True)
-                continue
-            if told:
-                click.echo(f"the lease is lost: {told}", err=True)
-                return
+    def warn(text: str) -> None:
+        click.echo(text, err=True)
 
-    renewing = threading.Thread(target=renew, name="lease", daemon=True)
-    renewing.start()
     try:
-        yield lease
-    finally:
-        ended.set()
-        renewing.join()
-        if lease.epoch not in held:
-            client.release_lease(holder, instrument=instrument, scopes=scopes)
+        with lease.leading(
+            client, holder, instrument, scopes, purpose, warn=warn, ttl_ms=TTL_MS, held=held
+        ) as led:
+            yield led
+    except LeaseRefused as error:
+        raise click.ClickException(str(error)) from error

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Protocol
 
@@ -18,10 +18,10 @@ from nextem.operator.ledger import Ledger
 from nextem.operator.observed import Instrument, Seen
 from nextem.v1 import control_pb2
 from nextem.wire.ids import derived_id
+from nextem.wire.leading import LeaseRefused, Leases, leading
 
 logger = logging.getLogger(__name__)
 
-TTL_MS = 15_000
 STALE_S = 6.0
 """An instrument whose last heartbeat is older is not attached."""
 
@@ -52,7 +52,7 @@ class Events(Protocol):
     def close(self) -> None: ...
 
 
-class Steering(Protocol):
+class Steering(Leases, Protocol):
     """What is needed of the steering service's client. Every call may raise ``grpc.RpcError``."""
 
     def watch(self, instrument: str = "") -> Events: ...
@@ -61,25 +61,7 @@ class Steering(Protocol):
         self, command: control_pb2.Command
     ) -> AbstractContextManager[Iterable[control_pb2.Outcome]]: ...
 
-    def request_lease(
-        self,
-        holder: str,
-        ttl_ms: int,
-        *,
-        purpose: str = "",
-        instrument: str = "",
-        scopes: Iterable[control_pb2.LeaseScope] = (),
-    ) -> control_pb2.Lease: ...
-
-    def release_lease(
-        self, holder: str, *, instrument: str = "", scopes: Iterable[control_pb2.LeaseScope] = ()
-    ) -> None: ...
-
     def stop(self, issuer: str, reason: str = "", *, instrument: str = "") -> control_pb2.Outcome: ...
-
-
-class LeaseRefused(Exception):
-    """Somebody else leads; the text says who."""
 
 
 class Conductor:
@@ -207,39 +189,15 @@ class Conductor:
             with self._lock:
                 self._sending.discard(command_id)
 
-    @contextmanager
-    def _leading(self, experiment: Experiment, optics: bool) -> Iterator[control_pb2.Lease]:
-        scopes = [_SCAN, _OPTICS] if optics else [_SCAN]
-        lease = self._renew(experiment, scopes)
-        ended = threading.Event()
-
-        def renew() -> None:
-            while not ended.wait(TTL_MS / 3000) and not self._stop.is_set():
-                try:
-                    self._renew(experiment, scopes)
-                except (LeaseRefused, grpc.RpcError) as error:
-                    logger.warning("%s: the lease is not renewed: %s", experiment.label, error)
-
-        renewing = threading.Thread(target=renew, name="operator-lease", daemon=True)
-        renewing.start()
-        try:
-            yield lease
-        finally:
-            ended.set()
-            renewing.join()
-            self._steering.release_lease(self._holder, instrument=experiment.instrument, scopes=scopes)
-
-    def _renew(self, experiment: Experiment, scopes: list[control_pb2.LeaseScope]) -> control_pb2.Lease:
-        lease = self._steering.request_lease(
+    def _leading(self, experiment: Experiment, optics: bool) -> AbstractContextManager[control_pb2.Lease]:
+        return leading(
+            self._steering,
             self._holder,
-            TTL_MS,
-            purpose=f"experiment {experiment.label}",
-            instrument=experiment.instrument,
-            scopes=scopes,
+            experiment.instrument,
+            [_SCAN, _OPTICS] if optics else [_SCAN],
+            f"experiment {experiment.label}",
+            warn=lambda text: logger.warning("%s: %s", experiment.label, text),
         )
-        if lease.refused:
-            raise LeaseRefused(lease.refused)
-        return lease
 
     def _command(
         self, experiment: Experiment, lease: control_pb2.Lease, command_id: str
