@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
@@ -18,7 +19,7 @@ BUCKET = "nextem"
 SERVERS = ("versitygw", "minio")
 _CACHE = Path.home() / ".cache" / "nextem-cluster"
 _MODULES = {"versitygw": "github.com/versity/versitygw/cmd/versitygw@v1.8.0"}
-_BUILD_S = 170
+_BUILD_S = 600
 
 
 def binary(name: str) -> Path:
@@ -32,16 +33,18 @@ def binary(name: str) -> Path:
     target = _CACHE / "bin-s3"
     target.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "GOBIN": str(target)}
-    try:
-        subprocess.run(
-            [go, "install", _MODULES[name]],
-            env=environment,
-            check=True,
-            capture_output=True,
-            timeout=_BUILD_S,
-        )
-    except (subprocess.SubprocessError, OSError) as error:
-        pytest.skip(f"{name} cannot be built: {error}")
+    with (target / "lock").open("w") as lock:  # of several processes of tests one builds
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            subprocess.run(
+                [go, "install", _MODULES[name]],
+                env=environment,
+                check=True,
+                capture_output=True,
+                timeout=_BUILD_S,
+            )
+        except (subprocess.SubprocessError, OSError) as error:
+            pytest.skip(f"{name} cannot be built: {error}")
     return target / name
 
 
