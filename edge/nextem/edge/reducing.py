@@ -2,7 +2,7 @@
 
 All threads do the same. One at a time takes the next thing from the queue; frames it reduces and encodes with
 a reducer of its own while others do the same with the frames after them, and when all that was taken before
-has been spooled (:mod:`nextem.edge.turns`), it spools its own (:mod:`nextem.edge.storing`). Whatever concerns
+has been spooled (:mod:`nextem.edge.turns`), it spools its own (:mod:`nextem.edge.stages`). Whatever concerns
 an acquisition as a whole, its start, a checkpoint, its end, is done by the thread that takes, once nobody
 else works. So the number of threads changes no byte of what is stored but the times.
 
@@ -13,33 +13,28 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from queue import SimpleQueue
 from threading import Lock, Thread
-
-import numpy as np
 
 from nextem.edge.accounting import Account
 from nextem.edge.acquisition import Acquisition
 from nextem.edge.calibrations import Calibrations
-from nextem.edge.detectors.base import CorruptFrame, FrameBatch, FrameFormat, FrameRun
+from nextem.edge.detectors.base import FrameFormat
 from nextem.edge.movies import MovieStage
 from nextem.edge.reducers import Holding, ReducerPool
-from nextem.edge.reduction import ReducedBlock, Reducer
 from nextem.edge.retention.raw_ring import RawRing
 from nextem.edge.retention.representation import Ladder
 from nextem.edge.rules.plan import read_rules
 from nextem.edge.rules.watch import Fire, RuleStatus, RuleWatch, nobody_acts
-from nextem.edge.storing import Forget, Storing
+from nextem.edge.stages import Stages, Task
+from nextem.edge.storing import Storing
 from nextem.edge.turns import Turns
-from nextem.edge.work import Closed, Failed, Frames, MapsWanted, Opened, StageTimes, Work, parts_of
+from nextem.edge.work import Closed, Failed, Frames, MapsWanted, Opened, Work, parts_of
 from nextem.v1 import acquisition_pb2 as pb
-from nextem.wire.blocks import Block
 from nextem.wire.clock import Clock
-from nextem.wire.packing import EncodedRun, encode_run
 
 log = logging.getLogger(__name__)
 
@@ -50,30 +45,6 @@ Item = Opened | Frames | Closed | Failed | MapsWanted
 def default_workers() -> int:
     """As many threads as this process has processors, at most four."""
     return max(1, min(MAX_WORKERS, len(os.sched_getaffinity(0))))
-
-
-@dataclass(slots=True)
-class _Task:
-    """Frames that one thread reduces; ``turn`` says when it may spool them."""
-
-    turn: int
-    work: Work
-    batch: FrameBatch
-    to_read: int  # frames that still have to be read from the slab
-    released: bool = False
-
-    def release(self) -> None:
-        """Gives the slab back, once."""
-        if not self.released:
-            self.released = True
-            self.batch.release()
-
-    def has_read(self, frames: int) -> None:
-        """Gives the slab back with the last frame: what comes then, encoding and the turn, does not need it,
-        and the receiver finds it still in the processor's cache."""
-        self.to_read -= frames
-        if not self.to_read:
-            self.release()
 
 
 class Reducing:
@@ -99,7 +70,7 @@ class Reducing:
         if workers < 0:
             raise ValueError(f"{workers} threads cannot reduce")
         self.workers = workers or default_workers()
-        self._storing, self._clock, self._finished = storing, clock, finished
+        self._storing, self._finished = storing, finished
         self._queue: SimpleQueue[Item | None] = SimpleQueue()
         self._ahead: deque[Item] = deque()  # what comes before the queue
         self._taking = Lock()
@@ -109,7 +80,8 @@ class Reducing:
         self._work: dict[str, Work] = {}
         self._pool = ReducerPool(self.workers, calibrations)
         self._hold_bytes, self._raw_ring, self._fire = hold_bytes, raw_ring, fire
-        self.times = StageTimes()
+        self._stages = Stages(storing, self._turns, clock, self.hungry)
+        self.times = self._stages.times
         self._threads = [
             Thread(target=self._run, args=(place,), name=f"reducing-{place}", daemon=True)
             for place in range(self.workers)
@@ -156,7 +128,7 @@ class Reducing:
 
     # ---- taking: one thread at a time ---------------------------------------------------------
 
-    def _take(self) -> _Task | None:
+    def _take(self) -> Task | None:
         """The next frames to reduce; None at the end. Everything else is done here."""
         with self._taking:
             while True:
@@ -169,7 +141,7 @@ class Reducing:
                     item = self._prepare(work, item)
                     if work.holding is None:
                         frames = sum(run.count for run in item.batch.runs)
-                        return _Task(self._turns.issue(), work, item.batch, frames)
+                        return Task(self._turns.issue(), work, item.batch, frames)
                     self._hold(work, work.holding, item)
                 else:
                     self._handle(item)
@@ -280,14 +252,14 @@ class Reducing:
 
     # ---- reducing: all threads at once --------------------------------------------------------
 
-    def _process(self, place: int, task: _Task) -> None:
+    def _process(self, place: int, task: Task) -> None:
         work, batch = task.work, task.batch
         try:
             if work.failed is None:
                 reducer = work.reducers[place]
                 for run in batch.runs:
                     for part in parts_of(run, reducer.max_frames):
-                        self._reduce(task, reducer, part)
+                        self._stages.reduce(task, reducer, part)
         except Exception as error:  # noqa: BLE001  the acquisition ends with exact accounting, the next has its chance
             work.fail(error)
         finally:
@@ -296,93 +268,3 @@ class Reducing:
             self._turns.wait(task.turn)
             self._storing.receive(work, batch)
             self._turns.end()
-
-    def _reduce(self, task: _Task, reducer: Reducer, run: FrameRun) -> None:
-        """Reduces, encodes and spools one run; of one that cannot be decoded, the frames that can."""
-        t0 = time.thread_time_ns()
-        try:
-            read = task.batch.read_words(run) if reducer.counted else task.batch.read(run)
-        except CorruptFrame as error:
-            if run.count > 1:
-                for half in parts_of(run, (run.count + 1) // 2):
-                    self._reduce(task, reducer, half)
-                return
-            task.has_read(1)
-            self._turns.wait(task.turn)
-            self._storing.lose_corrupt(task.work, 1, error)
-            return
-        reduced = reducer.reduce(read) if isinstance(read, np.ndarray) else reducer.reduce_events(read)
-        task.has_read(run.count)
-        t1 = time.thread_time_ns()
-        if task.work.movie is not None:
-            self._film(task, task.work.movie, self._head(task, reducer, reduced, run), reduced, run)
-            return
-        try:
-            head = self._head(task, reducer, reduced, run)
-            if looked := self._turns.has_come(task.turn):  # then no rule need wait for the encoder
-                self._look(task.work, head, run)
-            encoded = self._encode(task.work, head, reduced)
-        except Exception:
-            reducer.forget(reduced, range(run.count))
-            raise
-        t2 = time.thread_time_ns()
-        self._turns.wait(task.turn)
-        t3 = time.thread_time_ns()
-        if not looked:
-            self._look(task.work, head, run)
-        self._storing.store(task.work, encoded, _forgetting(reducer, reduced, run))
-        self.times.reduce_ns += t1 - t0
-        self.times.encode_ns += t2 - t1
-        self.times.spool_ns += time.thread_time_ns() - t3
-
-    def _film(
-        self, task: _Task, movie: MovieStage, head: Block, reduced: ReducedBlock, run: FrameRun
-    ) -> None:
-        """Averages are made in the order of frames."""
-        self._turns.wait(task.turn)
-        self._look(task.work, head, run)
-        try:
-            for encoded in movie.add(head, reduced, run.last_byte_ns):
-                self._storing.store(task.work, encoded, task.work.forget_pattern)
-        except Exception:
-            task.work.forget_pattern()
-            raise
-
-    def _look(self, work: Work, head: Block, run: FrameRun) -> None:
-        """Shows the frames to the plan's rules, in the order of frames, whether they can be stored or not."""
-        if work.watch is not None:
-            work.watch.look(run.first_frame, head.scalars, run.last_byte_ns)
-
-    def _encode(self, work: Work, head: Block, reduced: ReducedBlock) -> EncodedRun:
-        assert work.ladder is not None
-        how = self._storing.decide(work.ladder, self.hungry())
-        return encode_run(head, reduced.pixels, how.policy, bin_px=how.bin_px, reason=how.reason)
-
-    def _head(self, task: _Task, reducer: Reducer, reduced: ReducedBlock, run: FrameRun) -> Block:
-        """What all blocks of a run have in common."""
-        work, form = task.work, task.batch.format
-        scalars = reduced.scalars() | dict(run.columns)
-        if run.epoch is not None:
-            scalars["epoch"] = run.epoch
-        if work.watch is not None:
-            scalars |= work.watch.columns(reduced.pixels)
-        return Block(
-            acquisition_id=work.acquisition_id,
-            block_number=0,  # the block's own is known when its turn comes
-            first_frame=run.first_frame,
-            count=run.count,
-            shape=form.shape,
-            dtype=reduced.pixels.dtype,
-            scalars=scalars,
-            counted=reducer.counted,
-            reduction_id=reducer.reduction_id,
-            edge_boot_id=self._clock.boot_id,
-            last_byte_ns=int(run.last_byte_ns[-1]),
-        )
-
-
-def _forgetting(reducer: Reducer, reduced: ReducedBlock, run: FrameRun) -> Forget:
-    def forget(first: int, stop: int) -> None:
-        reducer.forget(reduced, range(first - run.first_frame, stop - run.first_frame))
-
-    return forget

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nextem.edge import reducing
+from nextem.edge import stages
 from nextem.edge.detectors.base import CorruptFrame, DetectorFailed, FrameRun
 from nextem.v1 import acquisition_pb2 as pb
 
@@ -53,14 +53,14 @@ def break_unpacking(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]
 
 
 def break_encoding(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    encode = reducing.encode_run
+    encode = stages.encode_run
 
     def broken(head: Any, *how: Any, **more: Any) -> Any:
         if head.first_frame == 21:
             raise RuntimeError("a bug")
         return encode(head, *how, **more)
 
-    monkeypatch.setattr(reducing, "encode_run", broken)
+    monkeypatch.setattr(stages, "encode_run", broken)
     return {}
 
 

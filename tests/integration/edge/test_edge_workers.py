@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nextem.edge import reducing
+from nextem.edge import stages
 from nextem.edge.accounting import unpack_pattern
 from nextem.edge.calibrations import Calibrations
 from nextem.edge.detectors.base import FrameFormat, FrameRun, Slab
@@ -170,13 +170,13 @@ def test_a_slab_is_given_back_once_its_frames_are_reduced(
     rig: Rig, kit: Kit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither encoding nor the turn keeps it from the receiver, and nobody gives it back twice."""
-    encode, go_on = reducing.encode_run, threading.Event()
+    encode, go_on = stages.encode_run, threading.Event()
 
     def held(*what: Any, **how: Any) -> Any:
         assert go_on.wait(kit.wait_s)
         return encode(*what, **how)
 
-    monkeypatch.setattr(reducing, "encode_run", held)
+    monkeypatch.setattr(stages, "encode_run", held)
     detector = kit.scripted()
     handle = rig.start(detector, workers=2).expect("scan", kit.plan(14), "")
     detector.open(14)
