@@ -106,3 +106,9 @@ failedJobsHistoryLimit: 1
 {{- define "nextem.setupEvents" -}}
 {{- if .Values.quickstart.enabled }}post-install,post-upgrade{{ else }}pre-install,pre-upgrade{{ end }}
 {{- end }}
+
+{{- /* Whether an uninstall takes the topics away: last, when nothing of ours writes any more. A Kafka of the chart's own
+takes its topics with it. */ -}}
+{{- define "nextem.topicsRemoved" -}}
+{{- if and .Values.kafka.topics.deleteOnUninstall (not .Values.kafka.strimzi.enabled) (not .Values.quickstart.enabled) }}true{{ end }}
+{{- end }}

@@ -237,6 +237,29 @@ def test_nothing_that_is_not_a_reference_looks_like_a_secret() -> None:
             assert not re.search(r"(password|token) *[=:] *\S", line), line
 
 
+@pytest.mark.parametrize(
+    ("example", "create", "job", "settings"),
+    [
+        ("one-facility", "true", "post-delete", "pre-install,pre-upgrade,post-delete"),
+        ("one-facility", "false", "post-delete", "post-delete"),
+        ("quickstart", "true", None, None),  # its broker goes, and Strimzi's operator removes its topics
+        ("strimzi", "true", None, None),
+    ],
+)
+def test_by_value_an_uninstall_takes_the_topics_away_once_nobody_writes_to_them(
+    example: str, create: str, job: str | None, settings: str | None
+) -> None:
+    sets = ("kafka.topics.deleteOnUninstall=true", f"kafka.topics.create={create}")
+    hooks = {
+        (one["kind"], one["metadata"]["name"]): one["metadata"]["annotations"]["helm.sh/hook"]
+        for one in render(example, sets)
+        if "helm.sh/hook" in one["metadata"].get("annotations", {})
+    }
+    assert hooks.get(("Job", "nextem-topics-removal")) == job
+    assert hooks.get(("ConfigMap", "nextem-setup")) == settings
+    assert "Job/nextem-topics-removal" not in pods(render(example))
+
+
 def test_with_strimzi_topics_and_users_are_its_own_and_no_job_makes_them() -> None:
     objects = render("strimzi")
     topics = {one["metadata"]["name"]: one["spec"] for one in objects if one["kind"] == "KafkaTopic"}
