@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from nextem.steering.hub import FINAL_STATES
+from nextem.steering.offsets import Holds
 from nextem.steering.policy import (
     AcquisitionPolicy,
     Action,
@@ -26,19 +27,7 @@ logger = logging.getLogger(__name__)
 
 MAX_TRACED = 256
 
-Partition = tuple[str, int]
 Inbox = queue.SimpleQueue[tuple[str, control_pb2.Outcome]]
-
-
-@dataclass(slots=True)
-class Holds:
-    """The oldest offsets that are still needed, by (topic, partition): a restart must read them again."""
-
-    first: dict[Partition, int] = field(default_factory=dict)
-    touched_ns: int = 0
-
-    def keep(self, partition: Partition, offset: int) -> None:
-        self.first[partition] = min(offset, self.first.get(partition, offset))
 
 
 def scope_of(action: Action) -> control_pb2.LeaseScope:

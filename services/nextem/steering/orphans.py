@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from nextem.steering.job import Holds, Partition
+from nextem.steering.offsets import Holds, Partition
 from nextem.steering.policy import Evidence
 from nextem.v1 import product_pb2
 

@@ -16,12 +16,13 @@ from google.protobuf.message import DecodeError
 from nextem.steering.catalogue import POLICIES
 from nextem.steering.errors import HubClosed, HubError
 from nextem.steering.hub import Hub
-from nextem.steering.job import Holds, Inbox, Job, JobSink, Partition, scope_of
+from nextem.steering.job import Inbox, Job, JobSink, scope_of
 from nextem.steering.lease import LeaseKeeper
+from nextem.steering.offsets import Holds, Offsets
 from nextem.steering.orphans import Orphans
-from nextem.steering.policy import Evidence, Following, PolicyError, PolicyFactory
+from nextem.steering.policy import Evidence, Following, PolicyError, PolicyFactory, Suggestion
 from nextem.steering.progress import Progress
-from nextem.v1 import acquisition_pb2, product_pb2
+from nextem.v1 import acquisition_pb2, control_pb2, product_pb2
 from nextem.wire import telemetry
 from nextem.wire.log import (
     ACQUISITIONS,
@@ -29,7 +30,6 @@ from nextem.wire.log import (
     Consumer,
     Log,
     OffsetOutOfRange,
-    Position,
     Record,
     RetryableLogError,
 )
@@ -81,8 +81,7 @@ class PolicyRunner:
         self._orphans = Orphans()
         self._done: list[Job] = []  # whose checkpoints go once a restart would no longer read their start
         self._settled: OrderedDict[str, None] = OrderedDict()  # acquisitions that need no look
-        self._read: dict[Partition, int] = {}
-        self._committed: dict[Partition, int] = {}
+        self._offsets = Offsets()
         self._inbox: Inbox = queue.SimpleQueue()
         self._stop, self._joined = threading.Event(), threading.Event()
         self._failure: Exception | None = None
@@ -146,7 +145,7 @@ class PolicyRunner:
     def _record(self, record: Record) -> None:
         self._traceparent = telemetry.from_headers(record.headers)
         place = (record.position.topic, record.position.partition)
-        self._read[place] = record.position.offset
+        self._offsets.read(place, record.position.offset)
         for holds in [job.holds for job in self._jobs.values()] + self._orphans.holds:
             holds.keep(place, record.position.offset)
         try:
@@ -259,38 +258,43 @@ class PolicyRunner:
             lease = self._leases.current((job.instrument, scope_of(suggestion.action)))
             if edge is None or lease is None or suggestion.not_before_ns > edge.now_ns:
                 return
-            age_ns = edge.now_ns - suggestion.cause.last_byte_ns
             if edge.boot_id != job.started.edge_boot_id:
                 job.end("the edge has restarted since the survey")
                 return
+            age_ns = edge.now_ns - suggestion.cause.last_byte_ns
             old = suggestion.cause.last_byte_ns and age_ns > MAX_CAUSE_AGE_NS
-            if (
-                old and suggestion.number not in job.sent
-            ):  # what was sent has its answer in the edge's journal
+            # what was sent has its answer in the edge's journal
+            if old and suggestion.number not in job.sent:
                 logger.warning("%s: dropped, its cause is %.1f s old", suggestion.reason, age_ns / 1e9)
                 del job.pending[0]
                 if isinstance(job.policy, Following):
                     job.end("it goes on from what is too old")
                 continue
-            command = job.command(suggestion, lease)
-            job.sent.add(suggestion.number)
-            self._progress.keep(job)
-            self._credential().show(command)
-            try:
-                self._hub.submit(command, job.sink)
-            except HubClosed:
+            if not self._submit(job, suggestion, lease):
                 return
-            except HubError as error:
-                logger.warning("%s; trying again", error)
-                return
-            del job.pending[0]
-            COMMANDED.add(1, {"nextem.policy": job.name})
-            job.decisions.pop(suggestion.number, NOTHING).end(
-                attributes={"nextem.command.id": command.command_id, "nextem.policy": job.name}
-            )
-            job.open.add(command.command_id)
-            job.unheard.add(command.command_id)
-            logger.info("%s commands %s: %s", job.name, command.command_id, suggestion.reason)
+
+    def _submit(self, job: Job, suggestion: Suggestion, lease: control_pb2.Lease) -> bool:
+        """Sends one command; whether it went out."""
+        command = job.command(suggestion, lease)
+        job.sent.add(suggestion.number)
+        self._progress.keep(job)
+        self._credential().show(command)
+        try:
+            self._hub.submit(command, job.sink)
+        except HubClosed:
+            return False
+        except HubError as error:
+            logger.warning("%s; trying again", error)
+            return False
+        del job.pending[0]
+        COMMANDED.add(1, {"nextem.policy": job.name})
+        job.decisions.pop(suggestion.number, NOTHING).end(
+            attributes={"nextem.command.id": command.command_id, "nextem.policy": job.name}
+        )
+        job.open.add(command.command_id)
+        job.unheard.add(command.command_id)
+        logger.info("%s commands %s: %s", job.name, command.command_id, suggestion.reason)
+        return True
 
     def _hear_out(self) -> None:
         """Lets the edge take what was sent: a lease that is given back before would have it refused."""
@@ -347,22 +351,9 @@ class PolicyRunner:
     def _commit(self, reader: Consumer) -> None:
         """Everything is done with, up to what somebody still holds."""
         holders = [job.holds for job in self._jobs.values()] + self._orphans.holds
-        positions = []
-        for (topic, partition), offset in self._read.items():
-            held = [holds.first.get((topic, partition), offset + 1) for holds in holders]
-            upto = min([offset, *(first - 1 for first in held)])
-            # the first commit may say "before offset 0": it holds our place in a log that is new to us
-            if upto > self._committed.get((topic, partition), -2):
-                positions.append(Position(topic, partition, upto))
-        if not positions:
+        if not self._offsets.commit(reader, holders):
             return
-        try:
-            reader.commit(positions)
-        except RetryableLogError as error:
-            logger.warning("could not commit: %s", error)
-            return
-        self._committed.update({(p.topic, p.partition): p.offset for p in positions})
         for job in list(self._done):
-            if all(self._committed.get(place, -2) >= first for place, first in job.holds.first.items()):
+            if self._offsets.passed(job.holds):
                 self._done.remove(job)
                 self._progress.drop(job)
