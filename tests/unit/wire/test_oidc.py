@@ -4,70 +4,35 @@ from __future__ import annotations
 
 import json
 import ssl
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import jwt
 import pytest
+from oidc_kit import DISCOVERY, ELSEWHERE, OidcServer, https
 
 from nextem.wire import signing
-from nextem.wire.certificates import new_authority, new_certificate
+from nextem.wire.certificates import new_authority
 from nextem.wire.key_folder import KeyFolder
 from nextem.wire.oidc import Provider, ProviderOptions, ProviderUnusable, open_key_set
 from nextem.wire.tokens import KeySet, KeySetUnreadable, TokenRefused, issue, key_set
 
 KEYS = {name: signing.new_key() for name in ("one", "two", "ours")}
 SECRET = {"kty": "oct", "kid": "s", "alg": "HS256", "k": "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LXNlY3JldA"}
-DISCOVERY = "/realm/.well-known/openid-configuration"
 
 
-class Server:
-    """An identity provider at :attr:`issuer`: what it answers at which path, and what it was asked."""
+class Server(OidcServer):
+    """Has the first of our keys."""
 
     def __init__(self, context: ssl.SSLContext | None = None) -> None:
-        self.pages: dict[str, bytes] = {}
-        self.asked: list[str] = []
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                outer.asked.append(self.path)
-                page = outer.pages.get(self.path)
-                self.send_response(302 if page == b"elsewhere" else 404 if page is None else 200)
-                if page == b"elsewhere":
-                    self.send_header("Location", f"{outer.issuer}/keys")
-                self.end_headers()
-                self.wfile.write(page or b"")
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        if context is not None:
-            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
-        self.issuer = f"http{'s' if context else ''}://127.0.0.1:{self._server.server_port}/realm"
-        self.pages[DISCOVERY] = json.dumps(
-            {"issuer": self.issuer, "jwks_uri": f"{self.issuer}/keys"}
-        ).encode()
+        super().__init__(context)
         self.show("one")
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
-        self._thread.start()
 
     def show(self, *names: str) -> None:
         """Its keys are these from now on."""
-        self.pages["/realm/keys"] = key_set({name: KEYS[name][1] for name in names})
-
-    def go_away(self) -> None:
-        self.pages.clear()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        self.publish(key_set({name: KEYS[name][1] for name in names}))
 
 
 class Clock:
@@ -171,9 +136,6 @@ def test_the_last_good_keys_are_kept_for_a_time_and_then_nobody_is_known(
     with pytest.raises(KeySetUnreadable, match="are 3631 s old, and are kept for 3600 s"):
         provider.identify(token(server))
     assert [r.levelname for r in caplog.records].count("ERROR") == 1  # said once
-    server.pages[DISCOVERY] = json.dumps(
-        {"issuer": server.issuer, "jwks_uri": f"{server.issuer}/keys"}
-    ).encode()
     server.show("one")
     clock.now_s += 31
     assert provider.identify(token(server)).subject == "anna"
@@ -187,7 +149,7 @@ def test_the_last_good_keys_are_kept_for_a_time_and_then_nobody_is_known(
         {DISCOVERY: b"[]"},
         {DISCOVERY: b'{"issuer": "https://other.example", "jwks_uri": "https://other.example/keys"}'},
         {"/realm/keys": b'{"keys": []}'},
-        {"/realm/keys": b"elsewhere"},
+        {"/realm/keys": ELSEWHERE},
         {"/realm/keys": json.dumps({"keys": [SECRET]}).encode()},
     ],
 )
@@ -224,14 +186,8 @@ def test_keys_come_by_https_or_on_loopback(address: str) -> None:
 
 
 def test_by_https_the_provider_s_authority_counts(tmp_path: Path) -> None:
-    authority = new_authority("provider", 1)
-    pair = new_certificate(authority, "id", hosts=["127.0.0.1"], days=1)
-    (tmp_path / "id.crt").write_bytes(pair.certificate)
-    (tmp_path / "id.key").write_bytes(pair.key)
-    (tmp_path / "ca.pem").write_bytes(authority.certificate)
+    context = https(tmp_path)
     (tmp_path / "other.pem").write_bytes(new_authority("other", 1).certificate)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(tmp_path / "id.crt", tmp_path / "id.key")
     server = Server(context)
     try:
         good, bad = (
