@@ -236,11 +236,14 @@ class Storing:
     def _event(self, kind: Kind, acquisition_id: str, value: bytes) -> int:
         """Spools an event; a spool that is full is tried again, since an event cannot be counted as lost."""
         entry = Entry(kind, acquisition_id, value)
+        told = False
         while True:
             try:
                 offset = self._spool.append(entry)
             except SpoolFull as error:
-                log.error("SpoolFull: %s: %s (acquisition %s)", kind.name, error, acquisition_id)
+                if not told:
+                    log.error("SpoolFull: %s waits: %s (acquisition %s)", kind.name, error, acquisition_id)
+                    told = True
                 if self.closing.wait(_EVENT_RETRY_S):
                     raise
             else:
