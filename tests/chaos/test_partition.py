@@ -16,7 +16,7 @@ pytestmark = pytest.mark.timeout(120)
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory, microscope: Microscope) -> Iterator[Lab]:
-    lab = Lab(tmp_path_factory.mktemp("lab"), microscope)
+    lab = Lab(tmp_path_factory.mktemp("lab"), microscope, lost_after_s="2")
     yield lab
     lab.close()
 
