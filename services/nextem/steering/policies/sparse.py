@@ -59,7 +59,7 @@ class SparseScan:
         options.check()
         self._options = options
         height, width = options.size_yx
-        self._total = max(NEIGHBOURS, math.floor(options.fraction * height * width))
+        self._total = max(NEIGHBOURS, math.floor(options.fraction * (height * width)))
         self._first = max(NEIGHBOURS, math.floor(options.initial * height * width))
         self._total, self._first = min(self._total, height * width), min(self._first, height * width)
         self._clear()
