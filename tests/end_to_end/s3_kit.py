@@ -9,6 +9,8 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -135,3 +137,16 @@ class S3Server:
         log = (self.folder.parent / f"{self.folder.name}.log").read_text(errors="replace")
         self.stop()
         pytest.fail(f"{self.name} does not start: {log[-2000:]}")
+
+
+@contextmanager
+def serving(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    """A server of its own, which may be killed; the environment leads clients to it."""
+    server = S3Server(name, folder)
+    server.start()
+    try:
+        for variable, value in server.environment().items():
+            monkeypatch.setenv(variable, value)
+        yield server
+    finally:
+        server.stop()

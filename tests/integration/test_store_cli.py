@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import zarr
 from click.testing import CliRunner
-from s3_kit import SERVERS, S3Server
+from s3_kit import SERVERS, S3Server, serving
 from zarr.core.buffer.cpu import Buffer
 from zarr.storage import MemoryStore
 
@@ -35,12 +35,8 @@ def run(*arguments: str, exit_code: int = 0) -> str:
 def server(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[S3Server]:
-    server = S3Server(request.param, tmp_path / request.param)
-    server.start()
-    for name, value in server.environment().items():
-        monkeypatch.setenv(name, value)
-    yield server
-    server.stop()
+    with serving(request.param, tmp_path / request.param, monkeypatch) as server:
+        yield server
 
 
 def states(output: str) -> dict[str, str]:

@@ -151,11 +151,7 @@ def _due(files: Mapping[str, bytes], left: float) -> set[str]:
 
 
 def _renewed(names: Iterable[str]) -> str:
-    return f"renewed: {_listed(names)}"
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(sorted(name for name in names if not name.endswith(".key")))
+    return "renewed: " + ", ".join(sorted(name for name in names if not name.endswith(".key")))
 
 
 def _new_folder(wanted: Wanted) -> dict[str, bytes]:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 import grpc
@@ -122,15 +123,7 @@ class Conductor:
     def submit(self, experiment: Experiment, order: Submit) -> None:
         """Gives a command; returns at once. The ledger has what becomes of it."""
         command_id = experiment.command_id(order.number)
-        with self._lock:
-            if command_id in self._sending or self._stop.is_set():
-                return
-            self._sending.add(command_id)
-            self._refused.pop(experiment.uid, None)
-        thread = threading.Thread(
-            target=self._send, args=(experiment, order, command_id), name="operator-submit", daemon=True
-        )
-        thread.start()
+        self._start("operator-submit", command_id, partial(self._send, experiment, order, command_id))
 
     def verdict(self, experiment: Experiment) -> Seen | None:
         """What the edge said to a dry run of its plan; None where that is to be asked."""
@@ -144,13 +137,7 @@ class Conductor:
         Where no edge is there to answer, it is asked once one is.
         """
         command_id = derived_id(experiment.command_id(1), "dry run")
-        with self._lock:
-            if command_id in self._sending or self._stop.is_set():
-                return
-            self._sending.add(command_id)
-        threading.Thread(
-            target=self._ask, args=(experiment, command_id), name="operator-dry-run", daemon=True
-        ).start()
+        self._start("operator-dry-run", command_id, partial(self._ask, experiment, command_id))
 
     def stop(self, experiment: Experiment, reason: str) -> None:
         """Stops the instrument: no lease is in its way. Raises ``grpc.RpcError``."""
@@ -160,7 +147,25 @@ class Conductor:
 
     # ---- one command ----------------------------------------------------------------------------
 
+    def _start(self, thread: str, command_id: str, give: Callable[[], None]) -> None:
+        """Has a command given by a thread of its own, unless it is on its way already."""
+
+        def run() -> None:
+            try:
+                give()
+            finally:
+                with self._lock:
+                    self._sending.discard(command_id)
+
+        with self._lock:
+            if command_id in self._sending or self._stop.is_set():
+                return
+            self._sending.add(command_id)
+        threading.Thread(target=run, name=thread, daemon=True).start()
+
     def _send(self, experiment: Experiment, order: Submit, command_id: str) -> None:
+        with self._lock:
+            self._refused.pop(experiment.uid, None)
         try:
             with self._leading(experiment, order.unblank) as lease:
                 if order.unblank:
@@ -170,9 +175,6 @@ class Conductor:
             logger.warning("%s: %s; trying again", experiment.label, error)
             with self._lock:
                 self._refused[experiment.uid] = str(error), self._now_s()
-        finally:
-            with self._lock:
-                self._sending.discard(command_id)
 
     def _ask(self, experiment: Experiment, command_id: str) -> None:
         command = self._acquire(experiment, control_pb2.Lease(), command_id)
@@ -185,9 +187,6 @@ class Conductor:
         except grpc.RpcError as error:
             logger.warning("%s: no dry run: %s", experiment.label, error)
             self._stop.wait(RETRY_S)
-        finally:
-            with self._lock:
-                self._sending.discard(command_id)
 
     def _leading(self, experiment: Experiment, optics: bool) -> AbstractContextManager[control_pb2.Lease]:
         return leading(

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from place_kit import Place, product
-from s3_kit import BUCKET, SERVERS, S3Server
+from s3_kit import BUCKET, SERVERS, S3Server, serving
 
 from nextem.v1.product_pb2 import Product
 from nextem.wire import raw_objects, s3_store
@@ -92,13 +92,9 @@ def own_server(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[S3Server]:
     """A server that may be killed."""
-    server = S3Server(request.param, tmp_path / request.param)
-    server.start()
-    server.make_bucket()
-    for name, value in server.environment().items():
-        monkeypatch.setenv(name, value)
-    yield server
-    server.stop()
+    with serving(request.param, tmp_path / request.param, monkeypatch) as server:
+        server.make_bucket()
+        yield server
 
 
 def test_a_server_killed_in_mid_upload(own_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,11 +72,9 @@ class BeamGuard:
         Whoever leads since then may turn the beam on, but not by a decision that could not know of it.
         """
         cause = command.cause
-        if not command.HasField("set_optics") or command.set_optics.beam_blanked or not cause.last_byte_ns:
+        if not _turns_on(command) or not state.optics.beam_blanked or command.expected_state_version:
             return None
-        if command.expected_state_version or not state.optics.beam_blanked:
-            return None
-        if not cause.last_byte_ns <= self._safe_ns:
+        if not cause.last_byte_ns or cause.last_byte_ns > self._safe_ns:
             return None
         late_s = (self._safe_ns - cause.last_byte_ns) / 1e9
         return Refusal(RULE, f"the beam was blanked {late_s:.3f} s after the frames that this was decided on")
@@ -88,7 +86,7 @@ class BeamGuard:
         of the rule (``undone_id``).
         """
         last = self._blanked
-        if last is None or not command.HasField("set_optics") or command.set_optics.beam_blanked:
+        if last is None or not _turns_on(command):
             return None
         if received_ns <= last.at_ns:
             return Refusal(RULE, f"{last.by} blanked the beam after this command had come")
@@ -106,3 +104,8 @@ class BeamGuard:
         if last is None or plan.scan.purpose == DARK_PURPOSE:
             return None
         return Refusal(RULE, f"{last.by} blanked the beam while this scan waited")
+
+
+def _turns_on(command: Command) -> bool:
+    """Whether it sets the optics with the beam on."""
+    return command.HasField("set_optics") and not command.set_optics.beam_blanked

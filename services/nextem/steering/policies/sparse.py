@@ -58,14 +58,15 @@ class SparseScan:
     def __init__(self, options: Options) -> None:
         options.check()
         self._options = options
-        height, width = options.size_yx
-        self._total = max(NEIGHBOURS, math.floor(options.fraction * (height * width)))
-        self._first = max(NEIGHBOURS, math.floor(options.initial * height * width))
-        self._total, self._first = min(self._total, height * width), min(self._first, height * width)
+        pixels = math.prod(options.size_yx)
+        self._total, self._first = (
+            min(max(NEIGHBOURS, math.floor(share * pixels)), pixels)
+            for share in (options.fraction, options.initial)
+        )
         self._clear()
 
     def _clear(self) -> None:
-        count = self._options.size_yx[0] * self._options.size_yx[1]
+        count = math.prod(self._options.size_yx)
         self._distances: FloatArray = np.full((NEIGHBOURS, count), np.inf)  # squared, rising
         self._values: FloatArray = np.zeros((NEIGHBOURS, count))
         self._wanted: list[int] = []
