@@ -1,10 +1,13 @@
 """How long the steering loop takes: from a frame to the command that it caused, at 1,000 images a second.
 
 Real processes: simulator (Merlin over TCP), edge, log, Ray, steering service. This program is the policy: it
-answers the newest live result with a command, through the steering service, which the edge checks, journals
-and hands to the driver; when that is done, the next. The edge times the loop on its own clock, from the last
-byte of the newest frame behind the result to the driver's acceptance. Results of new frames count, not new
-values of old ones. A short scan goes before, so that connections are open.
+answers a live result with a command, through the steering service, which the edge checks, journals and hands
+to the driver. The edge times the loop on its own clock, from the last byte of the newest frame behind the
+result to the driver's acceptance. Results of new frames count, not new values of old ones. A short scan goes
+before, so that connections are open.
+
+Decisions are at least ``--every`` ms apart. With 0 each command follows the one before at once: what is
+measured then is how loaded the machine is by steering alone.
 
 With a delay the edge reaches broker and steering service over a path that takes so long in each direction;
 the loop crosses it twice. (The local log is a folder: there only the second crossing is longer.)
@@ -38,8 +41,8 @@ from nextem.wire.threads import short_turns
 
 RATE_FPS = 1000.0
 MARK_P50_MS, MARK_P99_MS = 15.0, 60.0
-EVERY_MS = 25.0
-"""With a delay, how far apart the commands on the way are: a queue at the edge is no latency of the loop."""
+EVERY_MS = 50.0
+"""Twenty decisions a second: an instrument takes longer to follow most of them."""
 HOP_BYTES, HOPS, HOP_EVERY_S = 16 << 10, 2000, 0.005
 
 
@@ -54,21 +57,22 @@ class Decision:
 
 
 class Policy:
-    """Answers fresh results of one acquisition with commands, up to ``in_flight`` at once."""
+    """Answers fresh results with commands: one in ``every_s``, with up to ``in_flight`` on their way."""
 
-    def __init__(self, client: SteeringClient, acquisition_id: str, in_flight: int) -> None:
+    def __init__(self, client: SteeringClient, acquisition_id: str, in_flight: int, every_s: float) -> None:
         self.decisions: list[Decision] = []
         self.finished = False
         self._client, self._acquisition_id = client, acquisition_id
         self._optics = client.state().optics
         self._lease = client.request_lease("benchmark", ttl_ms=600_000)
         self._covered = 0
+        self._every_s, self._due_s = every_s, 0.0
         self._free = threading.Semaphore(in_flight)
         self._pool = ThreadPoolExecutor(in_flight)
         self._sent: list[Future[None]] = []
 
     def take(self, records: Sequence[Record]) -> None:
-        """Decides on the newest of these, where it is of new frames and a command may go."""
+        """Decides on the newest of these, where it is of new frames, it is time, and a command may go."""
         newest = None
         for record in records:
             if record.position.topic == ACQUISITIONS:
@@ -78,7 +82,11 @@ class Policy:
             update = product_pb2.ProductEvent.FromString(bytes(record.value)).update
             if update.acquisition_id == self._acquisition_id and update.frames_covered > self._covered:
                 newest, self._covered = update, update.frames_covered
-        if newest is not None and not self.finished and self._free.acquire(blocking=False):
+        now_s = time.monotonic()
+        if newest is None or self.finished or now_s < self._due_s:
+            return
+        if self._free.acquire(blocking=False):
+            self._due_s = now_s + self._every_s
             self._sent.append(self._pool.submit(self._act, newest, time.monotonic_ns()))
 
     def close(self) -> None:
@@ -124,10 +132,10 @@ def nudge(
     )
 
 
-def decide(running: Bench, scan: plan_pb2.Plan, in_flight: int) -> list[Decision]:
+def decide(running: Bench, scan: plan_pb2.Plan, in_flight: int, every_s: float) -> list[Decision]:
     """Runs ``scan`` and answers its results."""
     with SteeringClient(running.station.steering) as client:
-        policy = Policy(client, submit(client, scan), in_flight)
+        policy = Policy(client, submit(client, scan), in_flight, every_s)
         with closing(policy):
             while not policy.finished:
                 running.launcher.check()
@@ -186,15 +194,16 @@ def spread(label: str, values: Sequence[float], marks: Sequence[float | None] = 
     return rows
 
 
-def case(log: str, px: int, seconds: float, decisions: int, delay_ms: float) -> list[Row]:
+def case(log: str, delay_ms: float, options: argparse.Namespace) -> list[Row]:
     """Everything about one log and one network: scans one after another until there are enough decisions."""
+    px, scan = options.pixels, int(RATE_FPS * options.seconds)
     label = f"{log}, {delay_ms:g} ms each way" if delay_ms else log
-    in_flight = 1 + int(2 * delay_ms / EVERY_MS)
+    in_flight = 1 + int(2 * delay_ms / options.every) if options.every else 1
     with bench(log, px, RATE_FPS, delay_ms) as running:
-        decide(running, plan(4000, px, RATE_FPS), in_flight)
+        decide(running, plan(4000, px, RATE_FPS), in_flight, options.every / 1e3)
         found: list[Decision] = []
-        while len(found) < decisions:
-            found += decide(running, plan(int(RATE_FPS * seconds), px, RATE_FPS), in_flight)
+        while len(found) < options.decisions:
+            found += decide(running, plan(scan, px, RATE_FPS), in_flight, options.every / 1e3)
         p50, p99 = (np.percentile([one.loop for one in found], q) for q in (50, 99))
         screen(stderr=True).print(f"{label}: {len(found)} decisions, p50 {p50:.1f} ms, p99 {p99:.1f} ms")
         trips = round_trips(running, 20 if delay_ms else 200)
@@ -218,13 +227,14 @@ def main() -> int:
     made.add_argument("--pixels", type=int, default=256)
     made.add_argument("--seconds", type=float, default=60.0, help="length of each scan")
     made.add_argument("--decisions", type=int, default=10_000, help="at least so many")
+    made.add_argument("--every", type=float, default=EVERY_MS, metavar="MS", help="between two decisions")
     made.add_argument("--delays", nargs="+", type=float, default=[0.0, 50.0], metavar="MS", help="one way")
     options = made.parse_args()
     rows: list[Row] = []
     with short_turns():  # as in the steering service, in which policies live
         for delay_ms in options.delays:
             for log in options.logs:
-                rows += case(log, options.pixels, options.seconds, options.decisions, delay_ms)
+                rows += case(log, delay_ms, options)
     report("The steering loop: latency", rows, options.json)
     return 0
 

@@ -248,8 +248,7 @@ def test_a_scan_that_is_cut_short_is_done_again_with_the_beam_on(place: Place) -
     steering = place.child("steer")
     os.kill(steering, signal.SIGSTOP)
     try:
-        place.until(name, lambda status: status["message"].startswith("its end is not known yet"))
-        time.sleep(2.0)  # longer silent than the edge takes for lost; the operator does so a little earlier
+        place.until(name, lambda status: status["reason"] == "NotAttached" and status["cutShort"] == 1)
     finally:
         os.kill(steering, signal.SIGCONT)
     status = place.final(name)

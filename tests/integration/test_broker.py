@@ -112,6 +112,16 @@ def test_a_taken_port_is_told(tmp_path: Path, bootstrap: str) -> None:
     assert broker.status(tmp_path) is None
 
 
+def freeze(pid: int) -> None:
+    """Returns when every thread stands: after the signal alone some still finish what they do."""
+    os.kill(pid, signal.SIGSTOP)
+    until_s = time.monotonic() + PATIENCE_S
+    tasks = Path(f"/proc/{pid}/task")
+    while {task.read_text().rpartition(")")[2].split()[0] for task in tasks.glob("*/stat")} != {"T"}:
+        assert time.monotonic() < until_s, f"process {pid} does not stop"
+        time.sleep(0.01)
+
+
 @clients
 def test_a_record_that_expires_does_not_keep_back_the_next(
     data_dir: Path, bootstrap: str, client: Client
@@ -122,7 +132,7 @@ def test_a_record_that_expires_does_not_keep_back_the_next(
     assert told is not None
     with closing(client(bootstrap, delivery_timeout_s=4.0)) as log:
         log.append(topic, b"before").result(PATIENCE_S)
-        os.kill(told.pid, signal.SIGSTOP)
+        freeze(told.pid)
         try:
             promises = [log.append(topic, b"expires") for _ in range(3)]
             for promise in promises:

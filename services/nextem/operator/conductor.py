@@ -284,6 +284,7 @@ class _Watch:
                 for event in self._events:
                     if event.HasField("heartbeat") and event.heartbeat.state.instrument == self._name:
                         self._heartbeat, self._heard_s = event.heartbeat, self._now_s()
+                        self._why = "its heartbeats have ceased"
                 self._why = "no heartbeat of its edge"
             except grpc.RpcError as error:
                 self._why = str(error)
