@@ -229,15 +229,15 @@ def test_people_act_at_the_terminal(place: Place) -> None:
         assert place.nextem("mode", *who)[1].startswith("automatic: what passes the checks")
         told = place.nextem("mode", "approve", *who, "--reason", "beam time")[1]
         assert told.startswith("automatic → approve: each command waits")
-        assert "mode automatic → approve, by ben (operator): beam time" in until(seen, "→")
+        assert "mode automatic → approve, by ben (operator): beam time" in until(seen, "→")[0]
         command = place.command(move_stage=pb.Stage(y_nm=1.0), cause=pb.Cause(reason="bright spot"))
         with place.client.submit(command, timeout_s=WAIT_S) as outcomes:
-            assert "anna leads: stage, optics, scan, detector (epoch 1)" in until(seen, "anna leads")
-            hint = until(seen, "nextem approve")
+            leads, hint = until(seen, "anna leads", "nextem approve")
+            assert "anna leads: stage, optics, scan, detector (epoch 1)" in leads
             assert command.command_id in hint
             assert place.nextem("approve", command.command_id, *who)[0] == 0
             assert wait_for(outcomes, *FINAL_STATES).state == pb.COMMAND_STATE_DONE
-        assert "ben (operator) says yes" in until(seen, "says")
+        assert "ben (operator) says yes" in until(seen, "says")[0]
         code, told = place.nextem("refuse", command.command_id, *who)
         assert (code, "no command" in told) == (1, True), told
         place.client.release_lease("anna")
@@ -281,5 +281,10 @@ def test_an_undo_leaves_a_lease_that_a_program_of_the_same_name_holds(place: Pla
     assert [lease.holder for lease in place.client.heartbeat(fresh=True).leases] == ["anna"]
 
 
-def until(lines: Iterator[str], words: str) -> str:
-    return next(line for line in lines if words in line)
+def until(lines: Iterator[str], *words: str) -> list[str]:
+    """The first line with each of ``words``, in whatever order they come; reads no further."""
+    found: dict[str, str] = {}
+    while len(found) < len(words):
+        line = next(lines)
+        found |= {word: line for word in words if word in line and word not in found}
+    return [found[word] for word in words]
