@@ -117,6 +117,19 @@ def is_ready(pod: Object) -> bool:
     return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
 
 
+def until_done(namespace: Namespace, job: str, timeout_s: float = 180) -> str:
+    """What the pods of a job have said, once it is complete; fails with that where it fails."""
+
+    def ended() -> Object | None:
+        counts: Object = (namespace.get("job", job) or {}).get("status", {})
+        return counts if counts.get("succeeded") or counts.get("failed") else None
+
+    counts = wait_until(f"job {job} ends", ended, timeout_s)
+    told = namespace.kubectl("logs", f"job/{job}")
+    assert counts.get("succeeded"), told
+    return told
+
+
 @dataclass(frozen=True)
 class Release:
     """A release of the charts, its namespace, and the time from `helm install` until all was ready.
