@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
-from cluster_kit import Namespace, run
+from cluster_kit import Namespace, run, wait_until
+
+COUNTS_S = 60
+"""The kubelet counts every ten to fifteen seconds, each pod at its own time."""
 
 
 @dataclass(frozen=True)
@@ -17,14 +21,24 @@ class Usage:
     processors: float
 
 
+@dataclass(frozen=True)
+class _Count:
+    memory_bytes: int
+    cpu_ns: int
+    at: datetime
+
+
 def usage(namespace: Namespace, seconds: float) -> dict[str, Usage]:
-    """By pod: memory at the end of ``seconds``, processors over them."""
-    before = _counted(namespace)
+    """By pod: memory at the end of ``seconds`` or a little later, processors since their start."""
+    before = _counted_from_now(namespace)
     time.sleep(seconds)  # the interval that is measured
-    after = _counted(namespace)
+    after = _counted_from_now(namespace)
     return {
-        name: Usage(memory / 2**20, (cpu_ns - before[name][1]) / max(at_ns - before[name][2], 1))
-        for name, (memory, cpu_ns, at_ns) in after.items()
+        name: Usage(
+            count.memory_bytes / 2**20,
+            (count.cpu_ns - before[name].cpu_ns) / 1e9 / (count.at - before[name].at).total_seconds(),
+        )
+        for name, count in after.items()
         if name in before
     }
 
@@ -37,13 +51,24 @@ def table(rest: dict[str, Usage], busy: dict[str, Usage], head: str) -> str:
     return "\n".join(lines)
 
 
-def _counted(namespace: Namespace) -> dict[str, tuple[int, int, int]]:
-    """By pod: bytes of memory, nanoseconds of processor, and when that was (nanoseconds)."""
+def _counted_from_now(namespace: Namespace) -> dict[str, _Count]:
+    """By pod, each counted after this was called."""
+    begun = datetime.now(UTC)
+
+    def all_new() -> dict[str, _Count] | None:
+        found = _counted(namespace)
+        return found if found and all(count.at > begun for count in found.values()) else None
+
+    return wait_until("the kubelet counts every pod anew", all_new, COUNTS_S)
+
+
+def _counted(namespace: Namespace) -> dict[str, _Count]:
     found = {}
     for node in run("kubectl", "get", "nodes", "-o", "name").split():
         path = f"/api/v1/nodes/{node.removeprefix('node/')}/proxy/stats/summary?only_cpu_and_memory=true"
         for pod in json.loads(run("kubectl", "get", "--raw", path))["pods"]:
             if pod["podRef"]["namespace"] == namespace.name and "cpu" in pod and "memory" in pod:
+                at = datetime.fromisoformat(pod["cpu"]["time"].replace("Z", "+00:00"))
                 cpu_ns = pod["cpu"].get("usageCoreNanoSeconds", 0)
-                found[pod["podRef"]["name"]] = (pod["memory"]["workingSetBytes"], cpu_ns, time.monotonic_ns())
+                found[pod["podRef"]["name"]] = _Count(pod["memory"]["workingSetBytes"], cpu_ns, at)
     return found
