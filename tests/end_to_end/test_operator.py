@@ -59,19 +59,18 @@ class Place:
                 return int(child)
         raise AssertionError(f"no {name}")
 
-    def experiment(self, *, scan: object = None, **spec: object) -> str:
+    def experiment(self, *, scan: object = None, analyses: object = None, **spec: object) -> str:
         """The name of a new one."""
         name = f"e{next(_NAMES)}"
-        done = self.try_apply(name, scan=scan, **spec)
+        done = self.try_apply(name, scan=scan, analyses=analyses, **spec)
         assert done.returncode == 0, done.stderr
         return name
 
     def try_apply(
-        self, name: str, *, scan: object = None, **spec: object
+        self, name: str, *, scan: object = None, analyses: object = None, **spec: object
     ) -> subprocess.CompletedProcess[str]:
         plan = copy.deepcopy(PLAN)
-        if scan is not None:
-            plan["scan"] = scan
+        plan |= {key: value for key, value in (("scan", scan), ("analyses", analyses)) if value is not None}
         body = {
             "apiVersion": "nextem.dev/v1alpha1",
             "kind": "Experiment",
@@ -136,6 +135,13 @@ def test_an_experiment_ends_complete_with_every_frame_and_product(place: Place) 
     assert shown[1:7] == ["simulator", "Complete", "256", "256", "0", "3"]
     told = place.cluster.kubectl("describe", "exp", name).stdout
     assert "256 of 256 frames stored" in told
+
+
+def test_an_analysis_that_cannot_be_is_told_with_its_reason(place: Place) -> None:
+    status = place.final(place.experiment(analyses=[{"name": "mean_pattern"}, {"name": "center_of_mass"}]))
+    assert (status["phase"], status["reason"], status["frames"]["lost"]) == ("Failed", "AnalysisFailed", 0)
+    why = "no result of center_of_mass: AnalysisError: center_of_mass needs reduction.center_of_mass"
+    assert status["message"].startswith(why)
 
 
 @pytest.mark.parametrize(

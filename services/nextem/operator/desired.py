@@ -260,8 +260,10 @@ def _done(
 
 
 def _broken(scans: tuple[Seen, ...]) -> str:
-    names = [made.product.id for seen in scans for made in seen.products if made.product.kind == "failed"]
-    return f"no result of {', '.join(names)}" if names else ""
+    """Which analyses have made nothing, and why, for people."""
+    failed = [made for seen in scans for made in seen.products if made.product.kind == "failed"]
+    told = {f"{made.product.analysis}: {made.error or made.product.id}": None for made in failed}
+    return f"no result of {'; '.join(told)}" if told else ""
 
 
 def _awaited(plan: plan_pb2.Plan, scans: tuple[Seen, ...]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from google.protobuf import json_format
 
 from nextem.operator.crd import BUSY, DEFAULT_RETRIES
+from nextem.operator.schema import MOST_CHARACTERS
 from nextem.v1 import plan_pb2
 from nextem.wire.ids import derived_id
 
@@ -114,7 +115,7 @@ class Status:
         made: dict[str, Any] = {
             "phase": self.phase,
             "reason": self.reason,
-            "message": self.message,
+            "message": _fitting(self.message),
             "observedGeneration": generation,
             "submissions": self.submissions,
             "cutShort": self.cut_short,
@@ -130,7 +131,7 @@ class Status:
                     "type": kind,
                     "status": each.status,
                     "reason": each.reason,
-                    "message": each.message,
+                    "message": _fitting(each.message),
                     "lastTransitionTime": each.since,
                     "observedGeneration": generation,
                 }
@@ -138,6 +139,11 @@ class Status:
             ],
         }
         return made | {theirs: value for ours, theirs in _TIMES.items() if (value := getattr(self, ours))}
+
+
+def _fitting(text: str) -> str:
+    """As much as the schema takes: the API server would refuse the whole status for a longer one."""
+    return text if len(text) <= MOST_CHARACTERS else f"{text[: MOST_CHARACTERS - 1]}…"
 
 
 class NoPlan(Exception):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass, field
 
+from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 
 from nextem.operator.experiment import Frames, Product
@@ -175,7 +176,8 @@ class Ledger:
         uri = f"{self._store}{product.uri}" if product.uri else ""
         shown = Product(product.product_id, product.name, product.analysis, product.kind, uri)
         covered = sum(span.count for span in product.covered)
-        self._of(product.acquisition_id).products[product.product_id] = MadeProduct(shown, covered)
+        error = str(json_format.MessageToDict(product.provenance).get("notes", {}).get("error", ""))
+        self._of(product.acquisition_id).products[product.product_id] = MadeProduct(shown, covered, error)
 
     def _of(self, acquisition_id: str) -> _Acquisition:
         made = self._acquisitions.setdefault(acquisition_id, _Acquisition())

@@ -41,10 +41,11 @@ class Instrument:
 
 @dataclass(frozen=True, slots=True)
 class MadeProduct:
-    """A product, and how many frames it covers."""
+    """A product, and how many frames it covers. ``error``: why the analysis has made none."""
 
     product: Product
     covered: int
+    error: str = ""
 
 
 @dataclass(frozen=True, slots=True)

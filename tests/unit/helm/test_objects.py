@@ -11,6 +11,10 @@ import kubernetes_validate
 import pytest
 import yaml
 from chart_kit import CHARTS, EXAMPLES, Object, named, pods, render, render_text
+from google.protobuf import json_format
+
+from nextem.analysis.registry import AnalysisSet
+from nextem.v1 import acquisition_pb2, plan_pb2
 
 JOBS = ("Job/", "CronJob/")
 FOREIGN = ("nextem.dev/", "ray.io/", "kafka.strimzi.io/", "monitoring.coreos.com/")
@@ -311,6 +315,9 @@ def test_the_first_experiment_is_one_that_the_cluster_takes() -> None:
     assert experiment["apiVersion"] == f"{definition['spec']['group']}/{version['name']}"
     schema = version["schema"]["openAPIV3Schema"]["properties"]["spec"]
     jsonschema.Draft4Validator(schema).validate(experiment["spec"])  # OpenAPI 3.0 is of that draft's time
+    plan = json_format.ParseDict(experiment["spec"]["plan"], plan_pb2.Plan())
+    analyses = AnalysisSet.of(acquisition_pb2.AcquisitionStarted(plan=plan))
+    assert (len(analyses.running), analyses.failed) == (len(plan.analyses), {})
 
 
 def test_alerts_and_dashboard_come_as_their_files_are() -> None:

@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 from click.testing import CliRunner
 
 from nextem.cli.main import main
 from nextem.operator.crd import REFINED, as_yaml, custom_resource_definition
+from nextem.operator.experiment import Status
 from nextem.v1 import plan_pb2
 
 ROOT = Path(__file__).parents[3]
@@ -58,6 +60,15 @@ def test_every_field_of_a_plan_is_in_the_schema_and_described_where_the_contract
     fine = PLAN["properties"]["steering"]["properties"]["fine"]
     assert fine["properties"]["scan"] == PLAN["properties"]["scan"]
     assert "fine" not in fine["properties"]["steering"]["properties"]
+
+
+def test_a_status_is_taken_however_much_there_is_to_say() -> None:
+    status = Status(message="why " * 1000).told(
+        "Accepted", False, "Refused", "why " * 1000, "2026-01-01T00:00:00Z"
+    )
+    written = status.to_object(1)
+    jsonschema.Draft4Validator(_schema()["status"]).validate(written)
+    assert written["message"].endswith("why…")
 
 
 def test_what_is_refined_exists() -> None:

@@ -140,3 +140,14 @@ def test_a_reader_has_caught_up_once_everything_that_was_there_is_read(tmp_path:
         assert seen is not None
         assert seen.over
         reader.close()
+
+
+def test_why_an_analysis_has_made_nothing_is_known() -> None:
+    ledger = Ledger()
+    product = product_pb2.Product(product_id="a/x/failed", acquisition_id="a", analysis="x", kind="failed")
+    product.provenance.update({"notes": {"error": "AnalysisError: why"}})
+    for each in (BEGUN, record(PRODUCTS, product_pb2.ProductEvent(product=product))):
+        ledger.read(each)
+    seen = ledger.seen("c")
+    assert seen is not None
+    assert [made.error for made in seen.products] == ["AnalysisError: why"]
