@@ -157,7 +157,7 @@ def _launch(
     for attempt in range(ATTEMPTS):
         chosen, controller = _free_ports(port)
         _configure(data_dir, java, lib, chosen, controller, settings)
-        heap = [f"-Xms{heap_mib // 2}m", f"-Xmx{heap_mib}m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
+        heap = [f"-Xms{heap_mib // 2}m", f"-Xmx{heap_mib}m", "-XX:+UseSerialGC"]
         pid = _spawn(
             data_dir, [java, *heap, *_java_options(data_dir, lib), "kafka.Kafka", _properties(data_dir)]
         )
