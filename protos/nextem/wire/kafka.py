@@ -17,7 +17,6 @@ import contextlib
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from nextem.wire.broker_log import (
@@ -48,6 +47,8 @@ from nextem.wire.log import PARTITIONS, Appended, LogError, LogUnavailable, Posi
 OVERDUE_S = 5.0
 """How long after its delivery time-out a record may have no fate before its client counts as stuck."""
 
+_A_MOMENT_S = 0.01
+
 
 def answers(bootstrap: str, timeout_s: float) -> bool:
     """Whether a Kafka broker at ``host:port`` answers a metadata request."""
@@ -64,30 +65,43 @@ def answers(bootstrap: str, timeout_s: float) -> bool:
 
 
 class _Pending:
-    """The promise of one append. ``stuck`` is called where its fate is not known long after it had to be."""
+    """The promise of one append. ``stuck`` is called where its fate is not known long after it had to be.
 
-    def __init__(self, future: Any, doing: str, until_s: float, stuck: Callable[[], None]) -> None:
-        self._future, self._doing, self._until_s, self._stuck = future, doing, until_s, stuck
+    ``failure`` is set where the client is given up that has the record.
+    """
+
+    def __init__(
+        self,
+        producer: KafkaProducer,
+        future: Any,
+        doing: str,
+        size: int,
+        until_s: float,
+        stuck: Callable[[KafkaProducer], None],
+    ) -> None:
+        self.producer, self.doing, self.size = producer, doing, size
+        self.failure: LogError | None = None
+        self._future, self._until_s, self._stuck = future, until_s, stuck
 
     def result(self, timeout_s: float | None = None) -> Position:
+        left_s = max(0.0, self._until_s - time.monotonic()) + _A_MOMENT_S
         try:
-            told = self._future.get(timeout_s)
+            told = self._future.get(left_s if timeout_s is None else min(timeout_s, left_s))
         except errors.KafkaError as error:
             # The wait and the delivery time out with the same type; only the future knows which it was.
             if not self._future.is_done:
                 if self._overdue:
-                    self._stuck()
-                    raise LogUnavailable(
-                        f"Kafka: {self._doing}: the client is stuck, and made anew"
-                    ) from error
+                    self._stuck(self.producer)
+                if self.failure is not None:
+                    raise self.failure from error
                 raise TimeoutError(f"Kafka has not acknowledged the record within {timeout_s} s") from error
             if self._future.exception is not None:
-                raise translate(self._future.exception, self._doing) from error
+                raise translate(self._future.exception, self.doing) from error
             told = self._future.value
         return Position(told.topic, told.partition, told.offset)
 
     def done(self) -> bool:
-        return bool(self._future.is_done) or self._overdue
+        return bool(self._future.is_done) or self.failure is not None or self._overdue
 
     @property
     def _overdue(self) -> bool:
@@ -117,6 +131,7 @@ class KafkaLog(BrokerLog):
         self._client = {**CLIENT, "bootstrap_servers": addresses(brokers), **self._security.kafka_python()}
         self._delivery_s = delivery_timeout_s
         self._spent: KafkaProducer | None = None  # told of a record that it takes no more
+        self._unsettled: set[_Pending] = set()
         with connecting(f"connecting to {brokers}{self._as}", brokers, self._security):
             self._producer = self._new_producer()
 
@@ -174,14 +189,33 @@ class KafkaLog(BrokerLog):
             producer = self._producer
             future = producer.send(topic, value, key or None, list(headers.items()), partition)
 
+        until_s = time.monotonic() + self._delivery_s + OVERDUE_S
+        pending = _Pending(producer, future, doing, size, until_s, self._replace)
+        self._unsettled.add(pending)
+
         def told(outcome: object) -> None:
             if takes_no_more(outcome):
                 self._spent = producer
-            self._window.give(size, _failure(outcome, doing))
+            self._settle(pending, _failure(outcome, doing))
 
         future.add_both(told)
-        until_s = time.monotonic() + self._delivery_s + OVERDUE_S
-        return _Pending(future, doing, until_s, partial(self._replace, producer))
+        return pending
+
+    def _settle(self, pending: _Pending, failure: LogError | None) -> None:
+        """The window has the record's bytes back, once, whoever knows its fate first."""
+        try:
+            self._unsettled.remove(pending)
+        except KeyError:
+            return
+        self._window.give(pending.size, failure)
+
+    def flush(self, timeout_s: float = 30.0) -> None:
+        """As every log does. A client that is stuck is made anew, and its records have failed."""
+        until_s = time.monotonic() + timeout_s
+        for pending in list(self._unsettled):
+            with contextlib.suppress(LogError, TimeoutError):
+                pending.result(max(0.0, until_s - time.monotonic()))
+        super().flush(max(0.0, until_s - time.monotonic()))
 
     def _replace(self, spent: KafkaProducer) -> None:
         """Another producer in place of this one, whose records all fail now. Raises LogUnavailable."""
@@ -191,6 +225,12 @@ class KafkaLog(BrokerLog):
             with translated("dialling anew"):
                 self._producer = self._new_producer()
         abandon(spent)
+        for pending in list(self._unsettled):  # it may tell nothing of them for ever
+            if pending.producer is spent:
+                pending.failure = LogUnavailable(
+                    f"Kafka: {pending.doing}: the client took no more, and is made anew"
+                )
+                self._settle(pending, pending.failure)
 
     def _ensure(self, topic: str) -> int:
         with (
