@@ -89,11 +89,11 @@ class _Pending:
             told = self._future.get(left_s if timeout_s is None else min(timeout_s, left_s))
         except errors.KafkaError as error:
             # The wait and the delivery time out with the same type; only the future knows which it was.
+            if self._overdue and not self._future.is_done:
+                self._stuck(self.producer)
+            if self.failure is not None:
+                raise self.failure from error
             if not self._future.is_done:
-                if self._overdue:
-                    self._stuck(self.producer)
-                if self.failure is not None:
-                    raise self.failure from error
                 raise TimeoutError(f"Kafka has not acknowledged the record within {timeout_s} s") from error
             if self._future.exception is not None:
                 raise translate(self._future.exception, self.doing) from error
@@ -220,11 +220,10 @@ class KafkaLog(BrokerLog):
     def _replace(self, spent: KafkaProducer) -> None:
         """Another producer in place of this one, whose records all fail now. Raises LogUnavailable."""
         with self._lock:
-            if self._producer is not spent:
-                return
-            with translated("dialling anew"):
-                self._producer = self._new_producer()
-        abandon(spent)
+            if self._producer is spent:
+                with translated("dialling anew"):
+                    self._producer = self._new_producer()
+                abandon(spent)
         for pending in list(self._unsettled):  # it may tell nothing of them for ever
             if pending.producer is spent:
                 pending.failure = LogUnavailable(

@@ -34,6 +34,7 @@ class _Future:
 
 class _Producer:
     made: list[_Producer]
+    mute = False  # tells nothing of what it has, even when it is closed by force
 
     def __init__(self, **settings: object) -> None:
         self.futures: list[_Future] = []
@@ -45,7 +46,7 @@ class _Producer:
         return self.futures[-1]
 
     def force_close(self) -> None:
-        for future in self.futures:
+        for future in [] if self.mute else self.futures:
             future.fail()
 
     def close(self, timeout: float) -> None:
@@ -53,8 +54,12 @@ class _Producer:
             raise errors.KafkaTimeoutError("records wait")
 
 
-def test_a_client_that_is_stuck_is_made_anew_and_what_waited_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("mute", [False, True])
+def test_a_client_that_is_stuck_is_made_anew_and_what_waited_fails(
+    monkeypatch: pytest.MonkeyPatch, mute: bool
+) -> None:
     _Producer.made = []
+    monkeypatch.setattr(_Producer, "mute", mute)
     monkeypatch.setattr(kafka, "KafkaProducer", _Producer)
     monkeypatch.setattr(kafka, "OVERDUE_S", 0.0)
     monkeypatch.setattr(kafka.KafkaLog, "_ensure", lambda self, topic: 1)
@@ -68,3 +73,19 @@ def test_a_client_that_is_stuck_is_made_anew_and_what_waited_fails(monkeypatch: 
         log.flush(0.0)  # the window is empty: both have failed
     log.append("frames", b"frame")
     assert [len(producer.futures) for producer in _Producer.made] == [2, 1]
+
+
+def test_a_flush_makes_it_anew_and_tells_of_what_failed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    _Producer.made = []
+    monkeypatch.setattr(_Producer, "mute", True)
+    monkeypatch.setattr(kafka, "KafkaProducer", _Producer)
+    monkeypatch.setattr(kafka, "OVERDUE_S", 0.0)
+    monkeypatch.setattr(kafka.KafkaLog, "_ensure", lambda self, topic: 1)
+    log = kafka.KafkaLog("broker:9092", delivery_timeout_s=0.0)
+    waiting = log.append("frames", b"frame")
+    with pytest.raises(LogUnavailable, match="was not taken"):
+        log.flush(1.0)
+    log.flush(1.0)
+    assert waiting.done()
+    _Producer.made[0].futures[0].fail()  # it says so at last: nobody counts it twice
+    log.flush(1.0)
