@@ -59,18 +59,19 @@ class Place:
                 return int(child)
         raise AssertionError(f"no {name}")
 
-    def experiment(self, *, scan: object = None, analyses: object = None, **spec: object) -> str:
+    def experiment(self, *, scan: object = None, **spec: object) -> str:
         """The name of a new one."""
         name = f"e{next(_NAMES)}"
-        done = self.try_apply(name, scan=scan, analyses=analyses, **spec)
+        done = self.try_apply(name, scan=scan, **spec)
         assert done.returncode == 0, done.stderr
         return name
 
     def try_apply(
-        self, name: str, *, scan: object = None, analyses: object = None, **spec: object
+        self, name: str, *, scan: object = None, **spec: object
     ) -> subprocess.CompletedProcess[str]:
         plan = copy.deepcopy(PLAN)
-        plan |= {key: value for key, value in (("scan", scan), ("analyses", analyses)) if value is not None}
+        if scan is not None:
+            plan["scan"] = scan
         body = {
             "apiVersion": "nextem.dev/v1alpha1",
             "kind": "Experiment",
@@ -138,7 +139,8 @@ def test_an_experiment_ends_complete_with_every_frame_and_product(place: Place) 
 
 
 def test_an_analysis_that_cannot_be_is_told_with_its_reason(place: Place) -> None:
-    status = place.final(place.experiment(analyses=[{"name": "mean_pattern"}, {"name": "center_of_mass"}]))
+    plan = {**PLAN, "analyses": [{"name": "mean_pattern"}, {"name": "center_of_mass"}]}
+    status = place.final(place.experiment(plan=plan))
     assert (status["phase"], status["reason"], status["frames"]["lost"]) == ("Failed", "AnalysisFailed", 0)
     why = "no result of center_of_mass: AnalysisError: center_of_mass needs reduction.center_of_mass"
     assert status["message"].startswith(why)

@@ -9,7 +9,7 @@ import stat
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -116,8 +116,15 @@ def freeze(pid: int) -> None:
     """Returns when every thread stands: after the signal alone some still finish what they do."""
     os.kill(pid, signal.SIGSTOP)
     until_s = time.monotonic() + PATIENCE_S
-    tasks = Path(f"/proc/{pid}/task")
-    while {task.read_text().rpartition(")")[2].split()[0] for task in tasks.glob("*/stat")} != {"T"}:
+
+    def states() -> set[str]:
+        found = set()
+        for task in Path(f"/proc/{pid}/task").glob("*/stat"):
+            with suppress(OSError):  # a thread may end meanwhile
+                found.add(task.read_text().rpartition(")")[2].split()[0])
+        return found
+
+    while states() != {"T"}:
         assert time.monotonic() < until_s, f"process {pid} does not stop"
         time.sleep(0.01)
 

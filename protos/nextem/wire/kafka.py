@@ -48,6 +48,7 @@ OVERDUE_S = 5.0
 """How long after its delivery time-out a record may have no fate before its client counts as stuck."""
 
 _A_MOMENT_S = 0.01
+"""Waited longer than until then, so that what is overdue is found so."""
 
 
 def answers(bootstrap: str, timeout_s: float) -> bool:

@@ -262,7 +262,7 @@ def _done(
 def _broken(scans: tuple[Seen, ...]) -> str:
     """Which analyses have made nothing, and why, for people."""
     failed = [made for seen in scans for made in seen.products if made.product.kind == "failed"]
-    told = {f"{made.product.analysis}: {made.error or made.product.id}": None for made in failed}
+    told = dict.fromkeys(f"{made.product.analysis}: {made.error or made.product.id}" for made in failed)
     return f"no result of {'; '.join(told)}" if told else ""
 
 

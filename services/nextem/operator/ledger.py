@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass, field
 
-from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 
 from nextem.operator.experiment import Frames, Product
@@ -176,7 +175,7 @@ class Ledger:
         uri = f"{self._store}{product.uri}" if product.uri else ""
         shown = Product(product.product_id, product.name, product.analysis, product.kind, uri)
         covered = sum(span.count for span in product.covered)
-        error = str(json_format.MessageToDict(product.provenance).get("notes", {}).get("error", ""))
+        error = product.provenance.fields["notes"].struct_value.fields["error"].string_value
         self._of(product.acquisition_id).products[product.product_id] = MadeProduct(shown, covered, error)
 
     def _of(self, acquisition_id: str) -> _Acquisition:

@@ -54,16 +54,20 @@ class _Producer:
             raise errors.KafkaTimeoutError("records wait")
 
 
-@pytest.mark.parametrize("mute", [False, True])
-def test_a_client_that_is_stuck_is_made_anew_and_what_waited_fails(
-    monkeypatch: pytest.MonkeyPatch, mute: bool
-) -> None:
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> kafka.KafkaLog:
     _Producer.made = []
-    monkeypatch.setattr(_Producer, "mute", mute)
     monkeypatch.setattr(kafka, "KafkaProducer", _Producer)
     monkeypatch.setattr(kafka, "OVERDUE_S", 0.0)
     monkeypatch.setattr(kafka.KafkaLog, "_ensure", lambda self, topic: 1)
-    log = kafka.KafkaLog("broker:9092", delivery_timeout_s=0.0)
+    return kafka.KafkaLog("broker:9092", delivery_timeout_s=0.0)
+
+
+@pytest.mark.parametrize("mute", [False, True])
+def test_a_client_that_is_stuck_is_made_anew_and_what_waited_fails(
+    log: kafka.KafkaLog, monkeypatch: pytest.MonkeyPatch, mute: bool
+) -> None:
+    monkeypatch.setattr(_Producer, "mute", mute)
     first, second = (log.append("frames", b"frame") for _ in range(2))
     for waiting in (first, second):  # the second finds its client replaced already
         with pytest.raises(LogUnavailable):
@@ -75,13 +79,10 @@ def test_a_client_that_is_stuck_is_made_anew_and_what_waited_fails(
     assert [len(producer.futures) for producer in _Producer.made] == [2, 1]
 
 
-def test_a_flush_makes_it_anew_and_tells_of_what_failed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    _Producer.made = []
+def test_a_flush_makes_it_anew_and_tells_of_what_failed_once(
+    log: kafka.KafkaLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(_Producer, "mute", True)
-    monkeypatch.setattr(kafka, "KafkaProducer", _Producer)
-    monkeypatch.setattr(kafka, "OVERDUE_S", 0.0)
-    monkeypatch.setattr(kafka.KafkaLog, "_ensure", lambda self, topic: 1)
-    log = kafka.KafkaLog("broker:9092", delivery_timeout_s=0.0)
     waiting = log.append("frames", b"frame")
     with pytest.raises(LogUnavailable, match="was not taken"):
         log.flush(1.0)
