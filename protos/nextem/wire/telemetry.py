@@ -108,6 +108,7 @@ class Backend(Protocol):
 
 
 _CLOCK_WAS_SET_NS = 5_000_000
+_LOOKS = 3
 _offset_ns = 0
 _backend: Backend | None = None
 _here: ContextVar[str] = ContextVar(HEADER, default="")
@@ -210,18 +211,25 @@ def _begin(
 ) -> Span:
     now_ns = time.monotonic_ns()
     began_ns = now_ns if since_ns is None else min(since_ns, now_ns)
-    began_unix_ns = began_ns + _unix_offset_ns(now_ns)
+    began_unix_ns = began_ns + _unix_offset_ns()
     recording = backend.begin(name, kind, parent, began_unix_ns, attributes or {})
     return NOTHING if recording is None else Span(recording, began_ns, began_unix_ns)
 
 
-def _unix_offset_ns(now_ns: int) -> int:
+def _unix_offset_ns() -> int:
     """From the monotonic clock to the wall clock: one figure until that is set, so that spans fit."""
     global _offset_ns
-    offset_ns = time.time_ns() - now_ns
+    # A thread that is kept waiting between its looks at the two clocks would take that for a set clock.
+    _, offset_ns = min(_both_clocks() for _ in range(_LOOKS))
     if abs(offset_ns - _offset_ns) > _CLOCK_WAS_SET_NS:
         _offset_ns = offset_ns
     return _offset_ns
+
+
+def _both_clocks() -> tuple[int, int]:
+    """How long the look took, and the wall clock less the monotonic one; in ns."""
+    before_ns, unix_ns, after_ns = time.monotonic_ns(), time.time_ns(), time.monotonic_ns()
+    return after_ns - before_ns, unix_ns - before_ns
 
 
 def to_headers(traceparent: str) -> dict[str, bytes] | None:

@@ -68,6 +68,30 @@ def test_a_span_lasts_as_long_as_the_monotonic_clock_says() -> None:
     assert abs(time.time_ns() - span.start_time) < 60e9
 
 
+def test_a_thread_kept_waiting_between_two_looks_at_the_clocks_tells_no_other_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looks = 0
+
+    def late_once() -> int:
+        nonlocal looks
+        looks += 1
+        if looks == 2:
+            time.sleep(0.1)
+        return wall()
+
+    with heard() as told:
+        telemetry.begin_trace("before").end()
+        wall = time.time_ns
+        monkeypatch.setattr(telemetry.time, "time_ns", late_once)
+        now_ns = time.monotonic_ns()
+        for name in ("first", "second"):
+            telemetry.begin_trace(name, since_ns=now_ns).end()
+    assert looks > 2
+    spans = told.spans()
+    assert spans["first"].start_time == spans["second"].start_time
+
+
 def test_only_the_first_end_counts_and_a_span_without_one_is_not_told() -> None:
     with heard() as told:
         span = telemetry.begin_trace("block")
