@@ -38,6 +38,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
 ]
 PATIENCE_S = 30.0
+SESSION_S = 10.0  # after which the broker takes a silent member for dead
 clients = pytest.mark.parametrize("client", [KafkaLog, ConfluentLog])
 Client = type[KafkaLog] | type[ConfluentLog]
 
@@ -219,6 +220,29 @@ def test_records_gone_by_retention_are_told_once(bootstrap: str, client: Client)
             told = caught.value
             assert (told.topic, told.partition, told.wanted, told.oldest) == (topic, 0, 0, 4)
             assert read(consumer, 6) == [b"%d" % number for number in range(4, 10)]
+
+
+@clients
+def test_a_member_that_works_for_longer_than_a_session_stays_one(
+    bootstrap: str, client: Client, wide_topic: str, group: str
+) -> None:
+    with (
+        closing(client(bootstrap)) as log,
+        closing(log.consumer([wide_topic], group)) as working,
+        closing(log.consumer([wide_topic], group)) as other,
+    ):
+        deadline = time.monotonic() + PATIENCE_S
+        while not len(working.assigned()) == len(other.assigned()) == 2:
+            assert time.monotonic() < deadline
+            working.poll()
+            other.poll()
+        mine = working.assigned()
+        over_s = time.monotonic() + SESSION_S + 2
+        while time.monotonic() < over_s:  # the first asks for nothing in this time
+            other.poll()
+            assert not other.assigned() & mine
+        working.poll()
+        assert working.assigned() == mine
 
 
 @clients

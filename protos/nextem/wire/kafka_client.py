@@ -26,6 +26,7 @@ with warnings.catch_warnings():
     from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition, errors
     from kafka.admin import ConfigResource, ConfigResourceType
     from kafka.net.compat import KafkaNetClient
+    from kafka.net.selector import NetworkSelector
     from kafka.record import util as record_util
     from kafka.structs import MemberState, OffsetAndMetadata
 
@@ -35,8 +36,10 @@ __all__ = [
     "ConfigResourceType",
     "KafkaAdminClient",
     "KafkaConsumer",
+    "KafkaNetClient",
     "KafkaProducer",
     "MemberState",
+    "NetworkSelector",
     "OffsetAndMetadata",
     "TopicPartition",
     "abandon",

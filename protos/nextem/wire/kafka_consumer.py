@@ -15,6 +15,7 @@ from nextem.wire.kafka_client import (
     errors,
     translated,
 )
+from nextem.wire.kafka_loop import callers_client
 from nextem.wire.log import LogError, OffsetOutOfRange, Position, Record
 
 IDLE_CHECK_S = 5.0
@@ -49,6 +50,7 @@ class KafkaLogConsumer:
             heartbeat_interval_ms=500,
             allow_auto_create_topics=False,
             metrics_enabled=False,
+            kafka_client=callers_client,
             **client,
         )
         if group is None:
