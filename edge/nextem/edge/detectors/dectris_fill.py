@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 from nextem.edge.detectors.base import Claim
+from nextem.edge.detectors.cadence import Cadence
 from nextem.edge.detectors.counters import Counters
 from nextem.edge.detectors.dectris_receive import MAX_PARTS, Receiver
 from nextem.edge.detectors.placement import Place
@@ -23,6 +24,7 @@ class Filling:
         self.largest = largest
         self.newest_ns = 0
         self._claim, self._counters, self._clock = claim, counters, clock
+        self._cadence = Cadence(claim.limits.age_ns)
 
     def fill(
         self, receiver: Receiver, place: Place, queue: deque[Parts], target: int
@@ -49,6 +51,9 @@ class Filling:
                 first_ns = first_ns if had else now_ns
                 arrivals.append((messages, now_ns))
                 self.newest_ns = now_ns
+                self._cadence.came(messages - had, now_ns)
+                if self._cadence.ends_with_newest(first_ns) and self._claim.hungry():
+                    break
             if large is not None or messages == target or table.is_full(messages):
                 break
             wait_ns = QUIET_NS

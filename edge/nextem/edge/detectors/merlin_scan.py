@@ -29,6 +29,7 @@ from nextem.edge.detectors.base import (
     TruncatedStream,
     UnsupportedFormat,
 )
+from nextem.edge.detectors.cadence import Cadence
 from nextem.edge.detectors.counters import Counters
 from nextem.edge.detectors.merlin import PREFIX_BYTES
 from nextem.edge.detectors.merlin_check import Checked, Expectation, check, spans
@@ -64,6 +65,7 @@ class Scan:
         self.ended = False
         self._announced = announcement.frames
         self._sink, self._ring, self._counters = sink, ring, counters
+        self._cadence = Cadence(claim.limits.age_ns)
         self._idle_ns, self._closing = idle_ns, closing
         self._next = 0  # the frame that comes next where nothing is lost
         self._first_byte_ns = self._last_byte_ns = 0
@@ -138,15 +140,24 @@ class Scan:
             if count:
                 if place.filled < size:
                     first_ns = source.received_ns
+                whole = place.filled // size
                 place.filled += count
                 arrivals.append((place.filled, source.received_ns))
                 self._quiet_since_ns = source.received_ns
+                if more := place.filled // size - whole:
+                    self._cadence.came(more, source.received_ns)
+                    if place.filled % size == 0 and self._is_last(first_ns):
+                        break
             elif place.filled < size and (
                 self.supervise(source.now_ns(), place.filled)
                 or self._is_odd(bytes(place.view[: min(place.filled, PREFIX_BYTES)]))
             ):
                 break
         return arrivals
+
+    def _is_last(self, first_ns: int) -> bool:
+        """Whether this batch would only grow old if it waited for another frame."""
+        return self._cadence.ends_with_newest(first_ns) and self.claim.hungry()
 
     def _fetch(self, source: StreamSocket, into: memoryview, wait_ns: int) -> int:
         """What the session had read already, then what the socket has."""
