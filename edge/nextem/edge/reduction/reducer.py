@@ -230,7 +230,9 @@ class Reducer:
     def warm_up(self) -> None:
         """Compiles all that the first frames would else wait for; reduces a blank frame to do so."""
         one = Events(np.array([0, 1], np.uint32), np.zeros(1, np.uint32), np.ones(1, self.dtype))
-        self._reduce_list(one).pixels.streams.part(0, 1).to_frames()
+        reduced = self._reduce_list(one) if self._counter is not None else self.reduce_events(one)
+        reduced.pixels.streams.part(0, 1).to_frames()
+        reduced.pixels.streams.pack()
         if self._counter is not None:
             self._counter.warm_up()
         else:
