@@ -123,7 +123,7 @@ def test_within_the_bound_and_bit_for_bit_however_the_frames_come(
     plain = corrections.apply(frames)
     dark = 0 if corrections.dark is None else np.abs(corrections.dark.astype(float))
     gain = 1 if corrections.gain is None else np.abs(corrections.gain.astype(float))
-    sizes = corrections.repair((frames + dark) * gain)
+    sizes = corrections.repair((frames.astype(float) + dark) * gain)
     for name, weight in weights((y, x), plan_with(corrections)).items():
         wanted = (plain * weight).sum((1, 2))
         bound = y * x * 2.0**-52 * (sizes * weight).sum((1, 2))
