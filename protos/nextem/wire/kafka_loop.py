@@ -17,6 +17,7 @@ from typing import Any
 from nextem.wire.kafka_client import KafkaNetClient, NetworkSelector
 
 REST_S = 0.05
+"""After the last question, until the loop's own thread drives it."""
 
 
 class CallersLoop(NetworkSelector):  # type: ignore[misc]  # kafka-python is not typed

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from nextem.edge.detectors.base import Claim
+
 _WEIGHT = 8  # frames that the mean goes back
 
 
 class Cadence:
-    """A running mean. ``age_ns``: of a batch's first frame, at which the batch is due."""
+    """A running mean, of the frames of one claim."""
 
-    def __init__(self, age_ns: int) -> None:
-        self._age_ns = age_ns
+    def __init__(self, claim: Claim) -> None:
+        self._claim, self._age_ns = claim, claim.limits.age_ns
         self._apart_ns = self._newest_ns = 0
 
     def came(self, frames: int, at_ns: int) -> None:
@@ -20,8 +22,9 @@ class Cadence:
         self._newest_ns = at_ns
 
     def ends_with_newest(self, first_ns: int) -> bool:
-        """Whether a batch whose first frame came at ``first_ns`` is due before the next frame is here.
+        """Whether a batch whose first frame came at ``first_ns`` would only grow old by waiting on.
 
-        The next may be late by a quarter.
+        It is due before the next frame is here, which may be late by a quarter, and the reduction is hungry.
         """
-        return self._newest_ns + self._apart_ns + self._apart_ns // 4 > first_ns + self._age_ns
+        next_ns = self._newest_ns + self._apart_ns + self._apart_ns // 4
+        return next_ns > first_ns + self._age_ns and self._claim.hungry()

@@ -24,7 +24,7 @@ class Filling:
         self.largest = largest
         self.newest_ns = 0
         self._claim, self._counters, self._clock = claim, counters, clock
-        self._cadence = Cadence(claim.limits.age_ns)
+        self._cadence = Cadence(claim)
 
     def fill(
         self, receiver: Receiver, place: Place, queue: deque[Parts], target: int
@@ -52,7 +52,7 @@ class Filling:
                 arrivals.append((messages, now_ns))
                 self.newest_ns = now_ns
                 self._cadence.came(messages - had, now_ns)
-                if self._cadence.ends_with_newest(first_ns) and self._claim.hungry():
+                if self._cadence.ends_with_newest(first_ns):
                     break
             if large is not None or messages == target or table.is_full(messages):
                 break

@@ -65,7 +65,7 @@ class Scan:
         self.ended = False
         self._announced = announcement.frames
         self._sink, self._ring, self._counters = sink, ring, counters
-        self._cadence = Cadence(claim.limits.age_ns)
+        self._cadence = Cadence(claim)
         self._idle_ns, self._closing = idle_ns, closing
         self._next = 0  # the frame that comes next where nothing is lost
         self._first_byte_ns = self._last_byte_ns = 0
@@ -146,7 +146,7 @@ class Scan:
                 self._quiet_since_ns = source.received_ns
                 if more := place.filled // size - whole:
                     self._cadence.came(more, source.received_ns)
-                    if place.filled % size == 0 and self._is_last(first_ns):
+                    if place.filled % size == 0 and self._cadence.ends_with_newest(first_ns):
                         break
             elif place.filled < size and (
                 self.supervise(source.now_ns(), place.filled)
@@ -154,10 +154,6 @@ class Scan:
             ):
                 break
         return arrivals
-
-    def _is_last(self, first_ns: int) -> bool:
-        """Whether this batch would only grow old if it waited for another frame."""
-        return self._cadence.ends_with_newest(first_ns) and self.claim.hungry()
 
     def _fetch(self, source: StreamSocket, into: memoryview, wait_ns: int) -> int:
         """What the session had read already, then what the socket has."""

@@ -230,15 +230,16 @@ class Reducer:
     def warm_up(self) -> None:
         """Compiles all that the first frames would else wait for; reduces a blank frame to do so."""
         one = Events(np.array([0, 1], np.uint32), np.zeros(1, np.uint32), np.ones(1, self.dtype))
-        reduced = self._reduce_list(one) if self._counter is not None else self.reduce_events(one)
-        reduced.pixels.streams.part(0, 1).to_frames()
-        reduced.pixels.streams.pack()
         if self._counter is not None:
             self._counter.warm_up()
+            reduced = self._reduce_list(one)
         else:
             blank = np.zeros((1, self.frame_bytes), np.uint8)
             where = (blank.ctypes.data, blank.strides[0], self.pixel.swapped)
             self._dense(where, self._begin(1))
+            reduced = self.reduce_events(one)
+        reduced.pixels.streams.part(0, 1).to_frames()
+        reduced.pixels.streams.pack()
         self.maps.clear()
 
     def _begin(self, n: int) -> tables.Figures:
