@@ -10,11 +10,12 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 from nextem.edge.control.sqlite_file import SqliteFile
-from nextem.edge.control.states import FINAL, RECEIVED, STARTED, TRANSITIONS, UNKNOWN, VALIDATED
+from nextem.edge.control.states import FINAL, RECEIVED, REJECTED, STARTED, TRANSITIONS, UNKNOWN, VALIDATED
 from nextem.v1 import control_pb2 as pb
 from nextem.v1.control_pb2 import CommandState
 from nextem.wire.proof import REMEMBERED_S
@@ -57,6 +58,16 @@ class Entry(NamedTuple):
     state: CommandState
     digest: bytes
     outcome: pb.Outcome
+
+
+class _Row(NamedTuple):
+    """What is kept of a command beside its outcome."""
+
+    digest: bytes
+    dose_e: float = 0.0
+    exposure: bytes = b""
+    started_ns: int | None = None
+    ended_ns: int | None = None
 
 
 class Journal:
@@ -133,9 +144,8 @@ class Journal:
         started = _with_state(outcome, STARTED)
         with self._file.transaction() as cursor:
             started.command_epoch = _count(cursor, "command_epoch", above=epoch_above)
-            self._insert(cursor, started, digest, dose_e, exposure)
-            _advance(cursor, _with_state(started, VALIDATED))
-            _advance(cursor, started, started_ns=started_ns)
+            row = _Row(digest, dose_e, exposure, started_ns=started_ns)
+            self._insert(cursor, started, row, RECEIVED, VALIDATED, STARTED)
         with self._totals:
             self._command_epoch = max(self._command_epoch, started.command_epoch)
             self._dose_e += dose_e
@@ -150,18 +160,15 @@ class Journal:
     def reject(self, outcome: pb.Outcome, digest: bytes, ended_ns: int) -> None:
         """RECEIVED and REJECTED at once."""
         with self._file.transaction() as cursor:
-            self._insert(cursor, outcome, digest)
-            _advance(cursor, outcome, ended_ns=ended_ns)
+            self._insert(cursor, outcome, _Row(digest, ended_ns=ended_ns), RECEIVED, REJECTED)
 
     def record_stop(self, outcome: pb.Outcome, digest: bytes, started_ns: int, ended_ns: int) -> None:
         """The whole life of a stop, afterwards: stop is the one command that does not wait for the disk."""
         with self._file.transaction() as cursor:
             query = "UPDATE counters SET value = max(value, ?) WHERE name = 'command_epoch'"
             cursor.execute(query, (outcome.command_epoch,))
-            self._insert(cursor, outcome, digest)
-            _advance(cursor, _with_state(outcome, VALIDATED))
-            _advance(cursor, _with_state(outcome, STARTED), started_ns=started_ns)
-            _advance(cursor, outcome, ended_ns=ended_ns)
+            row = _Row(digest, started_ns=started_ns, ended_ns=ended_ns)
+            self._insert(cursor, outcome, row, RECEIVED, VALIDATED, STARTED, outcome.state)
         with self._totals:
             self._command_epoch = max(self._command_epoch, outcome.command_epoch)
 
@@ -247,31 +254,33 @@ class Journal:
         with self._file.transaction() as cursor:
             cursor.execute(query, (name, value))
 
-    def _insert(
-        self,
-        cursor: sqlite3.Cursor,
-        outcome: pb.Outcome,
-        digest: bytes,
-        dose_e: float = 0.0,
-        exposure: bytes = b"",
-    ) -> None:
-        row = cursor.execute("SELECT 1 FROM commands WHERE command_id = ?", (outcome.command_id,)).fetchone()
-        if row is not None:
-            raise IllegalTransition(f"command {outcome.command_id} is recorded already")
-        cursor.execute(
-            "INSERT INTO commands (command_id, digest, state, boot_id, received_ns, dose_e, exposure,"
-            " outcome) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                outcome.command_id,
-                digest,
-                RECEIVED,
-                self._boot_id,
-                outcome.received_ns,
-                dose_e,
-                exposure,
-                b"",
-            ),
-        )
+    def _insert(self, cursor: sqlite3.Cursor, outcome: pb.Outcome, row: _Row, *way: CommandState) -> None:
+        """A command that is new and has gone ``way`` within this transaction: only its end is to be seen.
+
+        One statement, since each gives the interpreter up, and on the way to the instrument other threads
+        keep it.
+        """
+        for now, onward in pairwise((None, *way)):
+            _check(outcome.command_id, now, onward)
+        try:
+            cursor.execute(
+                "INSERT INTO commands (command_id, digest, state, boot_id, received_ns, started_ns, ended_ns,"
+                " dose_e, exposure, outcome) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    outcome.command_id,
+                    row.digest,
+                    outcome.state,
+                    self._boot_id,
+                    outcome.received_ns,
+                    row.started_ns,
+                    row.ended_ns,
+                    row.dose_e,
+                    row.exposure,
+                    outcome.SerializeToString(),
+                ),
+            )
+        except sqlite3.IntegrityError:
+            raise IllegalTransition(f"command {outcome.command_id} is recorded already") from None
 
 
 def _with_state(outcome: pb.Outcome, state: CommandState) -> pb.Outcome:
@@ -284,27 +293,29 @@ def _with_state(outcome: pb.Outcome, state: CommandState) -> pb.Outcome:
 _FINAL_SQL = ", ".join(str(int(state)) for state in sorted(FINAL))
 
 
-def _advance(
-    cursor: sqlite3.Cursor, outcome: pb.Outcome, *, started_ns: int | None = None, ended_ns: int | None = None
-) -> None:
+def _check(command_id: str, now: CommandState | None, onward: CommandState) -> None:
+    if onward not in TRANSITIONS[now]:
+        name = "new" if now is None else CommandState.Name(now)
+        raise IllegalTransition(f"command {command_id}: {name} to {CommandState.Name(onward)} is not allowed")
+
+
+def _advance(cursor: sqlite3.Cursor, outcome: pb.Outcome, *, ended_ns: int | None = None) -> None:
     query = "SELECT state FROM commands WHERE command_id = ?"
     row = cursor.execute(query, (outcome.command_id,)).fetchone()
-    now: CommandState | None = row[0] if row else None
-    if now is None or outcome.state not in TRANSITIONS[now]:
-        name = "nothing recorded" if now is None else CommandState.Name(now)
-        raise IllegalTransition(
-            f"command {outcome.command_id}: {name} to {CommandState.Name(outcome.state)} is not allowed"
-        )
+    if row is None:
+        end = CommandState.Name(outcome.state)
+        raise IllegalTransition(f"command {outcome.command_id}: nothing recorded to {end} is not allowed")
+    _check(outcome.command_id, row[0], outcome.state)
     cursor.execute(
-        "UPDATE commands SET state = ?, outcome = ?, delivered = 0, started_ns = coalesce(?, started_ns),"
-        " ended_ns = ? WHERE command_id = ?",
-        (outcome.state, outcome.SerializeToString(), started_ns, ended_ns, outcome.command_id),
+        "UPDATE commands SET state = ?, outcome = ?, delivered = 0, ended_ns = ? WHERE command_id = ?",
+        (outcome.state, outcome.SerializeToString(), ended_ns, outcome.command_id),
     )
 
 
 def _count(cursor: sqlite3.Cursor, name: str, above: int = 0) -> int:
-    cursor.execute("UPDATE counters SET value = max(value, ?) + 1 WHERE name = ?", (above, name))
-    return _counter(cursor, name)
+    query = "UPDATE counters SET value = max(value, ?) + 1 WHERE name = ? RETURNING value"
+    value: int = cursor.execute(query, (above, name)).fetchone()[0]
+    return value
 
 
 def _counter(cursor: sqlite3.Cursor, name: str) -> int:
