@@ -21,12 +21,18 @@ REST_S = 0.05
 
 
 class CallersLoop(NetworkSelector):  # type: ignore[misc]  # kafka-python is not typed
-    """One thread at a time drives it: who holds ``_turn``."""
+    """One thread at a time drives it: who holds ``_turn``.
+
+    The loop's own thread takes no turn while anybody asks. It would have it back before another thread has even
+    woken up, again and again, and who asks would wait for ever.
+    """
 
     def __init__(self, **configs: Any) -> None:
         super().__init__(**configs)
         self._turn = threading.Lock()
         self._driver: threading.Thread | None = None
+        self._counting = threading.Lock()  # over the two below
+        self._asking = 0
         self._asked_at = time.monotonic()
 
     def run(self, coro: Callable[..., Any], *args: Any) -> Any:
@@ -34,18 +40,20 @@ class CallersLoop(NetworkSelector):  # type: ignore[misc]  # kafka-python is not
         me = threading.current_thread()
         if self._closed or self._exception or self._io_thread in (None, me):
             return super().run(coro, *args)
-        self._asked_at = time.monotonic()
-        if not self._turn.acquire(blocking=False):
-            self.wakeup()  # of whoever waits in it for the network
-            self._turn.acquire()
+        self._count(1)
         try:
-            self._driver = me
-            future = self.call_soon_with_future(coro, *args)
-            self.poll(future=future)
+            if not self._turn.acquire(blocking=False):
+                self.wakeup()  # of whoever waits in it for the network
+                self._turn.acquire()
+            try:
+                self._driver = me
+                future = self.call_soon_with_future(coro, *args)
+                self.poll(future=future)
+            finally:
+                self._driver = None
+                self._turn.release()
         finally:
-            self._driver = None
-            self._asked_at = time.monotonic()
-            self._turn.release()
+            self._count(-1)
         if future.exception is not None:
             raise future.exception
         return future.value
@@ -67,8 +75,13 @@ class CallersLoop(NetworkSelector):  # type: ignore[misc]  # kafka-python is not
             if self._rest_s() <= 0:
                 super()._poll_once(timeout)
 
+    def _count(self, more: int) -> None:
+        with self._counting:
+            self._asking += more
+            self._asked_at = time.monotonic()
+
     def _rest_s(self) -> float:
-        return self._asked_at + REST_S - time.monotonic()
+        return REST_S if self._asking else self._asked_at + REST_S - time.monotonic()
 
 
 def callers_client(**configs: Any) -> KafkaNetClient:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from nextem.wire.kafka_loop import CallersLoop
+from nextem.wire.kafka_loop import REST_S, CallersLoop
 
 
 @pytest.fixture
@@ -97,6 +98,43 @@ def test_many_threads_may_ask(loop: Any) -> None:
     for thread in threads:
         thread.join(30)
     assert sorted(answers) == sorted([0, 1, 2, 3] * 50)
+
+
+class SlowToWake:
+    """A lock whose waiters are kept from the processor for a while after it was given back."""
+
+    def __init__(self, late_s: float) -> None:
+        self._lock, self._late_s = threading.Lock(), late_s
+
+    def acquire(self, blocking: bool = True) -> bool:
+        if self._lock.acquire(blocking=False):
+            return True
+        if not blocking:
+            return False
+        while True:
+            time.sleep(self._late_s)
+            if self._lock.acquire(blocking=False):
+                return True
+
+    def release(self) -> None:
+        self._lock.release()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()  # the loop's own thread is quick
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._lock.release()
+
+
+def test_who_asks_gets_its_turn_however_slowly_it_wakes(loop: Any) -> None:
+    """The loop's own thread leaves the loop alone while somebody waits for it, be it for long."""
+    loop._turn = SlowToWake(3 * REST_S)
+    time.sleep(2 * REST_S)  # the loop's own thread has it now, and waits for the network
+    answers: list[int] = []
+    asking = threading.Thread(target=lambda: answers.append(loop.run(lambda: 1)), daemon=True)
+    asking.start()
+    asking.join(10)
+    assert answers == [1]
 
 
 def test_closed_it_answers_nobody(loop: Any) -> None:
