@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +44,14 @@ class Taken:
     missing: list[tuple[int, int]]
     updates: list[product_pb2.LiveUpdate]
     failed: list[str]
+
+
+class _Stamp(NamedTuple):
+    """What was known when values were computed."""
+
+    edge_boot_id: str
+    last_byte_ns: int
+    frames_covered: int
 
 
 @dataclass(slots=True)
@@ -83,7 +91,7 @@ class Tenant:
                 values = live.score(self.reducer.states[name], item.first_frame, item.stop_frame)
                 if values is not None:
                     span = FrameSet([(item.first_frame, item.stop_frame)])
-                    stamp = item.edge_boot_id, item.last_byte_ns
+                    stamp = _Stamp(item.edge_boot_id, item.last_byte_ns, len(self.reducer.covered))
                     updates.append(self._update(name, live.revision, span, values, stamp))
             return Taken([], updates, list(self.reducer.analyses.failed))
 
@@ -96,7 +104,7 @@ class Tenant:
         revision: int,
         frames: FrameSet,
         values: npt.NDArray[np.float32],
-        stamp: tuple[str, int],
+        stamp: _Stamp,
     ) -> product_pb2.LiveUpdate:
         return product_pb2.LiveUpdate(
             acquisition_id=self.reducer.acquisition_id,
@@ -104,9 +112,9 @@ class Tenant:
             revision=revision,
             frames=frames.to_proto(),
             values=values.astype("<f4").tobytes(),
-            frames_covered=len(self.reducer.covered),
-            edge_boot_id=stamp[0],
-            last_byte_ns=stamp[1],
+            frames_covered=stamp.frames_covered,
+            edge_boot_id=stamp.edge_boot_id,
+            last_byte_ns=stamp.last_byte_ns,
         )
 
     # ---- beside it -----------------------------------------------------------------------------
@@ -139,7 +147,9 @@ class Tenant:
                 self.next_revision += 1
                 now = analysis.snapshot(self.reducer.states[name])
                 spans = list(self.reducer.covered)
-                stamp = self.reducer.edge_boot_id, self.reducer.last_byte_ns
+                stamp = _Stamp(
+                    self.reducer.edge_boot_id, self.reducer.last_byte_ns, len(self.reducer.covered)
+                )
                 self.fit_traceparent = self.traceparent
             updates += self._scored(name, live, now, spans, stamp)
         took = time.monotonic() - begun
@@ -147,7 +157,7 @@ class Tenant:
         return updates
 
     def _scored(
-        self, name: str, live: Live, state: State, spans: list[tuple[int, int]], stamp: tuple[str, int]
+        self, name: str, live: Live, state: State, spans: list[tuple[int, int]], stamp: _Stamp
     ) -> list[product_pb2.LiveUpdate]:
         """Values of every frame in ``spans``, on no lock."""
         updates = []
@@ -161,7 +171,8 @@ class Tenant:
 
     def complete(self, frames_stored: int) -> bool:
         """Whether every frame that the edge stored is here."""
-        return len(self.reducer.covered) >= frames_stored
+        with self.lock:
+            return len(self.reducer.covered) >= frames_stored
 
     def tell_missing(self, frames_stored: int, lost: FrameSet, announced: int) -> None:
         """Logs which frames have not come though the acquisition is over; less often as time goes by."""
@@ -172,11 +183,12 @@ class Tenant:
             return
         self.tell_missing_every_s = min(2 * self.tell_missing_every_s, LONGEST_TELL_S)
         self.tell_missing_at = now + self.tell_missing_every_s
-        gaps = self.reducer.covered.missing(0, announced)
+        with self.lock:
+            gaps, here = self.reducer.covered.missing(0, announced), len(self.reducer.covered)
         absent = [span for gap in gaps for span in lost.missing(*gap)]
         text = "acquisition %s is over, but only %d of its %d stored frames are here; missing: %s"
         shown = ", ".join(f"{start}..{stop - 1}" for start, stop in absent[:8])
-        logger.warning(text, self.reducer.acquisition_id, len(self.reducer.covered), frames_stored, shown)
+        logger.warning(text, self.reducer.acquisition_id, here, frames_stored, shown)
 
     def checkpoint(self) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
         """A copy of everything, for the store; what comes after it is dirty again."""
