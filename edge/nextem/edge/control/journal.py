@@ -10,7 +10,6 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -260,8 +259,11 @@ class Journal:
         One statement, since each gives the interpreter up, and on the way to the instrument other threads
         keep it.
         """
-        for now, onward in pairwise((None, *way)):
-            _check(outcome.command_id, now, onward)
+        now: CommandState | None = None
+        for onward in way:
+            if onward not in TRANSITIONS[now]:
+                raise _illegal(outcome.command_id, now, onward)
+            now = onward
         try:
             cursor.execute(
                 "INSERT INTO commands (command_id, digest, state, boot_id, received_ns, started_ns, ended_ns,"
@@ -293,19 +295,17 @@ def _with_state(outcome: pb.Outcome, state: CommandState) -> pb.Outcome:
 _FINAL_SQL = ", ".join(str(int(state)) for state in sorted(FINAL))
 
 
-def _check(command_id: str, now: CommandState | None, onward: CommandState) -> None:
-    if onward not in TRANSITIONS[now]:
-        name = "new" if now is None else CommandState.Name(now)
-        raise IllegalTransition(f"command {command_id}: {name} to {CommandState.Name(onward)} is not allowed")
+def _illegal(command_id: str, now: CommandState | None, onward: CommandState) -> IllegalTransition:
+    name = "nothing recorded" if now is None else CommandState.Name(now)
+    return IllegalTransition(f"command {command_id}: {name} to {CommandState.Name(onward)} is not allowed")
 
 
 def _advance(cursor: sqlite3.Cursor, outcome: pb.Outcome, *, ended_ns: int | None = None) -> None:
     query = "SELECT state FROM commands WHERE command_id = ?"
     row = cursor.execute(query, (outcome.command_id,)).fetchone()
-    if row is None:
-        end = CommandState.Name(outcome.state)
-        raise IllegalTransition(f"command {outcome.command_id}: nothing recorded to {end} is not allowed")
-    _check(outcome.command_id, row[0], outcome.state)
+    now: CommandState | None = row[0] if row else None
+    if now is None or outcome.state not in TRANSITIONS[now]:
+        raise _illegal(outcome.command_id, now, outcome.state)
     cursor.execute(
         "UPDATE commands SET state = ?, outcome = ?, delivered = 0, ended_ns = ? WHERE command_id = ?",
         (outcome.state, outcome.SerializeToString(), ended_ns, outcome.command_id),
