@@ -23,8 +23,8 @@ REST_S = 0.05
 class CallersLoop(NetworkSelector):  # type: ignore[misc]  # kafka-python is not typed
     """One thread at a time drives it: who holds ``_turn``.
 
-    The loop's own thread takes no turn while anybody asks. It would have it back before another thread has even
-    woken up, again and again, and who asks would wait for ever.
+    The loop's own thread takes no turn while anybody asks. It would have it back before another thread has
+    even woken up, again and again, and who asks would wait for ever.
     """
 
     def __init__(self, **configs: Any) -> None:
