@@ -63,6 +63,12 @@ def test_a_rejected_command_is_remembered(journal: Journal) -> None:
     assert journal.dose_used_e == 0.0
 
 
+def test_what_is_rejected_ends_as_rejected(journal: Journal) -> None:
+    with pytest.raises(IllegalTransition, match="COMMAND_STATE_RECEIVED to COMMAND_STATE_DONE"):
+        journal.reject(outcome("a", DONE), DIGEST, 6)
+    assert journal.lookup("a") is None
+
+
 def test_no_command_starts_twice(journal: Journal) -> None:
     journal.start(outcome("a"), DIGEST, 7, 100.0)
     with pytest.raises(IllegalTransition, match="command a is recorded already"):

@@ -105,6 +105,7 @@ class SlowToWake:
 
     def __init__(self, late_s: float) -> None:
         self._lock, self._late_s = threading.Lock(), late_s
+        self.taken = threading.Event()  # by the loop's own thread, which is quick
 
     def acquire(self, blocking: bool = True) -> bool:
         if self._lock.acquire(blocking=False):
@@ -120,21 +121,25 @@ class SlowToWake:
         self._lock.release()
 
     def __enter__(self) -> None:
-        self._lock.acquire()  # the loop's own thread is quick
+        self._lock.acquire()
+        self.taken.set()
 
     def __exit__(self, *exc_info: object) -> None:
         self._lock.release()
 
 
-def test_who_asks_gets_its_turn_however_slowly_it_wakes(loop: Any) -> None:
+def test_who_asks_gets_its_turn_however_slowly_it_wakes() -> None:
     """The loop's own thread leaves the loop alone while somebody waits for it, be it for long."""
-    loop._turn = SlowToWake(3 * REST_S)
-    time.sleep(2 * REST_S)  # the loop's own thread has it now, and waits for the network
+    loop: Any = CallersLoop()
+    loop._turn = turn = SlowToWake(3 * REST_S)
+    loop.start()
+    assert turn.taken.wait(10)  # it waits for the network now
     answers: list[int] = []
     asking = threading.Thread(target=lambda: answers.append(loop.run(lambda: 1)), daemon=True)
     asking.start()
     asking.join(10)
     assert answers == [1]
+    loop.close()
 
 
 def test_closed_it_answers_nobody(loop: Any) -> None:

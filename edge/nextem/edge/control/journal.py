@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from nextem.edge.control.sqlite_file import SqliteFile
-from nextem.edge.control.states import FINAL, RECEIVED, REJECTED, STARTED, TRANSITIONS, UNKNOWN, VALIDATED
+from nextem.edge.control.states import FINAL, RECEIVED, STARTED, TRANSITIONS, UNKNOWN, VALIDATED
 from nextem.v1 import control_pb2 as pb
 from nextem.v1.control_pb2 import CommandState
 from nextem.wire.proof import REMEMBERED_S
@@ -144,7 +144,7 @@ class Journal:
         with self._file.transaction() as cursor:
             started.command_epoch = _count(cursor, "command_epoch", above=epoch_above)
             row = _Row(digest, dose_e, exposure, started_ns=started_ns)
-            self._insert(cursor, started, row, RECEIVED, VALIDATED, STARTED)
+            self._insert(cursor, started, row, RECEIVED, VALIDATED)
         with self._totals:
             self._command_epoch = max(self._command_epoch, started.command_epoch)
             self._dose_e += dose_e
@@ -159,7 +159,7 @@ class Journal:
     def reject(self, outcome: pb.Outcome, digest: bytes, ended_ns: int) -> None:
         """RECEIVED and REJECTED at once."""
         with self._file.transaction() as cursor:
-            self._insert(cursor, outcome, _Row(digest, ended_ns=ended_ns), RECEIVED, REJECTED)
+            self._insert(cursor, outcome, _Row(digest, ended_ns=ended_ns), RECEIVED)
 
     def record_stop(self, outcome: pb.Outcome, digest: bytes, started_ns: int, ended_ns: int) -> None:
         """The whole life of a stop, afterwards: stop is the one command that does not wait for the disk."""
@@ -167,7 +167,7 @@ class Journal:
             query = "UPDATE counters SET value = max(value, ?) WHERE name = 'command_epoch'"
             cursor.execute(query, (outcome.command_epoch,))
             row = _Row(digest, started_ns=started_ns, ended_ns=ended_ns)
-            self._insert(cursor, outcome, row, RECEIVED, VALIDATED, STARTED, outcome.state)
+            self._insert(cursor, outcome, row, RECEIVED, VALIDATED, STARTED)
         with self._totals:
             self._command_epoch = max(self._command_epoch, outcome.command_epoch)
 
@@ -253,36 +253,36 @@ class Journal:
         with self._file.transaction() as cursor:
             cursor.execute(query, (name, value))
 
-    def _insert(self, cursor: sqlite3.Cursor, outcome: pb.Outcome, row: _Row, *way: CommandState) -> None:
-        """A command that is new and has gone ``way`` within this transaction: only its end is to be seen.
+    def _insert(self, cursor: sqlite3.Cursor, outcome: pb.Outcome, row: _Row, *through: CommandState) -> None:
+        """A command that is new and has gone ``through`` these to its state: only that is to be seen.
 
         One statement, since each gives the interpreter up, and on the way to the instrument other threads
         keep it.
         """
         now: CommandState | None = None
-        for onward in way:
+        for onward in (*through, outcome.state):
             if onward not in TRANSITIONS[now]:
                 raise _illegal(outcome.command_id, now, onward)
             now = onward
-        try:
-            cursor.execute(
-                "INSERT INTO commands (command_id, digest, state, boot_id, received_ns, started_ns, ended_ns,"
-                " dose_e, exposure, outcome) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    outcome.command_id,
-                    row.digest,
-                    outcome.state,
-                    self._boot_id,
-                    outcome.received_ns,
-                    row.started_ns,
-                    row.ended_ns,
-                    row.dose_e,
-                    row.exposure,
-                    outcome.SerializeToString(),
-                ),
-            )
-        except sqlite3.IntegrityError:
-            raise IllegalTransition(f"command {outcome.command_id} is recorded already") from None
+        added = cursor.execute(
+            "INSERT INTO commands (command_id, digest, state, boot_id, received_ns, started_ns, ended_ns,"
+            " dose_e, exposure, outcome) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+            " ON CONFLICT (command_id) DO NOTHING",
+            (
+                outcome.command_id,
+                row.digest,
+                outcome.state,
+                self._boot_id,
+                outcome.received_ns,
+                row.started_ns,
+                row.ended_ns,
+                row.dose_e,
+                row.exposure,
+                outcome.SerializeToString(),
+            ),
+        ).rowcount
+        if not added:
+            raise IllegalTransition(f"command {outcome.command_id} is recorded already")
 
 
 def _with_state(outcome: pb.Outcome, state: CommandState) -> pb.Outcome:
