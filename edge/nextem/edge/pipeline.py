@@ -147,6 +147,7 @@ class EdgePipeline:
         """Starts the threads; what a dead edge left in the spool is published first."""
         for itemsize in (1, 2, 4):
             # The first frames of an acquisition must not wait for a compiler.
+            log.info("compiling the reduction of %d-bit pixels, where this machine has not yet", 8 * itemsize)
             form = PixelFormat(itemsize)
             compile_reduction(plan_pb2.Reduction(), (16, 16), form, 1)
             warm_up(form.native)

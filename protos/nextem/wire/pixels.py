@@ -145,6 +145,19 @@ def leading_zeros(_context: Any, _word: Any) -> Any:
 
 
 @njit(cache=True, nogil=True)
+def integer(value: int) -> int:
+    """``value`` as int64. A constant and an address have types of their own, for which a kernel that takes
+    them would be compiled once more."""
+    return int(np.int64(value))
+
+
+@njit(cache=True, nogil=True)
+def flag(value: bool) -> bool:
+    """The same for a truth value."""
+    return bool(np.bool_(value))
+
+
+@njit(cache=True, nogil=True)
 def scan_frame(address: int, pixels: int, like: npt.NDArray[Any], indices: npt.NDArray[np.uint32]) -> int:
     """Writes the flat indices of the non-zero pixels, ascending, to ``indices``; returns how many.
 

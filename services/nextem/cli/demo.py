@@ -14,7 +14,7 @@ from rich.table import Table
 from nextem.cli.console import screen
 from nextem.cli.experiment import Experiment, ExperimentFailed, Record
 from nextem.cli.home import Home
-from nextem.cli.launcher import ChildFailed, Launcher
+from nextem.cli.launcher import FIRST_START, ChildFailed, Launcher
 from nextem.cli.modes import mode_option
 from nextem.cli.process_options import log_choice_option
 from nextem.cli.report import Summary, survey_picture, write_report
@@ -105,7 +105,7 @@ def _demo(
             limits=limits,
             mode=mode,
         )
-        with screen(stderr=True).status("starting microscope, edge, log, Ray and steering"):
+        with screen(stderr=True).status(f"starting microscope, edge, log, Ray and steering ({FIRST_START})"):
             station = start_station(launcher, options)
         record = _run(address, station.steering, plan, launcher.check)
         statuses = launcher.stop()

@@ -14,6 +14,9 @@ from types import TracebackType
 from typing import Any
 
 STOP_TIMEOUT_S = 20.0
+START_TIMEOUT_S = 600.0
+"""The first start compiles for a minute or two, on a slow machine for longer; who dies is told at once."""
+FIRST_START = "the first start on a machine compiles: a minute or two"
 
 
 class ChildFailed(Exception):
@@ -60,7 +63,7 @@ class Launcher:
         self._children.append(child)
         return child
 
-    def wait_ready(self, child: Child, timeout_s: float = 90.0) -> dict[str, Any]:
+    def wait_ready(self, child: Child, timeout_s: float = START_TIMEOUT_S) -> dict[str, Any]:
         """What ``child`` told when it became ready. Raises :class:`ChildFailed`, with its last lines."""
         deadline = time.monotonic() + timeout_s
         while not child.ready_file.exists():

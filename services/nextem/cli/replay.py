@@ -14,7 +14,7 @@ from rich.table import Table
 from nextem.cli.console import frames_bar, screen
 from nextem.cli.experiment import STALL_S, Record, Scan
 from nextem.cli.home import Home
-from nextem.cli.launcher import ChildFailed, Launcher
+from nextem.cli.launcher import FIRST_START, ChildFailed, Launcher
 from nextem.cli.plans import replay_plan
 from nextem.cli.process_options import log_choice_option
 from nextem.cli.station import StationOptions, log_at, serve_mib, start_replay
@@ -141,7 +141,7 @@ def _run(source: _Source, log_choice: str, place: Home, name: str) -> Scan:
         reader = log.consumer([ACQUISITIONS, PRODUCTS], None, from_start=False)
         try:
             options = StationOptions(log=address, store=place.store, folder=folder)
-            with screen(stderr=True).status("starting edge and analysis"):
+            with screen(stderr=True).status(f"starting edge and analysis ({FIRST_START})"):
                 detector = source.detector or serve_mib(launcher, options, source.file, source.rate_fps)
                 start_replay(launcher, options, detector, plan)
             record = Record()

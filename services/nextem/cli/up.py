@@ -9,7 +9,7 @@ from rich.table import Table
 
 from nextem.cli.console import screen, set_up_logging, stop_on_signals
 from nextem.cli.home import Home
-from nextem.cli.launcher import ChildFailed, Launcher
+from nextem.cli.launcher import FIRST_START, ChildFailed, Launcher
 from nextem.cli.modes import mode_option
 from nextem.cli.process_options import log_choice_option
 from nextem.cli.station import Station, StationOptions, log_at, start_station
@@ -67,7 +67,7 @@ def up(
                 mode=mode,
                 fixed_ports=not any_ports,
             )
-            with screen(stderr=True).status("starting simulator, steering, analysis and edge"):
+            with screen(stderr=True).status(f"starting all processes ({FIRST_START})"):
                 station = start_station(launcher, options)
             _tell(station, address, place)
             while not stop.wait(0.5):

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from numba import njit, types
 
 from nextem.edge.reduction.tables import Figures, Scratch, Tables
-from nextem.wire.pixels import load_pixel
+from nextem.wire.pixels import flag, integer, load_pixel
 
 
 @njit(cache=True, nogil=True)
@@ -70,7 +70,8 @@ def correct_frame(
             run += 1
         moment_y += np.float64(row) * row_sum
         total += row_sum
-    _finish(frame, native.ctypes.data, False, total, moment_y, moment_x, native, tables, figures, regions)
+    at = integer(native.ctypes.data)
+    _finish(frame, at, flag(False), total, moment_y, moment_x, native, tables, figures, regions)
 
 
 @njit(cache=True, nogil=True, fastmath={"reassoc", "nsz"})

@@ -22,7 +22,7 @@ from nextem.edge.reduction.map_kernels import tally_frame, tally_list
 from nextem.edge.reduction.maps import Tally
 from nextem.edge.reduction.tables import Csr, Figures, Scratch, Streams, Tables
 from nextem.wire.event_kernels import put_frame
-from nextem.wire.pixels import copy_pixels, load_pixel, scan_frame
+from nextem.wire.pixels import copy_pixels, flag, integer, load_pixel, scan_frame
 
 VERSION = 2
 """Raised with every change of what a kernel computes; part of the reduction id."""
@@ -47,12 +47,11 @@ def reduce_sparse(
 ) -> tuple[int, int, int]:
     """Reduces ``nonzero.size`` frames, ``stride`` bytes apart, or where ``csr`` has rows those, which the
     caller has checked; returns events, wide gaps and wide values written."""
-    event = 0
-    wide = (0, 0)
+    event, wide = integer(0), (integer(0), integer(0))
     for frame in range(figures.nonzero.size):
         start = address + frame * stride
         if csr.indptr.size:
-            start, swap = scratch.frame.ctypes.data, False
+            start, swap = integer(scratch.frame.ctypes.data), flag(False)
             found = _take_row(frame, csr, tables, tally, scratch)
         else:
             found = _take_frame(start, swap, tables, tally, scratch)
@@ -117,12 +116,13 @@ def reduce_dense(
         if tables.gain.size == 0:
             _frame_figures(frame, native, tables, figures, scratch.regions)
         elif is_list(found, native.size):
-            found = scan_frame(native.ctypes.data, native.size, native, scratch.indices)
+            at = integer(native.ctypes.data)
+            found = scan_frame(at, native.size, native, scratch.indices)
             indices, values = scratch.indices[:found], scratch.values[:found]
             for k in range(found):
                 values[k] = native[indices[k]]
                 scratch.labels[k] = tables.labels[indices[k]]
-            correct_list(frame, native.ctypes.data, False, indices, values, tables, figures, scratch)
+            correct_list(frame, at, flag(False), indices, values, tables, figures, scratch)
         else:
             correct_frame(frame, native, tables, figures, scratch)
         tally_frame(native, tally)
