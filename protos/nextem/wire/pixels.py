@@ -20,8 +20,14 @@ intrinsic: Any = extending.intrinsic  # its stub counts the typing context as an
 GROUP = 64
 """Pixels looked at in one go: as many as a bit mask of one machine word describes."""
 
-_STRIDE = 32
+_STRIDE = 8
 """Groups that :func:`scan_frame` reads before it looks at any."""
+
+_AHEAD_BYTES = 4096
+"""How far ahead of where it reads it asks for the memory: a page, at the end of which a processor's own
+prefetching stops."""
+
+_LINE_BYTES = 64
 
 _SPARE = 4
 
@@ -89,6 +95,21 @@ def copy64(_context: Any, address: Any, swap: Any, target: Any) -> Any:
         return _bits_of_nonzero(builder, raw)
 
     return types.uint64(types.uintp, types.boolean, target), build
+
+
+@intrinsic
+def prefetch(_context: Any, address: Any) -> Any:
+    """Asks for the cache line at ``address``, which need not be readable."""
+
+    def build(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        place = builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
+        number = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [place.type, number, number, number])
+        ask = builder.module.declare_intrinsic("llvm.prefetch", [place.type], kind)
+        builder.call(ask, [place, number(0), number(3), number(1)])  # to read, to be kept near, data
+        return context.get_dummy_value()
+
+    return types.void(types.uintp), build
 
 
 @intrinsic
@@ -164,8 +185,8 @@ def scan_frame(address: int, pixels: int, like: npt.NDArray[Any], indices: npt.N
     ``indices``, whose memory starts at a multiple of 8 bytes, has room for ``pixels + SCRATCH_EXTRA``
     entries. Four are always written for a group that is not empty, because a jump that depends on data costs
     more than three useless stores (as simdjson does it, Langdale and Lemire, VLDB J. 28, 941 (2019), section
-    3.2.1). And several groups are read before any is looked at, so that a jump foreseen wrongly does not keep
-    the memory waiting: their bit masks lie in the last entries.
+    3.2.1). Several groups are read before any is looked at, their bit masks lie in the last entries, and the
+    memory is asked ahead, so that a jump foreseen wrongly does not keep it waiting.
     """
     found = 0
     one = np.uint64(1)
@@ -176,7 +197,10 @@ def scan_frame(address: int, pixels: int, like: npt.NDArray[Any], indices: npt.N
         count = min(_STRIDE, groups - first_group)
         any_bits = np.uint64(0)
         for k in range(count):
-            bits = nonzero64(types.uintp(address + (first_group + k) * GROUP * like.itemsize), like)
+            at = address + (first_group + k) * GROUP * like.itemsize
+            for line in range(0, GROUP * like.itemsize, _LINE_BYTES):
+                prefetch(types.uintp(at + _AHEAD_BYTES + line))
+            bits = nonzero64(types.uintp(at), like)
             masks[k] = bits
             any_bits |= bits
         if any_bits == 0:
