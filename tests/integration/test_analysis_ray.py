@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from s3_kit import BUCKET, S3Server
 
+from nextem.analysis.actors import BEHIND
 from nextem.analysis.cluster import ray_running
 from nextem.analysis.crew import ActorPids, Crew
 from nextem.analysis.offline import analyse_offline
@@ -176,11 +177,17 @@ def test_service_makes_the_offline_products(
     assert line in [record.getMessage() for record in caplog.records]
 
 
+def niceness(pid: int) -> set[int]:
+    """Of the threads of a process."""
+    return {os.getpriority(os.PRIO_PROCESS, int(task.name)) for task in Path(f"/proc/{pid}/task").iterdir()}
+
+
 def test_a_killed_process_changes_no_product(tmp_path: Path) -> None:
     """A lone worker lives in the host's process: both die at once."""
     made, options = Made(), AnalysisOptions(str(tmp_path / "log"), tmp_path / "store")
     with closing(open_log(options.log)) as log, crew_at_work(options) as pids:
         assert pids.workers == (pids.host,)
+        assert niceness(pids.host) == {os.getpriority(os.PRIO_PROCESS, 0)}
         publish(log, made, lambda: os.kill(pids.host, signal.SIGKILL))
         check_products(log, open_store(options.store), made)
 
@@ -191,7 +198,13 @@ def test_killed_actors_change_no_product(tmp_path: Path, victim: str) -> None:
     with closing(open_log(options.log)) as log, crew_at_work(options) as pids:
         assert len({pids.host, *pids.workers}) == 3
         pid = pids.host if victim == "host" else pids.workers[0]
-        publish(log, made, lambda: os.kill(pid, signal.SIGKILL))
+
+        def halfway() -> None:
+            assert max(niceness(pids.host)) == os.getpriority(os.PRIO_PROCESS, 0)
+            assert all(max(niceness(worker)) == BEHIND for worker in pids.workers)
+            os.kill(pid, signal.SIGKILL)
+
+        publish(log, made, halfway)
         check_products(log, open_store(options.store), made)
 
 

@@ -33,6 +33,10 @@ from nextem.wire.threads import short_turns
 
 NAMESPACE = "nextem"
 
+BEHIND = 15
+"""The niceness of workers that are processes of their own, however many: an edge on the same machine, which
+must lose nothing, goes before them. A lone worker, on the way from a frame to a command, has the host's."""
+
 
 class HostActor:
     """The reducer host in a process of its own; with ``run`` also a worker. Calls come in side by side."""
@@ -117,6 +121,8 @@ class WorkerActor:
 
     def run(self) -> None:
         """Works until :meth:`stop`. Raises :class:`LogError`."""
+        me = threading.get_native_id()  # and the threads that this one will start
+        os.setpriority(os.PRIO_PROCESS, me, max(BEHIND, os.getpriority(os.PRIO_PROCESS, me)))
         log = open_log(self._address)
         try:
             host = RayHost(ray.get_actor(self._host, namespace=NAMESPACE))

@@ -39,6 +39,8 @@ def ray_running(options: AnalysisOptions) -> Iterator[None]:
         finally:
             ray.shutdown()
         return
+    # The host is on the way from a frame to a command; Ray would put all behind whatever else runs here.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     # The paths of Ray's sockets lie in here and must stay below 107 characters.
     folder = tempfile.mkdtemp(prefix="nxr")
     try:
