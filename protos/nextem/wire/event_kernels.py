@@ -12,6 +12,7 @@ from nextem.wire.pixels import (
     GROUP,
     count_ones,
     full64,
+    integer,
     load_pixel,
     lowest_one,
     nonzero64,
@@ -67,8 +68,7 @@ def frames_to_streams(
     wide_values: npt.NDArray[Any],
 ) -> tuple[int, int]:
     """Native contiguous frames to streams; buffers hold every event; returns the lengths of the wide ones."""
-    event = 0
-    wide = (0, 0)
+    event, wide = integer(0), (integer(0), integer(0))
     itemsize = wide_values.itemsize
     for frame in range(counts.size):
         start = address + frame * pixels * itemsize
@@ -96,7 +96,7 @@ def csr_to_streams(
     wide_values: npt.NDArray[Any],
 ) -> tuple[int, int]:
     """CSR to streams, checked before by the caller; returns the lengths of the wide streams."""
-    wide = (0, 0)
+    wide = (integer(0), integer(0))
     for frame in range(indptr.size - 1):
         previous = np.int64(-1)
         for event in range(np.int64(indptr[frame]), np.int64(indptr[frame + 1])):

@@ -4,6 +4,9 @@ Detector messages hold pixels at odd offsets and in the vendor's byte order, so 
 a copy. These numba primitives take the *address* of the first pixel instead. Whoever calls them keeps the
 memory alive and has checked its length. The pixel type is passed as an empty array of the native dtype
 (``like``).
+
+Kernels of other files are compiled with these inside, and numba keeps them until their own file changes:
+after a change here, remove the folders ``__pycache__``.
 """
 
 from __future__ import annotations
