@@ -6,13 +6,16 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from typing import cast
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from nextem.wire.ids import uuid7
 from nextem.wire.log import (
     MAX_RECORD_BYTES,
+    PARTITIONS,
     Consumer,
     FatalLogError,
     InvalidHeader,
@@ -116,6 +119,17 @@ def test_the_largest_record_passes_and_a_larger_one_is_refused(log: Log, topic: 
         assert len(take(consumer, 1)[0].value) == len(largest)
 
 
+def test_lag_is_known_as_soon_as_a_partition_is_ours(log: Log, topic: str, group: str) -> None:
+    fill(log, topic, numbered(7))
+    with closing(log.consumer([topic], group)) as consumer:
+        seen: list[Record] = []
+        deadline = time.monotonic() + PATIENCE_S
+        while not consumer.assigned():
+            assert time.monotonic() < deadline
+            seen += consumer.poll(timeout_s=0)
+        assert len(seen) + consumer.lag() == 7
+
+
 def test_an_empty_log_gives_an_empty_poll(log: Log, topic: str, group: str) -> None:
     for name in (None, group):
         with closing(log.consumer([topic], name)) as consumer:
@@ -151,6 +165,18 @@ def test_partitions_are_spread_by_number_by_key_or_in_turn(log: Log, wide_topic:
     for partition in range(4):
         offsets = [r.position.offset for r in records if r.position.partition == partition]
         assert offsets == list(range(len(offsets)))
+
+
+def test_the_first_records_of_new_topics_are_all_there(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A partition that does not lead yet refuses a record and may take the next, which is under way too."""
+    names = [f"new.{uuid7()}" for _ in range(25)]
+    for name in names:
+        monkeypatch.setitem(cast("dict[str, int]", PARTITIONS), name, 4)
+        wanted = [Position(name, number % 4, number // 4) for number in range(12)]
+        promises = [log.append(name, b"", partition=position.partition) for position in wanted]
+        assert [promise.result(PATIENCE_S) for promise in promises] == wanted
+    with closing(log.consumer(names, None)) as consumer:
+        take(consumer, 12 * len(names))
 
 
 def test_a_consumer_reads_several_topics(log: Log, topic: str, wide_topic: str, group: str) -> None:

@@ -84,6 +84,17 @@ class Window:
             raise type(failure)(f"a record appended before this flush was not taken: {failure}") from failure
 
 
+def not_written(offset: int | None, doing: str) -> LogUnavailable | None:
+    """Why a record that was acknowledged is taken for not written: no ``offset`` came with it.
+
+    Brokers answer so where the record's number is one that they have had and no longer know, and both clients
+    take that for success. On a partition that is new it may never have been written.
+    """
+    if offset is not None and offset >= 0:
+        return None
+    return LogUnavailable(f"Kafka: {doing}: acknowledged as a repetition, without an offset")
+
+
 class BrokerLog(ABC):
     """Implements the writing half of :class:`nextem.wire.log.Log`; a client sends and looks topics up."""
 

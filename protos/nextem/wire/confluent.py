@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from typing import cast
 
 from nextem.wire.broker_log import (
     BATCH_BYTES,
@@ -18,6 +19,7 @@ from nextem.wire.broker_log import (
     MAX_REQUEST_BYTES,
     BrokerLog,
     addresses,
+    not_written,
 )
 from nextem.wire.confluent_client import (
     CLIENT,
@@ -26,15 +28,18 @@ from nextem.wire.confluent_client import (
     KafkaException,
     Message,
     NewTopic,
+    OffsetSpec,
     Producer,
+    TopicPartition,
     error_of,
+    has_no_leader,
     logger,
     translate,
     translated,
 )
 from nextem.wire.confluent_consumer import ConfluentConsumer
 from nextem.wire.kafka_security import split_address, trusted
-from nextem.wire.log import PARTITIONS, Appended, LogUnavailable, Position
+from nextem.wire.log import PARTITIONS, Appended, LogError, LogUnavailable, Position
 
 _SERVE_S = 0.1
 _LOOK_S = 0.02
@@ -170,12 +175,15 @@ class ConfluentLog(BrokerLog):
         doing = f"append to {topic}{self._as}"
 
         def told(error: KafkaError | None, message: Message) -> None:
-            failure = None if error is None else translate(self._cause(error), doing)
+            if error is None:
+                failure: LogError | None = not_written(message.offset(), doing)
+            else:
+                failure = translate(self._cause(error), doing)
             self._window.give(size, failure)
             if failure is not None:
                 promise.set_exception(failure)
             else:
-                promise.set_result(Position(topic, partition, message.offset() or 0))
+                promise.set_result(Position(topic, partition, cast(int, message.offset())))
 
         self._start_anew()
         try:
@@ -205,7 +213,28 @@ class ConfluentLog(BrokerLog):
             time.sleep(_LOOK_S)
             with translated(f"looking up {topic}{self._as}"):
                 found = self._known(topic)
+        with translated(f"waiting for the leaders of {topic}{self._as}"):
+            self._wait_for_leaders([TopicPartition(topic, number) for number in range(found)], deadline)
         return found
+
+    def _wait_for_leaders(self, partitions: Sequence[TopicPartition], deadline: float) -> None:
+        """Until each partition answers: the metadata names leaders that do not lead yet.
+
+        A new partition that refuses the first record for that, and takes the second, which was under way too,
+        takes the first for one that it has when it comes again (see :func:`not_written`).
+        """
+        admin = AdminClient(self._client, logger=logger)
+        oldest = {each: OffsetSpec.earliest() for each in partitions}  # type: ignore[no-untyped-call]
+        while True:
+            asked = admin.list_offsets(oldest, request_timeout=CONNECT_S)
+            try:
+                for answer in asked.values():
+                    answer.result()
+                return
+            except KafkaException as error:
+                if not has_no_leader(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(_LOOK_S)
 
     def _known(self, topic: str) -> int:
         """How many partitions it has, each with a leader; 0 where it is not there yet."""

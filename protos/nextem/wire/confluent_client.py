@@ -17,6 +17,7 @@ from confluent_kafka import (
     TopicPartition,
 )
 from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin._listoffsets import OffsetSpec
 from confluent_kafka.cimpl import NewTopic
 
 from nextem.wire.kafka_security import KafkaSecurityError
@@ -39,9 +40,11 @@ __all__ = [
     "KafkaException",
     "Message",
     "NewTopic",
+    "OffsetSpec",
     "Producer",
     "TopicPartition",
     "error_of",
+    "has_no_leader",
     "logger",
     "translate",
     "translated",
@@ -107,6 +110,18 @@ _RETRYABLE = {
     KafkaError.UNKNOWN_MEMBER_ID,
     KafkaError.UNKNOWN_TOPIC_OR_PART,
 }
+
+
+_NO_LEADER = {
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+}
+
+
+def has_no_leader(raised: KafkaException) -> bool:
+    """Whether a partition has no leader, or not one that knows of it: for a moment, as when it is new."""
+    return error_of(raised).code() in _NO_LEADER
 
 
 def error_of(raised: KafkaException) -> KafkaError:

@@ -20,6 +20,7 @@ from nextem.wire.confluent_client import (
     Message,
     TopicPartition,
     error_of,
+    has_no_leader,
     logger,
     translate,
     translated,
@@ -32,6 +33,8 @@ Place = tuple[str, int]
 
 IDLE_CHECK_S = 5.0
 SETTLE_S = 2.0
+NO_LEADER_S = 0.05
+"""Between two questions to a partition that has no leader yet."""
 _REJOINING = {
     KafkaError.ILLEGAL_GENERATION,
     KafkaError.REBALANCE_IN_PROGRESS,
@@ -209,6 +212,16 @@ class ConfluentConsumer:
             return {}
         # Kafka takes the two special offsets for times too.
         asked = [TopicPartition(*place, which) for place in places]
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                return self._asked(asked, max(0.1, deadline - time.monotonic()))
+            except KafkaException as error:
+                if not has_no_leader(error) or time.monotonic() >= deadline:
+                    raise
+                time.sleep(NO_LEADER_S)
+
+    def _asked(self, asked: list[TopicPartition], timeout_s: float) -> dict[Place, int]:
         found = {}
         for told in self._consumer.offsets_for_times(asked, timeout=timeout_s):
             if told.error is not None:

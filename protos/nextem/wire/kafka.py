@@ -17,7 +17,7 @@ import contextlib
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from nextem.wire.broker_log import (
     BATCH_BYTES,
@@ -26,11 +26,13 @@ from nextem.wire.broker_log import (
     MAX_REQUEST_BYTES,
     BrokerLog,
     addresses,
+    not_written,
 )
 from nextem.wire.kafka_client import (
     CLIENT,
     KafkaAdminClient,
     KafkaProducer,
+    OffsetSpec,
     TopicPartition,
     abandon,
     connecting,
@@ -99,6 +101,8 @@ class _Pending:
             if self._future.exception is not None:
                 raise translate(self._future.exception, self.doing) from error
             told = self._future.value
+        if failure := not_written(told.offset, self.doing):
+            raise failure
         return Position(told.topic, told.partition, told.offset)
 
     def done(self) -> bool:
@@ -245,8 +249,14 @@ class KafkaLog(BrokerLog):
                 with contextlib.suppress(errors.TopicAlreadyExistsError):
                     admin.create_topics({topic: settings})
             admin.wait_for_topics([topic])
-            return len(admin.describe_topics([topic])[0]["partitions"])
+            found = len(admin.describe_topics([topic])[0]["partitions"])
+            # Until each answers: the metadata names leaders that do not lead yet, see not_written.
+            every = {TopicPartition(topic, number): OffsetSpec.EARLIEST for number in range(found)}
+            admin.list_partition_offsets(every, timeout_ms=CONNECT_S * 1000)
+            return found
 
 
 def _failure(outcome: object, doing: str) -> LogError | None:
-    return translate(outcome, doing) if isinstance(outcome, errors.KafkaError) else None
+    if isinstance(outcome, errors.KafkaError):
+        return translate(outcome, doing)
+    return not_written(cast(Any, outcome).offset, doing)

@@ -24,7 +24,7 @@ with warnings.catch_warnings():
     # kafka-python 3.0 reads its schemas, while it is imported, by functions that Python 3.11 deprecates.
     warnings.filterwarnings("ignore", r"(read|open)_text is deprecated", DeprecationWarning)
     from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition, errors
-    from kafka.admin import ConfigResource, ConfigResourceType
+    from kafka.admin import ConfigResource, ConfigResourceType, OffsetSpec
     from kafka.net.compat import KafkaNetClient
     from kafka.net.selector import NetworkSelector
     from kafka.record import util as record_util
@@ -41,6 +41,7 @@ __all__ = [
     "MemberState",
     "NetworkSelector",
     "OffsetAndMetadata",
+    "OffsetSpec",
     "TopicPartition",
     "abandon",
     "connecting",

@@ -111,11 +111,19 @@ class KafkaLogConsumer:
             return 0
         with translated("lag"):
             ends = self._consumer.end_offsets(mine, timeout_ms=CONNECT_S * 1000)
-            return sum(max(0, ends[ours] - (self._consumer.position(ours) or 0)) for ours in mine)
+            return sum(max(0, ends[ours] - self._at(ours)) for ours in mine)
 
     def close(self) -> None:
         with translated("close"):
             self._consumer.close(autocommit=False, timeout_ms=CONNECT_S * 1000)
+
+    def _at(self, ours: TopicPartition) -> int:
+        """The offset that is read next."""
+        try:
+            return self._consumer.position(ours) or 0
+        except errors.NoOffsetForPartitionError as error:  # it has been ours since just now
+            self._resume(error.args[0])
+            return self._consumer.position(ours) or 0
 
     def _records(self, found: Mapping[TopicPartition, list[Any]]) -> list[Record]:
         if self._uncommitted:
