@@ -203,8 +203,10 @@ def test_drift_is_followed_by_the_stage_within_a_bound_of_the_truth(tmp_path: Pa
             time.sleep(0.01)
         stage = run.driver.get_state().stage
         moves = run.audited()
-    assert len(moves) >= 2  # it is armed again once the sample is back; how often depends on the machine
-    assert all(outcome.state == pb.COMMAND_STATE_DONE for _, outcome in moves)
+    done = [outcome for _, outcome in moves if outcome.state == pb.COMMAND_STATE_DONE]
+    assert len(done) >= 2  # it is armed again once the sample is back; how often depends on the machine
+    # On a slow one the scene may be back, and off again, before the move has been told as done.
+    assert {outcome.rule for _, outcome in moves if outcome not in done} <= {"lease"}
     went_nm = math.hypot(stage.y_nm, stage.x_nm)
     assert went_nm > 15.0  # nobody else moved it, and the sample drifted as far
     assert np.median(off_nm) < went_nm / 2 + 5.0
