@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from stop_kit import until
 from up_kit import Up, up_running
 
 from nextem.cli.plans import survey_plan
@@ -37,14 +37,6 @@ def boot_id_of(home: Path) -> str:
     return started.edge_boot_id
 
 
-def wait_for_line(file: Path, part: str) -> None:
-    """The outcome may be here before the line is written."""
-    until_s = time.monotonic() + 10
-    while part not in (told := file.read_text()):
-        assert time.monotonic() < until_s, told
-        time.sleep(0.01)
-
-
 def check_refusals(client: SteeringClient, lease: control_pb2.Lease, home: Path) -> None:
     """A command past its deadline and one outside the limits: refused by rule and value, also in the log."""
     boot_id = boot_id_of(home)
@@ -63,8 +55,9 @@ def check_refusals(client: SteeringClient, lease: control_pb2.Lease, home: Path)
     refused = client.submit_and_wait(far, timeout_s=10)
     assert (refused.state, refused.rule) == (control_pb2.COMMAND_STATE_REJECTED, "limit:stage.x_nm")
     assert "2000000.0 > 1000000.0" in refused.detail
+    log = home / "logs" / "edge.log"  # the outcome may be here before the line is written
     for rule in ("deadline", "limit:stage.x_nm"):
-        wait_for_line(home / "logs" / "edge.log", rule)
+        until(f"{rule} in the log", lambda rule=rule: rule in log.read_text())
 
 
 def test_a_client_acquires_and_ctrl_c_stops_everything(running: Up, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import cast
@@ -40,11 +40,21 @@ def topic() -> str:
 
 
 @pytest.fixture
-def wide_topic(monkeypatch: pytest.MonkeyPatch) -> str:
-    """The name of a topic of four partitions that nobody else uses."""
-    name = f"wide.{uuid7()}"
-    monkeypatch.setitem(cast("dict[str, int]", PARTITIONS), name, 4)
-    return name
+def name_wide(monkeypatch: pytest.MonkeyPatch) -> Callable[[], str]:
+    """Gives names of topics of four partitions that nobody else uses."""
+
+    def name_one() -> str:
+        name = f"wide.{uuid7()}"
+        monkeypatch.setitem(cast("dict[str, int]", PARTITIONS), name, 4)
+        return name
+
+    return name_one
+
+
+@pytest.fixture
+def wide_topic(name_wide: Callable[[], str]) -> str:
+    """One of them."""
+    return name_wide()
 
 
 @pytest.fixture

@@ -6,16 +6,13 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from typing import cast
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nextem.wire.ids import uuid7
 from nextem.wire.log import (
     MAX_RECORD_BYTES,
-    PARTITIONS,
     Consumer,
     FatalLogError,
     InvalidHeader,
@@ -167,11 +164,10 @@ def test_partitions_are_spread_by_number_by_key_or_in_turn(log: Log, wide_topic:
         assert offsets == list(range(len(offsets)))
 
 
-def test_the_first_records_of_new_topics_are_all_there(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_records_of_new_topics_are_all_there(log: Log, name_wide: Callable[[], str]) -> None:
     """A partition that does not lead yet refuses a record and may take the next, which is under way too."""
-    names = [f"new.{uuid7()}" for _ in range(25)]
+    names = [name_wide() for _ in range(25)]
     for name in names:
-        monkeypatch.setitem(cast("dict[str, int]", PARTITIONS), name, 4)
         wanted = [Position(name, number % 4, number // 4) for number in range(12)]
         promises = [log.append(name, b"", partition=position.partition) for position in wanted]
         assert [promise.result(PATIENCE_S) for promise in promises] == wanted

@@ -23,6 +23,7 @@ from nextem.wire.broker_log import (
 )
 from nextem.wire.confluent_client import (
     CLIENT,
+    LOOK_S,
     AdminClient,
     KafkaError,
     KafkaException,
@@ -32,8 +33,8 @@ from nextem.wire.confluent_client import (
     Producer,
     TopicPartition,
     error_of,
-    has_no_leader,
     logger,
+    once_led,
     translate,
     translated,
 )
@@ -42,7 +43,6 @@ from nextem.wire.kafka_security import split_address, trusted
 from nextem.wire.log import PARTITIONS, Appended, LogError, LogUnavailable, Position
 
 _SERVE_S = 0.1
-_LOOK_S = 0.02
 
 
 class _Pending:
@@ -202,39 +202,39 @@ class ConfluentLog(BrokerLog):
         return self._refusal if ended and self._refusal is not None else error
 
     def _ensure(self, topic: str) -> int:
+        admin = AdminClient(self._client, logger=logger)
         with translated(f"looking up {topic}{self._as}"):
             found = self._known(topic)
             if not found:
-                self._create(topic)
+                self._create(admin, topic)
         deadline = time.monotonic() + CONNECT_S
         while not found:
             if time.monotonic() > deadline:
                 raise LogUnavailable(f"Kafka: {topic} was made and is not there after {CONNECT_S:g} s")
-            time.sleep(_LOOK_S)
+            time.sleep(LOOK_S)
             with translated(f"looking up {topic}{self._as}"):
                 found = self._known(topic)
         with translated(f"waiting for the leaders of {topic}{self._as}"):
-            self._wait_for_leaders([TopicPartition(topic, number) for number in range(found)], deadline)
+            self._wait_for_leaders(
+                admin, [TopicPartition(topic, number) for number in range(found)], deadline
+            )
         return found
 
-    def _wait_for_leaders(self, partitions: Sequence[TopicPartition], deadline: float) -> None:
+    def _wait_for_leaders(
+        self, admin: AdminClient, partitions: Sequence[TopicPartition], deadline: float
+    ) -> None:
         """Until each partition answers: the metadata names leaders that do not lead yet.
 
         A new partition that refuses the first record for that, and takes the second, which was under way too,
         takes the first for one that it has when it comes again (see :func:`not_written`).
         """
-        admin = AdminClient(self._client, logger=logger)
         oldest = {each: OffsetSpec.earliest() for each in partitions}  # type: ignore[no-untyped-call]
-        while True:
-            asked = admin.list_offsets(oldest, request_timeout=CONNECT_S)
-            try:
-                for answer in asked.values():
-                    answer.result()
-                return
-            except KafkaException as error:
-                if not has_no_leader(error) or time.monotonic() > deadline:
-                    raise
-                time.sleep(_LOOK_S)
+
+        def ask() -> None:
+            for answer in admin.list_offsets(oldest, request_timeout=CONNECT_S).values():
+                answer.result()
+
+        once_led(ask, deadline)
 
     def _known(self, topic: str) -> int:
         """How many partitions it has, each with a leader; 0 where it is not there yet."""
@@ -243,13 +243,12 @@ class ConfluentLog(BrokerLog):
             return 0
         return len(described.partitions)
 
-    def _create(self, topic: str) -> None:
+    def _create(self, admin: AdminClient, topic: str) -> None:
         wanted = NewTopic(
             topic,
             num_partitions=PARTITIONS.get(topic, 1),
             config={"max.message.bytes": str(MAX_REQUEST_BYTES)},
         )
-        admin = AdminClient(self._client, logger=logger)
         try:
             admin.create_topics([wanted], request_timeout=CONNECT_S)[topic].result()
         except KafkaException as error:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import TypeVar
 
 from confluent_kafka import (
     OFFSET_BEGINNING,
@@ -32,6 +34,7 @@ from nextem.wire.log import (
 
 __all__ = [
     "CLIENT",
+    "LOOK_S",
     "OFFSET_BEGINNING",
     "OFFSET_END",
     "AdminClient",
@@ -44,11 +47,16 @@ __all__ = [
     "Producer",
     "TopicPartition",
     "error_of",
-    "has_no_leader",
     "logger",
+    "once_led",
     "translate",
     "translated",
 ]
+
+T = TypeVar("T")
+
+LOOK_S = 0.02
+"""Between two looks at what is about to be there."""
 
 logger = logging.getLogger("confluent_kafka")
 """Where librdkafka's own lines go; without it they go to the standard error stream."""
@@ -119,9 +127,16 @@ _NO_LEADER = {
 }
 
 
-def has_no_leader(raised: KafkaException) -> bool:
-    """Whether a partition has no leader, or not one that knows of it: for a moment, as when it is new."""
-    return error_of(raised).code() in _NO_LEADER
+def once_led(ask: Callable[[], T], deadline: float) -> T:
+    """What ``ask`` returns; asked again, until ``deadline``, while a partition has no leader, or not one that
+    knows of it, as for a moment when it is new. Raises ``KafkaException``."""
+    while True:
+        try:
+            return ask()
+        except KafkaException as error:
+            if error_of(error).code() not in _NO_LEADER or time.monotonic() >= deadline:
+                raise
+            time.sleep(LOOK_S)
 
 
 def error_of(raised: KafkaException) -> KafkaError:

@@ -20,8 +20,8 @@ from nextem.wire.confluent_client import (
     Message,
     TopicPartition,
     error_of,
-    has_no_leader,
     logger,
+    once_led,
     translate,
     translated,
 )
@@ -33,8 +33,6 @@ Place = tuple[str, int]
 
 IDLE_CHECK_S = 5.0
 SETTLE_S = 2.0
-NO_LEADER_S = 0.05
-"""Between two questions to a partition that has no leader yet."""
 _REJOINING = {
     KafkaError.ILLEGAL_GENERATION,
     KafkaError.REBALANCE_IN_PROGRESS,
@@ -213,13 +211,7 @@ class ConfluentConsumer:
         # Kafka takes the two special offsets for times too.
         asked = [TopicPartition(*place, which) for place in places]
         deadline = time.monotonic() + timeout_s
-        while True:
-            try:
-                return self._asked(asked, max(0.1, deadline - time.monotonic()))
-            except KafkaException as error:
-                if not has_no_leader(error) or time.monotonic() >= deadline:
-                    raise
-                time.sleep(NO_LEADER_S)
+        return once_led(lambda: self._asked(asked, max(0.1, deadline - time.monotonic())), deadline)
 
     def _asked(self, asked: list[TopicPartition], timeout_s: float) -> dict[Place, int]:
         found = {}
