@@ -14,10 +14,20 @@ import numpy as np
 import numpy.typing as npt
 
 from nextem.v1 import frames_pb2 as pb
-from nextem.wire.blocks import EVENTS, Block, NotWhole
+from nextem.wire.blocks import BINNED, EVENTS, Block, NotWhole
 from nextem.wire.events import Events, frames_to_events
 
 Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Binned:
+    """The sum of ``count`` consecutive frames from ``first_frame`` on, in squares of ``bin_px`` pixels."""
+
+    first_frame: int
+    count: int
+    bin_px: int
+    image: Array  # (y, x), unsigned, see nextem.wire.binning
 
 
 @dataclass(slots=True, eq=False)
@@ -40,6 +50,7 @@ class FrameRun:
     last_byte_ns: int = 0  # of the newest frame, on the clock that edge_boot_id names
     whole: bool = True
     reasons: frozenset[str] = frozenset()  # "plan", "link", "spool", "size"
+    binned: tuple[Binned, ...] = ()
     _events: Events | None = field(default=None, repr=False)
     _frames: Array | None = field(default=None, repr=False)
 
@@ -69,7 +80,8 @@ class FrameRun:
         return NotWhole(f"frames {span} of {self.acquisition_id} have no whole pixels: {set(self.reasons)}")
 
     def part(self, start: int, stop: int) -> FrameRun:
-        """Frames ``start .. stop - 1`` of this run, by their frame index."""
+        """Frames ``start .. stop - 1`` of this run, by their frame index; of binned images those that hold no
+        other frames."""
         low, high = start - self.first_frame, stop - self.first_frame
         if not 0 <= low < high <= self.count:
             raise ValueError(
@@ -88,6 +100,7 @@ class FrameRun:
             self.last_byte_ns,
             self.whole,
             self.reasons,
+            tuple(b for b in self.binned if start <= b.first_frame and b.first_frame + b.count <= stop),
             _cut_events(self.events(), low, high) if self.whole and self.sparse else None,
             self.frames()[low:high] if self.whole and not self.sparse else None,
         )
@@ -139,9 +152,17 @@ def _decode(group: Sequence[Block]) -> FrameRun:
         max(block.last_byte_ns for block in group),
         first.whole,
         reasons,
+        tuple(image for block in group if block.representation == BINNED for image in _binned(block)),
         _joined_events([block.events() for block in group]) if first.whole and sparse else None,
         _concatenated([block.frames() for block in group]) if first.whole and not sparse else None,
     )
+
+
+def _binned(block: Block) -> Iterator[Binned]:
+    for place, image in enumerate(block.binned()):
+        before = place * block.bin_frames
+        count = min(block.bin_frames, block.count - before)
+        yield Binned(block.first_frame + before, count, block.bin_px, image)
 
 
 def _reason(number: int) -> str:

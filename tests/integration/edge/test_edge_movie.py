@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from google.protobuf import json_format
 
+from nextem.analysis.offline import analyse_offline
 from nextem.edge.calibrations import Calibrations
 from nextem.edge.movies import MovieStage
 from nextem.simulator.movie import MovieOptions, MovieScene, Nucleation
@@ -66,6 +68,31 @@ def test_averages_go_out_round_an_event_and_figures_of_every_frame(rig: Rig, kit
     assert len(alarms) == 1
     assert sorted(kept) == sorted({0, 10, 20, *range(alarms[0] - 2, alarms[0] + 3)})
     assert finished.frames_by_reason["plan"] == FRAMES
+
+
+def test_the_averages_become_one_image(rig: Rig, kit: Kit) -> None:
+    """From the camera's socket through the log to the product, which lacks nothing that was sent."""
+    sent = scene()[: FRAMES - 3]
+    pipeline = rig.start()
+    plan = movie_plan(kit, len(sent), bin_px=2)
+    parameters = {"pixel_angstrom": 0.5, "dose_e_per_square_angstrom": 0.01}
+    plan.analyses.add(name="movie_average").parameters.update(parameters)
+    handle = pipeline.expect("image", plan, "")
+    rig.camera.send(kit.acquisition_header(len(sent)) + kit.stream(sent))
+    assert handle.wait(kit.wait_s) is not None
+    rig.stop()
+    logged = rig.logged()["image"]
+    made = {
+        product.name: (product, array)
+        for product, array in analyse_offline(logged.started, logged.blocks, logged.finished)
+    }
+    product, mean = made["movie/mean"]
+    notes = json_format.MessageToDict(product.provenance)["notes"]
+    assert notes == {"averages": 30, "frames": len(sent)}
+    assert np.array_equal(mean, bin_pixels(sent, (32, 48), 2, len(sent))[0] / len(sent))
+    weighted = made["movie/dose_weighted"][1]
+    assert weighted.mean() == pytest.approx(mean.mean())
+    assert np.corrcoef(weighted.ravel(), mean.ravel())[0, 1] > 0.99
 
 
 def test_the_number_of_threads_changes_nothing(rig: Rig, kit: Kit) -> None:
