@@ -205,9 +205,7 @@ def test_drift_is_followed_by_the_stage_within_a_bound_of_the_truth(tmp_path: Pa
         moves = run.audited()
     done = [outcome for _, outcome in moves if outcome.state == pb.COMMAND_STATE_DONE]
     assert len(done) >= 3
-    # On a slow machine the scene may be back, and off again, before the move has been told as done.
-    refused = [outcome for _, outcome in moves if outcome not in done]
-    assert all(outcome.rule == "lease" and "held by 'rule:follow'" in outcome.detail for outcome in refused)
+    assert len(done) == len(moves)
     went_nm = math.hypot(stage.y_nm, stage.x_nm)
     assert went_nm > 15.0  # nobody else moved it, and the sample drifted as far
     assert np.median(off_nm) < went_nm / 2 + 5.0

@@ -127,9 +127,10 @@ class RuleActions:
         A rule whose move was done looks again, at frames after it; one that was refused waits until the scene
         is back by itself, so that it does not ask again and again.
         """
-        if outcome.state in FINAL and (move := self._moves.pop(outcome.command_id, None)):
+        if outcome.state in FINAL and (move := self._moves.get(outcome.command_id)):
             lease, firing = move
             self._parts.leases.give_back(lease, [STAGE])
+            del self._moves[outcome.command_id]
             if outcome.state == DONE:
                 firing.again(outcome.at_driver_ns)
 
@@ -203,6 +204,10 @@ class RuleActions:
         self._ended(command, with_detail(outcome, DONE, "; ".join(done)))
 
     def _recentre(self, firing: Firing, drift: Drift, command: Command) -> None:
+        if any(moving.rule.name == firing.rule.name for _, moving in self._moves.copy().values()):
+            # These frames show the scene on its way: the rule looks again at those after its move.
+            logger.info("%s, while the stage is on its way", command.cause.reason)
+            return
         parts = self._parts
         off_nm = drift.off_nm(firing.values[0], firing.values[1])
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -229,6 +230,35 @@ def test_drift_brings_the_stage_back_under_the_running_scan(rig: Rig) -> None:
     assert fire(rig, FOLLOW, 0.0, 8.0).state == pb.COMMAND_STATE_DONE
     given_back(rig)
     assert rig.ask_lease("anna").lease_id
+
+
+def test_what_a_rule_sees_while_its_own_move_is_under_way_asks_for_no_other(rig: Rig) -> None:
+    moving(rig)
+    looks_again, acted = list[int](), threading.Event()
+
+    def fires_again() -> None:
+        rig.agent.rules.fire(firing(rig, FOLLOW, 3.0, 7.0))
+        rig.agent.rules.fire(firing(rig, KEEP, 40.0))  # comes after it
+        assert acted.wait(WAIT_S)
+
+    rig.driver.hooks["move_stage"] = fires_again
+    first = replace(firing(rig, FOLLOW, 6.0, -8.0), again=looks_again.append)
+    rig.agent.rules.fire(first)
+    while rig.link.sent.get(timeout=WAIT_S).outcome.action != "keep_raw":
+        pass
+    acted.set()
+    while not (outcome := rig.link.sent.get(timeout=WAIT_S).outcome).at_driver_ns:
+        pass
+    assert outcome.state == pb.COMMAND_STATE_DONE
+    assert (rig.driver.state.stage.y_nm, rig.driver.state.stage.x_nm) == (6.0, -8.0)
+    given_back(rig)
+    assert looks_again == [outcome.at_driver_ns]
+    rig.driver.hooks.clear()
+    rig.clock.time_ns += 1_000_000
+    assert fire(rig, FOLLOW, 0.0, 8.0).state == pb.COMMAND_STATE_DONE
+    rig.close()
+    moves = [e.command for e in rig.log.events if e.command.WhichOneof("action") == "move_stage"]
+    assert [(move.move_stage.y_nm, move.move_stage.x_nm) for move in moves] == [(6.0, -8.0), (6.0, 0.0)]
 
 
 @pytest.mark.parametrize(
