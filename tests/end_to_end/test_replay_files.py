@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from file_kit import Frames
 
 from nextem.simulator.timepix3 import Timepix3Camera, Timepix3Scan, record
+from nextem.wire.binning import bin_pixels
 from nextem.wire.store import open_store
 
 SCAN = (8, 12)
@@ -71,6 +73,36 @@ def test_a_timepix3_file_is_replayed(nextem: Callable[..., Any], tmp_path: Path)
     found = {p.name: store.read(p.product_id)[1] for p in store.list()}
     wanted = np.bincount(truth.frames[truth.frames >= 0], minlength=96)
     assert np.array_equal(found["virtual/sum"], wanted.reshape(SCAN))
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(240)
+def test_a_movie_file_becomes_the_images_that_a_plan_asks_for(
+    nextem: Callable[..., Any], tmp_path: Path
+) -> None:
+    """The plan of docs/movies.md, but smaller."""
+    path, plan = tmp_path / "movie.npy", tmp_path / "movie.json"
+    np.save(path, FRAMES)
+    asked = {"pixel_angstrom": 0.8, "dose_e_per_square_angstrom": 0.05}
+    analysis = {"name": "movie_average", "parameters": asked}
+    made = {"reduction": {"movie": {"averageFrames": 8, "binPx": 2}}, "analyses": [analysis]}
+    plan.write_text(json.dumps(made))
+    nextem("replay", str(path), "--rate", "0", "--plan", str(plan))
+    store = open_store(tmp_path / "home" / "store")
+    found = {p.name: store.read(p.product_id)[1] for p in store.list()}
+    assert sorted(found) == ["movie/dose_weighted", "movie/mean"]
+    assert np.array_equal(found["movie/mean"], bin_pixels(FRAMES, FRAMES.shape[1:], 2, 96)[0] / 96)
+    pictures = {picture.name for picture in (tmp_path / "home" / "reports").rglob("*.png")}
+    assert pictures == {"movie_mean.png", "movie_dose_weighted.png"}
+
+
+def test_a_plan_that_is_none_is_refused_by_name(nextem: Callable[..., Any], tmp_path: Path) -> None:
+    path, _ = floats(tmp_path)
+    (tmp_path / "plan.json").write_text('{"reductions": {}}')
+    done = nextem("replay", str(path), "--plan", str(tmp_path / "plan.json"), check=False)
+    assert done.returncode == 1
+    assert 'has no field named "reductions"' in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ Plain code without threads, log or Ray: the reducer host feeds it while frames a
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -139,7 +140,7 @@ class Reducer:
                 self.fail(name, error)
         for name, reason in self.analyses.failed.items():
             results.append((name, Result(f"{name}/failed", "failed", np.empty(0), "", {"error": reason})))
-        return [(self._product(name, result, finished), result.array) for name, result in results]
+        return self._products(results, finished)
 
     def of_the_edge(
         self, maps: Mapping[str, Array], finished: acquisition_pb2.AcquisitionFinished
@@ -147,10 +148,18 @@ class Reducer:
         """The edge's own maps of all stored frames as products "edge/<name>", with their provenance."""
         kinds = {1: "histogram", 2: "pattern"}
         results = [Result(f"edge/{name}", kinds[array.ndim], array, "") for name, array in maps.items()]
-        return [(self._product("edge", result, finished), result.array) for result in results]
+        return self._products([("edge", result) for result in results], finished)
+
+    def _products(
+        self, results: Sequence[tuple[str, Result]], finished: acquisition_pb2.AcquisitionFinished
+    ) -> list[Finished]:
+        together = Counter(name for name, _ in results)
+        return [
+            (self._product(name, result, finished, together[name]), result.array) for name, result in results
+        ]
 
     def _product(
-        self, analysis: str, result: Result, finished: acquisition_pb2.AcquisitionFinished
+        self, analysis: str, result: Result, finished: acquisition_pb2.AcquisitionFinished, made_with: int
     ) -> product_pb2.Product:
         return product_pb2.Product(
             product_id=f"{self.acquisition_id}/{result.name}",
@@ -164,6 +173,7 @@ class Reducer:
             frames_announced=finished.frames_announced,
             covered=self.covered_by(analysis).to_proto(),
             provenance=self._provenance(analysis, result.notes),
+            made_with=made_with,
         )
 
     def _provenance(self, analysis: str, notes: Mapping[str, object]) -> struct_pb2.Struct:

@@ -45,7 +45,11 @@ def _merge_read_only(started: acquisition_pb2.AcquisitionStarted, block: Block) 
 def _started(dtype: str) -> acquisition_pb2.AcquisitionStarted:
     names = [plan_pb2.Analysis(name=name, parameters=struct_pb2.Struct()) for name in BUILT_IN]
     scan = plan_pb2.Scan(size_y=SCAN[0], size_x=SCAN[1], step_nm=1)
-    reduction = plan_pb2.Reduction(center_of_mass=True, masks=[plan_pb2.Mask(name="bright", outer_px=4)])
+    reduction = plan_pb2.Reduction(
+        center_of_mass=True,
+        masks=[plan_pb2.Mask(name="bright", outer_px=4)],
+        movie=plan_pb2.Movie(average_frames=1),  # some analyses are of movies only
+    )
     plan = plan_pb2.Plan(scan=scan, analyses=names, reduction=reduction)
     return acquisition_pb2.AcquisitionStarted(
         acquisition_id="warm-up", plan=plan, shape_y=SHAPE[0], shape_x=SHAPE[1], dtype=dtype

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -38,9 +39,12 @@ class Scan:
 
     @property
     def complete(self) -> bool:
-        """Finished, with products of every analysis that its plan names."""
+        """Finished, with all products of every analysis that its plan names."""
+        here = Counter(product.analysis for product in self.products.values())
+        made = {product.analysis: product.made_with for product in self.products.values()}
         wanted = {analysis.name for analysis in self.started.plan.analyses}
-        return self.finished is not None and wanted <= {p.analysis for p in self.products.values()}
+        whole = all(here[name] >= max(1, made.get(name, 0)) for name in wanted)
+        return self.finished is not None and whole
 
 
 @dataclass(slots=True)

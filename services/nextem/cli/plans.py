@@ -107,8 +107,20 @@ def survey_plan(
     )
 
 
-def replay_plan(title: str, scan: tuple[int, int], shape: tuple[int, int]) -> plan_pb2.Plan:
-    """A plan for a file of this scan (y, x) and detector (y, x); the disk is a tenth of the shorter side."""
+def replay_plan(
+    title: str, scan: tuple[int, int], shape: tuple[int, int], like: plan_pb2.Plan | None = None
+) -> plan_pb2.Plan:
+    """A plan for a file of this scan (y, x) and detector (y, x); the disk is a tenth of the shorter side.
+
+    All but the scan is as in ``like``, where there is one, with an id of its own.
+    """
+    if like is not None:
+        plan = plan_pb2.Plan()
+        plan.CopyFrom(like)
+        plan.plan_id, plan.schema_version, plan.title = uuid7(), SCHEMA_VERSION, like.title or title
+        plan.scan.size_y, plan.scan.size_x = scan
+        plan.scan.step_nm, plan.scan.purpose = like.scan.step_nm or 1.0, like.scan.purpose or "replay"
+        return plan
     return plan_pb2.Plan(
         plan_id=uuid7(),
         schema_version=SCHEMA_VERSION,

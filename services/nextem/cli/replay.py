@@ -15,10 +15,10 @@ from nextem.cli.console import frames_bar, screen
 from nextem.cli.experiment import STALL_S, Record, Scan
 from nextem.cli.home import Home
 from nextem.cli.launcher import FIRST_START, ChildFailed, Launcher
-from nextem.cli.plans import replay_plan
+from nextem.cli.plans import read_plan, replay_plan
 from nextem.cli.process_options import log_choice_option
 from nextem.cli.station import StationOptions, log_at, serve_mib, start_replay
-from nextem.v1 import acquisition_pb2
+from nextem.v1 import acquisition_pb2, plan_pb2
 from nextem.wire.log import ACQUISITIONS, PRODUCTS, open_log
 from nextem.wire.store import open_store
 
@@ -35,10 +35,23 @@ from nextem.wire.store import open_store
     metavar="NAME=VALUE",
     help="How to read the file: format, dataset, scale, offset, unsigned, loops, reader.",
 )
+@click.option(
+    "--plan",
+    "plan_file",
+    metavar="PLAN.json",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="How to reduce and analyse; the scan is the file's.  [default: virtual images and what is unusual]",
+)
 @log_choice_option
 @click.option("--home", type=click.Path(path_type=Path), help="Folder of everything NexTEM keeps.")
 def replay(
-    file: Path, rate: float, scan: str | None, parameters: tuple[str, ...], log_choice: str, home: Path | None
+    file: Path,
+    rate: float,
+    scan: str | None,
+    parameters: tuple[str, ...],
+    plan_file: Path | None,
+    log_choice: str,
+    home: Path | None,
 ) -> None:
     """Send a file through edge, log and analysis, and leave its products and pictures.
 
@@ -50,12 +63,15 @@ def replay(
     nextem replay scan_master.h5 --scan 64x64 --rate 0
     nextem replay empad_x64_y64.raw -p scale=0.0066 -p offset=10
     nextem replay scan.xyz -p reader=package.module:function
+    nextem replay movie.mrc --plan movie.json
     """  # fmt: skip
     place = Home.at(home)
     name = "replay-" + time.strftime("%Y%m%d-%H%M%S")
+    like = read_plan(plan_file) if plan_file else None
     try:
         source = _source(file.absolute(), rate, scan, parameters)
-        done = _run(source, log_choice, place, name)
+        plan = replay_plan(f"replay of {file.name}", source.scan, source.shape, like)
+        done = _run(source, plan, log_choice, place, name)
     except ModuleNotFoundError as error:
         raise click.ClickException(
             f"{file.name} needs the package {error.name!r}: pip install 'nextem[files]'"
@@ -133,9 +149,8 @@ def _scan_size(text: str | None, frames: int) -> tuple[int, int]:
     return int(rows), int(columns)
 
 
-def _run(source: _Source, log_choice: str, place: Home, name: str) -> Scan:
+def _run(source: _Source, plan: plan_pb2.Plan, log_choice: str, place: Home, name: str) -> Scan:
     folder = place.run(name)
-    plan = replay_plan(f"replay of {source.file.name}", source.scan, source.shape)
     with log_at(log_choice, place, folder) as address, Launcher(folder) as launcher:
         log = open_log(address)
         reader = log.consumer([ACQUISITIONS, PRODUCTS], None, from_start=False)

@@ -38,6 +38,12 @@ def test_product_says_what_it_is(small: Any) -> None:
     assert product.provenance["plan_id"] == "p"
     assert list(product.provenance["reduction_ids"]) == ["r1"]
     assert set(product.provenance["versions"]) == {"nextem", "numpy", "numba"}
+    assert product.made_with == 1
+
+
+def test_every_product_says_how_many_its_analysis_made(small: Any) -> None:
+    for product, _ in products(small, small.blocks([])).values():
+        assert product.made_with == (2 if product.analysis == "virtual_images" else 1)
 
 
 def test_sum_is_compared_with_the_edges_own(small: Any) -> None:
