@@ -9,6 +9,7 @@ and divided by the root of the sum of q squared its noise is white, as that of t
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -76,14 +77,14 @@ class MovieAverage:
         return bool(self._pixel > 0)
 
     def start(self) -> State:
-        state: State = {"sum": np.zeros(self._shape, np.uint64), "used": np.zeros(3, np.uint64)}
+        state: State = {"sum": np.zeros(self._shape, np.uint64), "used": np.zeros(2, np.uint64)}
         if self._weighted:
             half = (self._shape[0], self._shape[1] // 2 + 1)
             state |= {name: np.zeros(half, np.int64) for name in ("real", "imaginary", "weight")}
         return state
 
     def process(self, run: FrameRun) -> Partial:
-        """What the averages of ``run`` add, which may be none; ``used`` counts averages, frames, counts."""
+        """What the averages of ``run`` add, which may be none; ``used`` counts averages and frames."""
         if not run.binned:
             return {}
         partial = self.start()
@@ -94,10 +95,10 @@ class MovieAverage:
                     f"{self._shape} and {self._bin_px} px"
                 )
             partial["sum"] += average.image
-            counts = int(average.image.sum(dtype=np.uint64))
-            partial["used"] += np.array([1, average.count, counts], np.uint64)
+            partial["used"] += np.array([1, average.count], np.uint64)
             if self._weighted:
-                faded = self.faded((average.first_frame + average.count / 2) * self._dose)
+                exposure = (average.first_frame + average.count / 2) * self._dose
+                faded = np.exp(-exposure / (2 * self._critical))
                 amplitudes = np.fft.rfft2(average.image) * (faded * _AMPLITUDE_STEPS)
                 partial["real"] += np.rint(amplitudes.real).astype(np.int64)
                 partial["imaginary"] += np.rint(amplitudes.imag).astype(np.int64)
@@ -107,12 +108,12 @@ class MovieAverage:
     def merge(self, state: State, partial: Partial) -> State:
         for name, values in partial.items():
             state[name] += values
-        if int(state["used"][2]) > MAX_COUNTS:
-            raise AnalysisError(f"{NAME}: {state['used'][2]} counts in one movie; {MAX_COUNTS} can be summed")
+        if (counts := int(state["sum"].sum())) > MAX_COUNTS:
+            raise AnalysisError(f"{NAME}: {counts} counts in one movie; {MAX_COUNTS} can be summed")
         return state
 
     def finish(self, state: State, summary: Summary) -> list[Result]:
-        averages, frames, _ = (int(count) for count in state["used"])
+        averages, frames = (int(count) for count in state["used"])
         notes = {"averages": averages, "frames": frames}
         nothing = np.full(self._shape, np.nan)
         mean = state["sum"] / frames if frames else nothing
@@ -131,12 +132,13 @@ class MovieAverage:
         scale[seen] = 1 / np.sqrt(frames * weight[seen])
         return np.fft.irfft2(amplitudes * scale, self._shape)
 
-    def faded(self, dose_e_per_square_angstrom: float) -> Image:
-        """What is left of the amplitudes (y, x // 2 + 1) after this exposure, 0..1."""
+    @cached_property
+    def _critical(self) -> Image:
+        """Critical exposure (y, x // 2 + 1), electrons a square angstrom."""
         step = self._pixel * self._bin_px
         y, x = np.fft.fftfreq(self._shape[0], step)[:, None], np.fft.rfftfreq(self._shape[1], step)
         frequency = np.hypot(y, x)
         critical = np.full(frequency.shape, np.inf)
         some = frequency > 0
         critical[some] = self._factor * (_A * frequency[some] ** _B + _C)
-        return np.exp(-dose_e_per_square_angstrom / (2 * critical))
+        return critical

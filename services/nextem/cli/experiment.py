@@ -41,10 +41,9 @@ class Scan:
     def complete(self) -> bool:
         """Finished, with all products of every analysis that its plan names."""
         here = Counter(product.analysis for product in self.products.values())
-        made = {product.analysis: product.made_with for product in self.products.values()}
+        whole = {name for made in self.products.values() if here[name := made.analysis] >= made.made_with}
         wanted = {analysis.name for analysis in self.started.plan.analyses}
-        whole = all(here[name] >= max(1, made.get(name, 0)) for name in wanted)
-        return self.finished is not None and whole
+        return self.finished is not None and wanted <= whole
 
 
 @dataclass(slots=True)

@@ -114,18 +114,14 @@ def replay_plan(
 
     All but the scan is as in ``like``, where there is one, with an id of its own.
     """
-    if like is not None:
-        plan = plan_pb2.Plan()
-        plan.CopyFrom(like)
-        plan.plan_id, plan.schema_version, plan.title = uuid7(), SCHEMA_VERSION, like.title or title
-        plan.scan.size_y, plan.scan.size_x = scan
-        plan.scan.step_nm, plan.scan.purpose = like.scan.step_nm or 1.0, like.scan.purpose or "replay"
-        return plan
-    return plan_pb2.Plan(
-        plan_id=uuid7(),
-        schema_version=SCHEMA_VERSION,
-        title=title,
-        scan=plan_pb2.Scan(size_y=scan[0], size_x=scan[1], step_nm=1.0, purpose="replay"),
-        reduction=reduction(shape, disk_px=min(shape) / 10),
-        analyses=analyses(novelty=scan[0] * scan[1] >= 64),
-    )
+    if like is None:
+        like = plan_pb2.Plan(
+            reduction=reduction(shape, disk_px=min(shape) / 10),
+            analyses=analyses(novelty=scan[0] * scan[1] >= 64),
+        )
+    plan = plan_pb2.Plan()
+    plan.CopyFrom(like)
+    plan.plan_id, plan.schema_version, plan.title = uuid7(), SCHEMA_VERSION, like.title or title
+    plan.scan.size_y, plan.scan.size_x = scan
+    plan.scan.step_nm, plan.scan.purpose = like.scan.step_nm or 1.0, like.scan.purpose or "replay"
+    return plan

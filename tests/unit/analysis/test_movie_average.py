@@ -33,10 +33,12 @@ def movie(scan_of: ScanOf, frames: np.ndarray, parameters: Mapping[str, object] 
     return scan
 
 
-def block(scan: Any, start: int, stop: int, number: int = 0) -> Block:
+def block(
+    scan: Any, start: int, stop: int, number: int = 0, bin_px: int = BIN_PX, bin_frames: int = AVERAGE
+) -> Block:
     """Averages of frames ``start .. stop - 1``, as the edge sends them."""
     whole = scan.block(start, stop, number)
-    head = replace(whole, bin_px=BIN_PX, bin_frames=AVERAGE, payload=b"")
+    head = replace(whole, bin_px=bin_px, bin_frames=bin_frames, payload=b"")
     return decode_block(encode_block(fill(head, scan.frames[start:stop], BINNED)))
 
 
@@ -135,8 +137,7 @@ def of_sums(scan_of: ScanOf, sums: np.ndarray, dose: float) -> dict[str, np.ndar
     scan.started.plan.reduction.movie.average_frames = 1
     parameters = {"pixel_angstrom": PIXEL, "dose_e_per_square_angstrom": dose}
     scan.started.plan.analyses[0].parameters.update(parameters)
-    head = replace(scan.block(0, len(sums)), bin_px=1, bin_frames=1, payload=b"")
-    return images(scan, [fill(head, sums, BINNED)])
+    return images(scan, [block(scan, 0, len(sums), bin_px=1, bin_frames=1)])
 
 
 def test_noise_goes_down_by_the_root_of_the_number_of_averages(scan_of: ScanOf) -> None:
@@ -201,15 +202,15 @@ def test_the_plan_s_dose_is_spread_over_the_field(scan_of: ScanOf, frames: np.nd
 
 def test_an_image_of_another_size_switches_the_analysis_off(scan_of: ScanOf, frames: np.ndarray) -> None:
     scan = movie(scan_of, frames)
-    head = replace(scan.block(0, 8), bin_px=4, bin_frames=4, payload=b"")
-    made = analyse_offline(scan.started, [fill(head, frames[:8], BINNED)], scan.finished)
+    made = analyse_offline(scan.started, [block(scan, 0, 8, bin_px=4)], scan.finished)
     assert [product.kind for product, _ in made] == ["failed"]
 
 
 def test_more_counts_than_can_be_summed_are_refused(scan_of: ScanOf, frames: np.ndarray) -> None:
     analysis = MovieAverage(movie(scan_of, frames).started, {})
     state = analysis.start()
-    full = analysis.start() | {"used": np.array([1, 4, MAX_COUNTS], np.uint64)}
+    full = analysis.start()
+    full["sum"][0, 0] = MAX_COUNTS
     state = analysis.merge(state, full)
     with pytest.raises(AnalysisError, match="counts in one movie"):
         analysis.merge(state, full)

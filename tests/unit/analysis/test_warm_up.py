@@ -1,4 +1,4 @@
-"""The warm-up goes through every built-in analysis; one that it cannot run keeps the service from starting."""
+"""The warm-up runs every built-in analysis; one that it cannot run keeps the service from starting."""
 
 from __future__ import annotations
 

@@ -204,7 +204,8 @@ class RuleActions:
         self._ended(command, with_detail(outcome, DONE, "; ".join(done)))
 
     def _recentre(self, firing: Firing, drift: Drift, command: Command) -> None:
-        if any(moving.rule.name == firing.rule.name for _, moving in self._moves.copy().values()):
+        looking = firing.acquisition_id, firing.rule.name
+        if any(looking == (one.acquisition_id, one.rule.name) for _, one in self._moves.copy().values()):
             # These frames show the scene on its way: the rule looks again at those after its move.
             logger.info("%s, while the stage is on its way", command.cause.reason)
             return
