@@ -103,6 +103,7 @@ _RETRYABLE = {
     KafkaError.BROKER_NOT_AVAILABLE,
     KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
     KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.FENCED_LEADER_EPOCH,
     KafkaError.ILLEGAL_GENERATION,
     KafkaError.KAFKA_STORAGE_ERROR,
     KafkaError.LEADER_NOT_AVAILABLE,
@@ -115,14 +116,17 @@ _RETRYABLE = {
     KafkaError.OFFSET_NOT_AVAILABLE,
     KafkaError.REBALANCE_IN_PROGRESS,
     KafkaError.REQUEST_TIMED_OUT,
+    KafkaError.UNKNOWN_LEADER_EPOCH,
     KafkaError.UNKNOWN_MEMBER_ID,
     KafkaError.UNKNOWN_TOPIC_OR_PART,
 }
 
 
 _NO_LEADER = {
+    KafkaError.FENCED_LEADER_EPOCH,  # a broker came back since this client learnt who leads
     KafkaError.LEADER_NOT_AVAILABLE,
     KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.UNKNOWN_LEADER_EPOCH,
     KafkaError.UNKNOWN_TOPIC_OR_PART,
 }
 
