@@ -91,7 +91,7 @@ class Lab:
     def _values(self, topic: str) -> list[bytes]:
         values: list[bytes] = []
         with closing(open_log(self.log)) as log, closing(log.consumer([topic], None)) as consumer:
-            there = consumer.lag()  # a slow machine never reaches the end of a log that a scan goes on filling
+            there = consumer.lag()  # a scan that goes on may keep ahead of who runs after its end
             while len(values) < there:
                 values += [bytes(record.value) for record in consumer.poll(timeout_s=0.1)]
         return values
