@@ -82,6 +82,7 @@ class ConfluentLog(BrokerLog):
         self._delivery_s = delivery_timeout_s
         self._queue_kib = 2 * (max_in_flight_bytes + MAX_REQUEST_BYTES) // 1024
         self._refusal: KafkaError | None = None
+        self._silent = False  # whether a record waited its whole time, and none was taken since
         self._producer = self._new_producer()
         doing = f"connecting to {brokers}{self._as}"
         with trusted(brokers, self._security), translated(doing):
@@ -152,15 +153,21 @@ class ConfluentLog(BrokerLog):
             self._refusal = error
 
     def _start_anew(self) -> None:
-        """A producer that was refused stays so; another may have been granted something by now."""
+        """A producer that was refused stays so; another may have been granted something by now.
+
+        One that heard nothing for a record's time may know no broker any more: see
+        :data:`nextem.wire.confluent_consumer.RENEW_S`.
+        """
         with self._lock:
-            if self._refusal is None or not self._refusal.fatal():
+            refused = self._refusal is not None and self._refusal.fatal()
+            if not refused and not self._silent:
                 return
-            refused, self._producer, self._refusal = self._producer, self._new_producer(), None
-        while len(refused):
-            refused.purge()
-            refused.poll(_SERVE_S)
-        refused.close()
+            ended, self._producer = self._producer, self._new_producer()
+            self._refusal, self._silent = None, False
+        while len(ended):
+            ended.purge()
+            ended.poll(_SERVE_S)
+        ended.close()
 
     def _send(
         self,
@@ -177,8 +184,11 @@ class ConfluentLog(BrokerLog):
         def told(error: KafkaError | None, message: Message) -> None:
             if error is None:
                 failure: LogError | None = not_written(message.offset(), doing)
+                self._silent = False
             else:
                 failure = translate(self._cause(error), doing)
+                if error.code() == KafkaError._MSG_TIMED_OUT and producer is self._producer:
+                    self._silent = True
             self._window.give(size, failure)
             if failure is not None:
                 promise.set_exception(failure)
@@ -186,8 +196,9 @@ class ConfluentLog(BrokerLog):
                 promise.set_result(Position(topic, partition, cast(int, message.offset())))
 
         self._start_anew()
+        producer = self._producer
         try:
-            self._producer.produce(
+            producer.produce(
                 topic, value, key or None, partition, on_delivery=told, headers=list(headers.items())
             )
         except KafkaException as error:
@@ -204,7 +215,7 @@ class ConfluentLog(BrokerLog):
     def _ensure(self, topic: str) -> int:
         admin = AdminClient(self._client, logger=logger)
         with translated(f"looking up {topic}{self._as}"):
-            found = self._known(topic)
+            found = self._known(admin, topic)
             if not found:
                 self._create(admin, topic)
         deadline = time.monotonic() + CONNECT_S
@@ -213,7 +224,7 @@ class ConfluentLog(BrokerLog):
                 raise LogUnavailable(f"Kafka: {topic} was made and is not there after {CONNECT_S:g} s")
             time.sleep(LOOK_S)
             with translated(f"looking up {topic}{self._as}"):
-                found = self._known(topic)
+                found = self._known(admin, topic)
         with translated(f"waiting for the leaders of {topic}{self._as}"):
             self._wait_for_leaders(
                 admin, [TopicPartition(topic, number) for number in range(found)], deadline
@@ -236,9 +247,9 @@ class ConfluentLog(BrokerLog):
 
         once_led(ask, deadline)
 
-    def _known(self, topic: str) -> int:
+    def _known(self, admin: AdminClient, topic: str) -> int:
         """How many partitions it has, each with a leader; 0 where it is not there yet."""
-        described = self._producer.list_topics(timeout=CONNECT_S).topics.get(topic)
+        described = admin.list_topics(timeout=CONNECT_S).topics.get(topic)
         if described is None or any(part.leader < 0 for part in described.partitions.values()):
             return 0
         return len(described.partitions)

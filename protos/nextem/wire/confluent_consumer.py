@@ -6,6 +6,7 @@ whole assignment over anew, which throws away what was fetched ahead.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import cast
@@ -26,13 +27,19 @@ from nextem.wire.confluent_client import (
     translated,
 )
 from nextem.wire.ids import uuid7
-from nextem.wire.log import LogError, OffsetOutOfRange, Position, Record
+from nextem.wire.log import LogError, LogUnavailable, OffsetOutOfRange, Position, Record
 
 Place = tuple[str, int]
 """Topic and partition."""
 
 IDLE_CHECK_S = 5.0
 SETTLE_S = 2.0
+RENEW_S = 15.0
+"""After how long without any answer the client is made anew.
+
+A broker that is starting may name no broker at all. librdkafka then forgets the ones that it knows, and most
+times dials the addresses it was given; where it still ends connections to an older one it never does.
+"""
 _REJOINING = {
     KafkaError.ILLEGAL_GENERATION,
     KafkaError.REBALANCE_IN_PROGRESS,
@@ -63,42 +70,59 @@ class ConfluentConsumer:
         self._returned: dict[Place, int] = {}
         self._uncommitted: dict[Place, int] = {}
         self._heard_at = time.monotonic()
-        self._consumer = Consumer(
-            {
-                **client,
-                "group.id": group or f"reader.{uuid7()}",  # a reader of everything never joins it
-                "enable.auto.commit": False,
-                "enable.auto.offset.store": False,
-                "auto.offset.reset": "error",  # where to start is decided here; no gap is skipped silently
-                "check.crcs": True,
-                "fetch.wait.max.ms": 250,  # the broker answers at once when there is something
-                "fetch.min.bytes": 1,
-                "fetch.max.bytes": 32 << 20,
-                "max.partition.fetch.bytes": 8 << 20,
-                "queued.max.messages.kbytes": 32 << 10,
-                "fetch.queue.backoff.ms": 20,
-                "fetch.error.backoff.ms": 100,
-                "socket.timeout.ms": int(CONNECT_S * 1000),
-                "session.timeout.ms": 10_000,
-                "heartbeat.interval.ms": 500,
-                "allow.auto.create.topics": False,
-            },
-            logger=logger,
-        )
+        self._away_since: float | None = None  # when a poll first told so, and none has been well since
+        self._settings = {
+            **client,
+            "group.id": group or f"reader.{uuid7()}",  # a reader of everything never joins it
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            "auto.offset.reset": "error",  # where to start is decided here; no gap is skipped silently
+            "check.crcs": True,
+            "fetch.wait.max.ms": 250,  # the broker answers at once when there is something
+            "fetch.min.bytes": 1,
+            "fetch.max.bytes": 32 << 20,
+            "max.partition.fetch.bytes": 8 << 20,
+            "queued.max.messages.kbytes": 32 << 10,
+            "fetch.queue.backoff.ms": 20,
+            "fetch.error.backoff.ms": 100,
+            "socket.timeout.ms": int(CONNECT_S * 1000),
+            "session.timeout.ms": 10_000,
+            "heartbeat.interval.ms": 500,
+            "allow.auto.create.topics": False,
+        }
+        self._consumer = Consumer(self._settings, logger=logger)
         # The newest record is the newest now, whenever a partition comes to be ours.
         self._ends = {} if from_start else self._offsets(places, OFFSET_END)
         if group is None:
             self._unplaced, self._moved = list(places), True
             self._place()
         else:
-            self._consumer.subscribe(
-                sorted({topic for topic, _ in places}),
-                on_assign=self._assigned,
-                on_revoke=self._revoked,
-                on_lost=self._lost,
-            )
+            self._join()
+
+    def _join(self) -> None:
+        self._consumer.subscribe(
+            sorted({topic for topic, _ in self._places}),
+            on_assign=self._assigned,
+            on_revoke=self._revoked,
+            on_lost=self._lost,
+        )
 
     def poll(self, max_records: int = 500, timeout_s: float = 0.1) -> list[Record]:
+        try:
+            records = self._poll(max_records, timeout_s)
+        except LogUnavailable:
+            now = time.monotonic()
+            if self._away_since is None:
+                self._away_since = now
+            elif now - self._away_since > RENEW_S:
+                self._away_since = None
+                self._start_anew()
+            raise
+        if records:
+            self._away_since = None
+        return records
+
+    def _poll(self, max_records: int, timeout_s: float) -> list[Record]:
         deadline = time.monotonic() + timeout_s
         while True:
             with translated(f"poll{self._as}"):
@@ -110,6 +134,20 @@ class ConfluentConsumer:
             self._commit(0.0)
         self._notice_silence(bool(records))
         return records
+
+    def _start_anew(self) -> None:
+        """With another client. A member has lost its partitions by now; a reader goes on where it was."""
+        logger.warning("no answer for %g s, the client is made anew%s", RENEW_S, self._as)
+        with contextlib.suppress(KafkaException):
+            self._consumer.close()
+        self._consumer = Consumer(self._settings, logger=logger)
+        if self._group is None:
+            self._fetched.clear()
+            self._moved = True
+            return
+        self._give_all()
+        self._before.clear()
+        self._join()
 
     def commit(self, positions: Sequence[Position] | None = None) -> None:
         """Waits up to two seconds while the group rebalances; then what is still ours is committed at later
@@ -165,11 +203,14 @@ class ConfluentConsumer:
     def _revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """The group shares out anew, and takes everything away for that; what comes back goes on."""
         self._before = dict(self._next)
-        self._stable = False
+        self._give_all()
+        consumer.unassign()
+
+    def _give_all(self) -> None:
+        self._moved = self._stable = False
         self._unplaced.clear()
         self._next.clear()
         self._fetched.clear()
-        consumer.unassign()
 
     def _lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Others may have had our partitions meanwhile: all of them start again from the commit."""
@@ -277,6 +318,7 @@ class ConfluentConsumer:
             self._heard_at = time.monotonic()
             with translated(f"no record for {IDLE_CHECK_S:g} s and no answer"):
                 self._offsets(self._places[:1], OFFSET_END, timeout_s=1.0)
+            self._away_since = None
 
     # ---- commits -------------------------------------------------------------------------------
 
