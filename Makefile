@@ -31,7 +31,8 @@ bench: $(VENV)/.installed-dev
 
 # A million mutated messages for each receiver; make test sends ten thousand.
 fuzz: $(VENV)/.installed-dev
-	NEXTEM_FUZZ_MESSAGES=$${NEXTEM_FUZZ_MESSAGES:-1000000} $(BIN)/python -m pytest --timeout 7200 tests/fuzz $(ARGS)
+	NEXTEM_FUZZ_MESSAGES=$${NEXTEM_FUZZ_MESSAGES:-1000000} $(BIN)/python -m pytest -n $(WORKERS) \
+	  --timeout 7200 tests/fuzz $(ARGS)
 
 # N random lives of the control agent, with crashes between any two steps; make test plays four hundred.
 N ?= 100000

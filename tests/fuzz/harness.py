@@ -116,10 +116,9 @@ class Mutator:
 
     def _renumber(self, data: bytearray) -> bytes:
         """Puts another number in place of one that is written in digits, with or without its width."""
-        found = list(_NUMBERS.finditer(data))
-        if not found:
+        match = _NUMBERS.search(data, self._at(data)) or _NUMBERS.search(data)
+        if match is None:
             return self._overwrite(data)
-        match = self.random.choice(found)
         number = self.random.choice(_NEW_NUMBERS)
         if self.random.random() < 0.5:
             width = match.end() - match.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -46,7 +47,7 @@ SETTLE_S = 3.0
 """A policy that is silent for so long steers no more."""
 
 LAST_S = 1.0
-"""An analysis tells its products one after another: the last has come when it is quiet for so long."""
+"""What no plan names, as the edge's maps, has come when it is quiet for so long."""
 
 PRODUCTS_S = 120.0
 """For how long products may stay incomplete after the scan has ended, before it is done again."""
@@ -267,12 +268,14 @@ def _broken(scans: tuple[Seen, ...]) -> str:
 
 
 def _awaited(plan: plan_pb2.Plan, scans: tuple[Seen, ...]) -> str:
-    """Of which analyses there is no product yet, for people."""
+    """Of which analyses not every product is there yet, for people."""
     for number, seen in enumerate(scans):
         analyses = (plan.steering.fine if number else plan).analyses
-        wanted = {analysis.name for analysis in analyses}
-        if waiting := sorted(wanted - {made.product.analysis for made in seen.products}):
-            return f"products of {', '.join(waiting)} are not there yet"
+        here = Counter(made.product.analysis for made in seen.products)
+        waiting = {analysis.name for analysis in analyses} - here.keys()
+        waiting |= {name for made in seen.products if here[name := made.product.analysis] < made.made_with}
+        if waiting:
+            return f"products of {', '.join(sorted(waiting))} are not there yet"
     return ""
 
 

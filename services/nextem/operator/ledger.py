@@ -176,7 +176,8 @@ class Ledger:
         shown = Product(product.product_id, product.name, product.analysis, product.kind, uri)
         covered = sum(span.count for span in product.covered)
         error = product.provenance.fields["notes"].struct_value.fields["error"].string_value
-        self._of(product.acquisition_id).products[product.product_id] = MadeProduct(shown, covered, error)
+        made = MadeProduct(shown, covered, error, product.made_with)
+        self._of(product.acquisition_id).products[product.product_id] = made
 
     def _of(self, acquisition_id: str) -> _Acquisition:
         made = self._acquisitions.setdefault(acquisition_id, _Acquisition())

@@ -41,11 +41,15 @@ class Instrument:
 
 @dataclass(frozen=True, slots=True)
 class MadeProduct:
-    """A product, and how many frames it covers. ``error``: why the analysis has made none."""
+    """A product, and how many frames it covers. ``error``: why the analysis has made none.
+
+    ``made_with``: how many products its analysis made; 0: it does not say.
+    """
 
     product: Product
     covered: int
     error: str = ""
+    made_with: int = 0
 
 
 @dataclass(frozen=True, slots=True)

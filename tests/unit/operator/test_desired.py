@@ -220,6 +220,13 @@ TABLE: list[tuple[str, Experiment, Observed, tuple[str, str], tuple[object, ...]
         ("Waiting", "Submitting"),
         (Submit(2),),
     ),
+    (
+        "another of the same analysis",
+        experiment(SENT),
+        see(done(products=(replace(WHOLE, made_with=2),))),
+        ("Analysing", "Analysing"),
+        (),
+    ),
     ("more may come", experiment(SENT), see(done(), quiet_s=0.1), ("Analysing", "Analysing"), ()),
     (
         "broken",

@@ -62,7 +62,7 @@ MADE = record(
     product_pb2.ProductEvent(
         product=product_pb2.Product(
             product_id="a/x", acquisition_id="a", name="x", analysis="x", uri="products/a/x.zarr",
-            covered=[{"first": 0, "count": 4}, {"first": 5, "count": 5}],
+            covered=[{"first": 0, "count": 4}, {"first": 5, "count": 5}], made_with=1,
         )
     ),
 )  # fmt: skip
@@ -85,8 +85,8 @@ def test_order_and_repetition_do_not_matter(records: list[Record], again: list[R
     seen = ledger.seen("c")
     assert seen is not None
     assert (seen.state, seen.over, seen.frames) == (control_pb2.COMMAND_STATE_DONE, True, Frames(10, 9, 1))
-    assert [(made.covered, made.product.uri) for made in seen.products] == [
-        (9, "s3://bucket/em/products/a/x.zarr")
+    assert [(made.covered, made.made_with, made.product.uri) for made in seen.products] == [
+        (9, 1, "s3://bucket/em/products/a/x.zarr")
     ]
     assert len(seen.steered) == 1
     assert ledger.seen("other") is None
