@@ -242,8 +242,8 @@ class ConfluentConsumer:
 
     def _assign(self) -> None:
         self._fetched.clear()
-        self._moved = False
         self._consumer.assign([TopicPartition(*place, offset) for place, offset in self._next.items()])
+        self._moved = False
 
     def _offsets(self, places: Sequence[Place], which: int, timeout_s: float = CONNECT_S) -> dict[Place, int]:
         """The oldest or the next offset of each place."""
