@@ -20,7 +20,6 @@ class NamesNoBrokers:
 
     def __init__(self, to: int) -> None:
         self._to = to
-        self._lock = threading.Lock()
         self._open: list[socket.socket] = []
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listening.getsockname()[1]
@@ -30,18 +29,13 @@ class NamesNoBrokers:
         self._threads = [threading.Thread(target=self._accept)]
         self._threads[0].start()
 
-    def cut(self) -> None:
-        """Ends every connection."""
-        with self._lock:
-            for one in self._open:
-                with contextlib.suppress(OSError):
-                    one.shutdown(socket.SHUT_RDWR)
-
     def close(self) -> None:
         with contextlib.suppress(OSError):
             self._listening.shutdown(socket.SHUT_RDWR)
         self._threads[0].join()
-        self.cut()
+        for one in self._open:
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
             thread.join()
         for one in (self._listening, *self._open):
@@ -59,8 +53,7 @@ class NamesNoBrokers:
                 client.close()
                 continue
             asked: dict[int, int] = {}  # version by number of the request
-            with self._lock:
-                self._open += [client, server]
+            self._open += [client, server]
             for run in (self._requests, self._answers):
                 self._threads.append(threading.Thread(target=run, args=(client, server, asked)))
                 self._threads[-1].start()
@@ -98,8 +91,7 @@ def _ending_both(*sockets: socket.socket) -> Iterator[None]:
 def _messages(source: socket.socket) -> Iterator[bytes]:
     with source.makefile("rb") as stream:
         while len(size := stream.read(4)) == 4:
-            message = stream.read(struct.unpack(">i", size)[0])
-            yield message
+            yield stream.read(struct.unpack(">i", size)[0])
 
 
 def _send(to: socket.socket, message: bytes) -> None:

@@ -20,8 +20,8 @@ from nextem.wire import confluent_client, confluent_consumer
 from nextem.wire.confluent import ConfluentLog
 from nextem.wire.confluent_client import Consumer, KafkaException, Producer
 from nextem.wire.ids import uuid7
-from nextem.wire.log import Appended, Log, LogUnavailable
 from nextem.wire.log import Consumer as LogConsumer
+from nextem.wire.log import Log, LogUnavailable
 
 pytestmark = [pytest.mark.kafka, pytest.mark.usefixtures("no_sockets_left")]
 PATIENCE_S = 30.0
@@ -69,8 +69,7 @@ def log(running: Broker, monkeypatch: pytest.MonkeyPatch) -> Iterator[ConfluentL
 
 def taken(log: Log, topic: str, value: bytes) -> bool:
     with suppress(LogUnavailable):
-        promise: Appended = log.append(topic, value)
-        promise.result(PATIENCE_S)
+        log.append(topic, value).result(PATIENCE_S)
         return True
     return False
 
