@@ -3,6 +3,9 @@
 A procedure says which commands it wants next and takes what came of each. :class:`Stepwise` makes an
 acquisition policy of it: it numbers the steps, names their cause, keeps the budget, waits for the outcome of
 each and, of a scan, for the product that it was taken for; and it is saved with all that has no answer yet.
+
+Results are handed over one by one in the order of the steps, whatever order they come in, and after each the
+procedure is asked what it wants: so what it wants depends on the values and never on how fast they came.
 """
 
 from __future__ import annotations
@@ -139,7 +142,7 @@ MakeProcedure = Callable[[acquisition_pb2.AcquisitionStarted], tuple[Procedure, 
 
 @dataclass(slots=True)
 class _Open:
-    """A step that was suggested and has no result yet."""
+    """A step that was suggested, and whose result the procedure does not have yet."""
 
     step: Step
     cause: control_pb2.Cause
@@ -192,7 +195,17 @@ class Stepwise:
         if self._procedure is None or not self._begun or self._over:
             return []
         made, self._again = self._again, []
-        for step in self._procedure.next(len(self._open)):
+        made += self._wanted(self._procedure)
+        while self._hand_over(self._procedure):
+            made += self._wanted(self._procedure)
+        if not self._open and not self._over and not self._procedure.done():
+            self._end("it wants nothing more, and is not done")
+        return [self._suggestion(number) for number in made]
+
+    def _wanted(self, procedure: Procedure) -> list[int]:
+        """Numbers of the steps that the procedure wants now."""
+        made: list[int] = []
+        for step in [] if self._over else procedure.next(len(self._open)):
             self._number += 1
             if isinstance(step.action, plan_pb2.Plan):
                 self._acquired += 1
@@ -207,26 +220,15 @@ class Stepwise:
             cause.reason = step.reason
             self._open[self._number] = _Open(step, cause)
             made.append(self._number)
-        if not self._open and not self._over and not self._procedure.done():
-            self._end("it wants nothing more, and is not done")
-        return [self._suggestion(number) for number in made]
+        return made
 
-    def done(self) -> bool:
-        finished = self._begun and not self._open and self._procedure is not None and self._procedure.done()
-        return self._over or finished
-
-    def answered(self, answer: Answer) -> None:
-        waiting = self._open.get(answer.number)
-        if waiting is None or self._procedure is None:
-            return
-        if isinstance(answer.item, control_pb2.Outcome):
-            waiting.outcome = answer.item
-        elif answer.item.name in (waiting.step.product, f"{waiting.step.analysis}/failed"):
-            waiting.product = answer.item
-        result = waiting.result
+    def _hand_over(self, procedure: Procedure) -> bool:
+        """Gives the oldest open step's result to the procedure; whether there was one."""
+        number = min(self._open, default=0)
+        result = self._open[number].result if number else None
         if result is None:
-            return
-        del self._open[answer.number]
+            return False
+        key = self._open.pop(number).step.key
         if result.product is not None:
             self._newest = control_pb2.Cause(
                 acquisition_id=result.outcome.acquisition_id,
@@ -235,11 +237,25 @@ class Stepwise:
                 last_byte_ns=result.outcome.accounting.last_byte_ns,
             )
         if result.failure:
-            logger.warning("%s, step %d: %s", self._name, answer.number, result.failure)
+            logger.warning("%s, step %d: %s", self._name, number, result.failure)
         try:
-            self._procedure.took(waiting.step.key, result)
+            procedure.took(key, result)
         except PolicyError as error:
             self._end(str(error))
+        return True
+
+    def done(self) -> bool:
+        finished = self._begun and not self._open and self._procedure is not None and self._procedure.done()
+        return self._over or finished
+
+    def answered(self, answer: Answer) -> None:
+        waiting = self._open.get(answer.number)
+        if waiting is None:
+            return
+        if isinstance(answer.item, control_pb2.Outcome):
+            waiting.outcome = answer.item
+        elif answer.item.name in (waiting.step.product, f"{waiting.step.analysis}/failed"):
+            waiting.product = answer.item
 
     def _end(self, why: str) -> None:
         logger.error("%s ends on acquisition %s: %s", self._name, self._event.acquisition_id, why)
@@ -271,7 +287,7 @@ class Stepwise:
         self._number, self._acquired = int(saved["number"]), int(saved["acquired"])
         self._newest = control_pb2.Cause.FromString(base64.b64decode(saved["newest"]))
         self._open = {int(number): _restored(value) for number, value in saved["open"].items()}
-        self._again = sorted(self._open)
+        self._again = sorted(number for number, waiting in self._open.items() if waiting.result is None)
 
 
 def _packed(

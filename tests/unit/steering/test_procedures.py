@@ -206,6 +206,32 @@ def test_a_restored_policy_goes_on_with_the_same_suggestions(name: str, most: in
     assert [(s.number, s.action) for s in whole.made] == [(s.number, s.action) for s in instrument.made]
 
 
+@pytest.mark.parametrize("name", ["active_learning", "sparse"])
+@pytest.mark.parametrize("seed", range(5))
+def test_what_it_suggests_does_not_depend_on_how_answers_come(name: str, seed: int) -> None:
+    """One by one as asked for, or several at once, in any order, and a restart while some are there."""
+    event, prompt = case(name, batch=4)
+    run(begun(event), prompt)
+    _, instrument = case(name, batch=4)
+    policy, rng, coming = begun(event), np.random.default_rng(seed), list[Answer]()
+    queue = policy.suggest()
+    while queue or coming:
+        while queue:
+            coming += instrument.do(queue.pop(0))
+        rng.shuffle(coming)  # type: ignore[arg-type]
+        for _ in range(rng.integers(1, len(coming) + 1)):
+            policy.answered(coming.pop())
+        if rng.random() < 0.2:
+            saved = json.loads(json.dumps(policy.checkpoint()))
+            policy = POLICIES[name]()
+            policy.started(event)
+            policy.restore(saved)
+        found = policy.suggest()
+        queue = [s for s in found if s.number > len(instrument.made)]  # others again, after a restart
+    assert policy.done()
+    assert [(s.number, s.action) for s in prompt.made] == [(s.number, s.action) for s in instrument.made]
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_an_answer_that_comes_again_changes_nothing(name: str) -> None:
     event, instrument = case(name)
