@@ -188,14 +188,13 @@ class ActiveLearner:
         return tuple(float(value) for value in self._candidates[index])
 
     def _spread(self, open_: BoolArray) -> int:
-        """Of some open candidates drawn at random, the one farthest from all that were suggested."""
-        rng = np.random.default_rng((self._options.seed, len(self._suggested)))
-        drawn = rng.choice(np.flatnonzero(open_), min(32, int(open_.sum())), replace=False)
-        if not self._suggested:
-            return int(drawn[0])
-        scaled = self._candidates / self._extent
-        apart = scaled[drawn][:, None, :] - scaled[self._suggested][None, :, :]
-        return int(drawn[np.argmax((apart**2).sum(2).min(1))])
+        """The open candidate nearest to the next point of a sequence that is even at any length.
+
+        The one farthest from all before would mostly lie on the rim, and holes stay inside.
+        """
+        point = additive_recurrence(len(self._suggested), self._candidates.shape[1], self._options.seed)
+        apart = (self._candidates - self._candidates.min(0)) / self._extent - point
+        return int(np.argmin(np.where(open_, (apart**2).sum(1), np.inf)))
 
     def _batch(self) -> _Batch:
         """The posterior, as if all that was suggested and not measured yet had brought what is expected."""
@@ -250,6 +249,20 @@ def expected_improvement(mean: FloatArray, sd: FloatArray, best: float) -> Float
 
 
 _erf = np.frompyfunc(math.erf, 1, 1)
+
+
+def additive_recurrence(index: int, dimensions: int, seed: int) -> FloatArray:
+    """Point ``index`` (dimensions,) in the unit cube of the R sequence of M. Roberts (2018).
+
+    Each point is the one before plus (1/g, 1/g², …) modulo 1, where g is the root above 1 of
+    g^(dimensions + 1) = g + 1. ``seed`` draws the first.
+    """
+    g = 2.0
+    for _ in range(64):
+        g = float((1 + g) ** (1 / (dimensions + 1)))
+    first = np.random.default_rng(seed).random(dimensions)
+    made: FloatArray = (first + index * g ** -np.arange(1.0, dimensions + 1)) % 1
+    return made
 
 
 def _fitted_at(count: int) -> int:

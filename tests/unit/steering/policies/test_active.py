@@ -67,6 +67,16 @@ def test_finds_the_top_with_few_points(criterion: str) -> None:
         assert max(item.y for item in made) > 0.94  # the top or beside it: 5 of 256 candidates
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_the_first_points_leave_no_hole_inside(seed: int) -> None:
+    """A feature of a sixteenth of the space, wherever it lies, is nearly always met by one of 16 points."""
+    points = np.array(ActiveLearner(GRID, Options(initial=16, seed=seed)).suggest(16), int)
+    there = np.zeros((SIDE, SIDE), bool)
+    there[tuple(points.T)] = True
+    met = np.lib.stride_tricks.sliding_window_view(there, (4, 4)).any((2, 3))
+    assert met.mean() > 0.85
+
+
 def test_a_batch_by_set_tells_more_than_the_top_n() -> None:
     """Six picks at once leave less variance than the six largest, which lie side by side."""
     policy = ActiveLearner(GRID, Options(criterion="variance", initial=8))
