@@ -126,8 +126,14 @@ class Station:
             time.sleep(0.02)
 
     def wait_over(self) -> None:
-        """Until the policy has begun, ended, and its checkpoint has gone."""
-        self.wait(lambda: self.progress.is_dir() and not self.kept())
+        """Until the policy has commanded, every command has its outcome, and its checkpoint has gone."""
+
+        def over() -> bool:
+            heard = set(self.commands)
+            begun = any(self.commands[each].issuer != "person" for each in heard)
+            return begun and heard <= self.outcomes.keys() and not self.kept()
+
+        self.wait(over)
 
     def steered(self, action: str) -> list[tuple[control_pb2.Command, control_pb2.Outcome]]:
         """The policy's commands of this action, in order, each with what became of it."""
