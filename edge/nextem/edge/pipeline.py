@@ -312,10 +312,15 @@ class EdgePipeline:
         self._fire(firing)
 
     def _new(self, acquisition_id: str, plan: plan_pb2.Plan, command_id: str) -> Acquisition:
-        hungry, backlog = self._reducing.hungry, self._storing.backlog
+        # Rules look at each block on the edge: they do not wait for a log.
+        hungry = self._reducing.hungry if plan.rules else self._hungry
+        backlog = self._storing.backlog
         return new_acquisition(
             acquisition_id, plan, command_id, hungry, self._cancel, backlog, self._arming.trigger
         )
+
+    def _hungry(self) -> bool:
+        return self._reducing.hungry() and self._publisher.keeps_up()
 
     def _cancel(self, acquisition: Acquisition) -> None:
         """A stop before the detector's header: nothing was announced, so nothing is lost or published."""

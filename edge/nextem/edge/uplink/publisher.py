@@ -34,6 +34,8 @@ from nextem.wire.log import ACQUISITIONS, FRAMES, Appended, FatalLogError, Log, 
 log = logging.getLogger(__name__)
 
 WINDOW_BYTES = 64 << 20
+LATE_NS = 20_000_000
+"""How long the blocks of a log that is slow to acknowledge may grow, beyond their age."""
 _WAIT_S = 0.05
 _ACK_WAIT_S = 0.5
 _SILENCE_NS = 1_000_000_000
@@ -87,6 +89,7 @@ class Publisher:
         self._closing = Event()
         self._giving_up = Event()
         self._away = False
+        self._offered_ns = 0
         self._refused: dict[str, list[Block]] = {}
         self._published_entries = self._published_bytes = self._retries = self._busy_ns = 0
         self._latency_ns = np.zeros(_LATENCIES, dtype=np.int64)
@@ -103,6 +106,7 @@ class Publisher:
             if self._memory_bytes + len(entry.value) <= self._window_bytes:
                 self._memory[offset] = entry
                 self._memory_bytes += len(entry.value)
+        self._offered_ns = self._clock.now_ns()
         with self._news:
             self._end = offset + 1
             self._news.notify()
@@ -116,6 +120,16 @@ class Publisher:
         self._giving_up.set()
         self._thread.join()
         return self._spool.committed == self._end
+
+    def keeps_up(self) -> bool:
+        """Whether another block may come: the log has what it was given, or the last came a while ago.
+
+        Where processors or the link are full, each block waits for those before it; fewer, larger ones are
+        sooner there.
+        """
+        if self._cursor >= self._end and not self._in_flight:
+            return True
+        return self._clock.now_ns() - self._offered_ns >= LATE_NS
 
     def counters(self) -> Mapping[str, int]:
         return {
