@@ -158,6 +158,19 @@ def test_scans_follow_each_other_as_soon_as_the_last_frame_is_read(unpaced: Micr
         assert [client.frame().sequence for _ in range(3)] == [1, 2, 3]
 
 
+def test_who_has_just_connected_gets_the_header(unpaced: Microscope) -> None:
+    """In the place of one that has just left, or of none: there is no moment in which nobody is heard."""
+    for number in range(300):
+        client = Client(unpaced.server.port)
+        unpaced.scan(f"scan-{number}", (1, 3))
+        try:
+            assert client.announced() == 3
+            assert [client.frame().sequence for _ in range(3)] == [1, 2, 3]
+        finally:
+            client.close()
+        unpaced.finished()
+
+
 def test_frames_carry_the_epoch_in_force_and_its_effect(paced: Microscope) -> None:
     """A frame has the blanked beam if and only if it carries the epoch of the command that blanked it."""
     client = paced.connect()

@@ -8,11 +8,13 @@ without its header, as from a real detector.
 from __future__ import annotations
 
 import logging
+import select
 import socket
 import struct
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from nextem.wire.listening import listen
 
@@ -31,6 +33,8 @@ class DataServer:
 
     def __init__(self, host: str, port: int) -> None:
         self._listener = listen(host, port)
+        self._listener.setblocking(False)
+        self._accepting = threading.Lock()
         self.port: int = self._listener.getsockname()[1]
         self._lock = threading.Lock()  # of _client and _connected
         self._sending = threading.RLock()  # whoever uses the client's socket, or closes it
@@ -49,11 +53,12 @@ class DataServer:
             return
         self._closed.set()
         self._connected.set()
-        # shutdown wakes a thread that is blocked in accept; close alone does not
+        # shutdown wakes a thread that waits for a client; close alone does not
         self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
         if self._thread.ident is not None:
             self._thread.join()
+        with self._accepting:
+            self._listener.close()
         self.drop_client("the server is closing")
 
     def wait_for_client(self, timeout_s: float) -> bool:
@@ -61,7 +66,12 @@ class DataServer:
         return self._connected.wait(timeout_s) and not self._closed.is_set()
 
     def connected(self) -> bool:
-        """Whether there is a client that has not hung up. What a client sends is thrown away."""
+        """Whether there is a client that has not hung up, also one that has only just connected.
+
+        What a client sends is thrown away.
+        """
+        with suppress(OSError):
+            self._take()
         with self._sending:
             client = self._client
             if client is None:
@@ -122,21 +132,33 @@ class DataServer:
         log.info("data client disconnected: %s", reason)
 
     def _accept(self) -> None:
+        knocked = select.poll()
+        knocked.register(self._listener, select.POLLIN)
         while True:
+            knocked.poll()
             try:
-                client, address = self._listener.accept()
+                self._take()
             except OSError as error:
                 if not self._closed.is_set():
                     log.error("data socket stopped accepting: %s", error)
                 return
-            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _SEND_TIMEOUT)
-            with self._lock:
-                older, self._client = self._client, client
-                self._connected.set()
-            log.info("data client connected from %s:%d", *address[:2])
-            if older is not None:
-                self._drop(older, "a newer client came, and the newest one wins")
+
+    def _take(self) -> None:
+        """Makes whoever knocked last the client. Raises ``OSError`` when nobody can be accepted any more."""
+        with self._accepting:
+            while True:
+                try:
+                    client, address = self._listener.accept()
+                except BlockingIOError:
+                    return
+                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _SEND_TIMEOUT)
+                with self._lock:
+                    older, self._client = self._client, client
+                    self._connected.set()
+                log.info("data client connected from %s:%d", *address[:2])
+                if older is not None:
+                    self._drop(older, "a newer client came, and the newest one wins")
 
 
 class Pacer:
