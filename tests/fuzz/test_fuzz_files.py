@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import random
+import resource
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -40,6 +41,7 @@ pytestmark = pytest.mark.timeout(120 + MESSAGES // 50)
 SHAPE = (8, 16)
 FRAMES = 12
 THROUGH_THE_EDGE = 0.1
+MOST_BYTES = 2 << 30  # of memory, for files of a few kilobytes
 SCAN = Timepix3Scan((3, 4), dwell_ns=2000, flyback_ns=500)
 HEADS = {".mib": 384, ".npy": 128, ".mrc": 1024, ".h5": 4096, ".tif": 400, ".raw": 64, ".tpx3": 64}
 
@@ -152,9 +154,24 @@ def damaged(mutator: Mutator) -> Iterator[tuple[str, bytes]]:
             yield name, mutator.mutate(data, head)
 
 
+def most_memory() -> int:
+    """Bytes that this process has ever held at once."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
+
+@pytest.fixture
+def bounded_memory() -> Iterator[None]:
+    """A file that asks for too much is found out here, before the system ends this process."""
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (8 * MOST_BYTES, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_DATA, before)
+
+
+@pytest.mark.usefixtures("bounded_memory")
 @pytest.mark.parametrize("half", [0, 1])  # two tests, so that two processes share a night's work
 def test_damaged_files_cost_no_frame_that_is_not_listed(tmp_path: Path, half: int) -> None:
-    mutator = Mutator(seed=4 + 10 * half)
+    mutator, before = Mutator(seed=4 + 10 * half), most_memory()
     refused: Counter[str] = Counter()
     reads, rng = Watch(Reads()), random.Random(5 + 10 * half)
     shelves: list[Shelf] = []
@@ -175,6 +192,7 @@ def test_damaged_files_cost_no_frame_that_is_not_listed(tmp_path: Path, half: in
             except (DetectorError, BadAddress) as error:
                 refused[type(error).__name__] += 1
             assert not reads.wrong, (name, reads.wrong)
+            assert most_memory() - before < MOST_BYTES, name
             assert all(one.ended for one in reads.handed.values()), name
             reads.handed.clear()  # a million would only be walked through by the collector
             if mutator.mutated >= MESSAGES // 2:

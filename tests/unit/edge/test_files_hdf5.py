@@ -83,6 +83,34 @@ def test_a_damaged_size_of_bitshuffled_elements_is_refused(tmp_path: Path) -> No
         kit.play(master)
 
 
+def _with_axes(path: Path, shape: tuple[int, ...], axes: int) -> None:
+    """Makes the array of that shape claim so many axes; its chunks keep theirs."""
+    data = bytearray(path.read_bytes())
+    sizes = struct.pack(f"<{len(shape)}Q", *shape)
+    rank_at = data.index(sizes) - 7  # dataspace message of version 1: version, rank, flags, 5 bytes
+    assert data[rank_at - 1 : rank_at + 1] == bytes((1, len(shape)))
+    data[rank_at] = axes
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("packing", ["bslz4", "gzip"])
+def test_an_array_of_other_axes_than_its_chunks_is_refused(tmp_path: Path, packing: str) -> None:
+    """HDF5 takes all the memory that there is."""
+    master = kit.write_nxmx(tmp_path, [kit.sparse(12, (8, 16))], packing)
+    _with_axes(tmp_path / "scan_data_000001.h5", (12, 8, 16), 2)
+    with pytest.raises(UnreadableFile, match=r"has 2 axes .*, its chunks are \(., 8, 16\) of 2 bytes"):
+        kit.play(master)
+
+
+def test_chunks_that_fill_the_memory_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "scan_data_000001.h5"
+    with h5py.File(path, "w") as file:
+        chunks = (33, 4096, 4096)
+        file.create_dataset("entry/data/data", (33, 4096, 4096), "u2", chunks=chunks, compression="gzip")
+    with pytest.raises(UnreadableFile, match="at most 1073741824 bytes in a chunk"):
+        kit.play(path)
+
+
 def test_triggers_of_several_images_are_rows(tmp_path: Path) -> None:
     taken = kit.play(kit.write_nxmx(tmp_path, [kit.sparse(12)], stated=(4, 3)))
     assert taken.announcement is not None

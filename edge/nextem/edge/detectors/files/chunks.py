@@ -6,6 +6,7 @@ the frames of DECTRIS' stream are, which have the same framing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,9 @@ from nextem.edge.detectors.files.source import Piece, TruncatedFile, UnreadableF
 
 _BITSHUFFLE, _LZ4 = 32008, 32004
 _BITSHUFFLE_LZ4 = 2  # the last of the filter's parameters
+
+MAX_CHUNK_BYTES = 1 << 30
+"""Unpacked; HDF5 holds a whole chunk in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,22 +56,33 @@ class Chunks:
             )
 
 
-def check_filters(path: Path, array: Any) -> None:
-    """Raises :class:`UnreadableFile` where a filter of an h5py dataset would bring the process down.
+def check_storage(path: Path, array: Any) -> None:
+    """Raises :class:`UnreadableFile` where :func:`fault_of` finds something."""
+    if fault := fault_of(array):
+        raise UnreadableFile(f"{path}: {array.name} {fault}")
 
-    The filter of bitshuffle divides by the size of an element that a damaged file may tell as zero.
+
+def fault_of(array: Any) -> str:
+    """Why HDF5 must not read an h5py dataset of a damaged file, since that would end the process; else "".
+
+    The filter of bitshuffle divides by the size of an element. Chunks of another number of axes than the
+    array's make HDF5 take as much memory as chance says, and write to it.
     """
+    if array.chunks is None:
+        return ""
+    size = math.prod(array.chunks) * array.dtype.itemsize
+    if len(array.chunks) != array.ndim or size > MAX_CHUNK_BYTES:
+        return (
+            f"has {array.ndim} axes and at most {MAX_CHUNK_BYTES} bytes in a chunk, "
+            f"its chunks are {array.chunks} of {array.dtype.itemsize} bytes"
+        )
     created = array.id.get_create_plist()
     for place in range(created.get_nfilters()):
         code, _, parameters, _ = created.get_filter(place)
-        if code != _BITSHUFFLE:
-            continue
         element = int(parameters[2]) if len(parameters) > 2 else 0
-        if element != array.dtype.itemsize:
-            raise UnreadableFile(
-                f"{path}: {array.name} is bitshuffled in elements of {element} bytes, its pixels have "
-                f"{array.dtype.itemsize}"
-            )
+        if code == _BITSHUFFLE and element != array.dtype.itemsize:
+            return f"is bitshuffled in elements of {element} bytes, its pixels have {array.dtype.itemsize}"
+    return ""
 
 
 def packing_of(array: Any) -> Packing | None:

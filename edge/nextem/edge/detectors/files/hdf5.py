@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from nextem.edge.detectors.base import DetectorError, FrameFormat, FrameSizeChanged, UnsupportedFormat
 from nextem.edge.detectors.files.arrays import check_shape, counted_format, counted_pieces
-from nextem.edge.detectors.files.chunks import Packing, check_filters, packed_format, packing_of, read_chunks
+from nextem.edge.detectors.files.chunks import Packing, check_storage, packed_format, packing_of, read_chunks
 from nextem.edge.detectors.files.counts import Counts
 from nextem.edge.detectors.files.parameters import Parameters
 from nextem.edge.detectors.files.source import (
@@ -172,7 +172,7 @@ def _look(place: Place) -> _Array | DetectorError:
             array = file[place.name]
             if not isinstance(array, h5py.Dataset) or array.ndim < 2:
                 return UnsupportedFormat(f"{place.path}: frames are an array (..., y, x), not {array!r}")
-            check_filters(place.path, array)
+            check_storage(place.path, array)
             low = number(array, _LOW) if place.linked and _LOW in array.attrs else None
             return _Array(
                 place,

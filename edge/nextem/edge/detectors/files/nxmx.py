@@ -17,6 +17,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from nextem.edge.detectors.files.chunks import fault_of
 from nextem.edge.detectors.files.hdf5 import Place, open_hdf5, read_arrays
 from nextem.edge.detectors.files.parameters import Parameters
 from nextem.edge.detectors.files.source import Recording, UnreadableFile, parsing
@@ -61,8 +62,13 @@ def _beside(path: Path, name: str) -> Path:
 def _number(file: h5py.File, name: str) -> int:
     """A count; 0 where it is not told, so that the arrays' own lengths count."""
     found = file.get(name)
-    told = isinstance(found, h5py.Dataset) and found.size == 1 and found.dtype.kind in "iu"
-    return int(np.asarray(found).reshape(-1)[0]) if told else 0
+    return int(np.asarray(found).reshape(-1)[0]) if _is_value(found, "iu") else 0
+
+
+def _is_value(item: Any, kinds: str) -> bool:
+    """Whether it is one value that can be read."""
+    one = isinstance(item, h5py.Dataset) and item.size == 1 and item.dtype.kind in kinds
+    return one and not fault_of(item)
 
 
 def _told(file: h5py.File) -> str:
@@ -70,7 +76,7 @@ def _told(file: h5py.File) -> str:
     lines: list[str] = []
 
     def note(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset) and item.size == 1 and item.dtype.kind in "iufS":
+        if _is_value(item, "iufS"):
             value = np.asarray(item).reshape(-1)[0]
             lines.append(f"{name}\t{value.decode(errors='replace') if isinstance(value, bytes) else value}")
 

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from nextem.edge.detectors.base import CorruptFrame, FrameFormat, FrameRun, UnsupportedFormat
 from nextem.edge.detectors.files.arrays import check_shape
+from nextem.edge.detectors.files.chunks import check_storage
 from nextem.edge.detectors.files.hdf5 import number, open_hdf5
 from nextem.edge.detectors.files.heap import Places, find_lists
 from nextem.edge.detectors.files.parameters import Parameters
@@ -30,6 +31,7 @@ from nextem.edge.detectors.files.source import Piece, Recording, UnreadableFile,
 from nextem.wire.events import Events
 
 FRAMES, POSITIONS = "electron_events/frames", "electron_events/scan_positions"
+MAX_LISTS = 1 << 26
 _LISTS = 4096  # read at once
 _DTYPE = np.dtype("u2")
 _OUTSIDE, _OVERFLOW = -2, -3
@@ -41,6 +43,10 @@ def read(path: Path, parameters: Parameters) -> Recording:
         raise UnsupportedFormat(f"{path}: electrons are counted already, scale and offset mean nothing")
     with parsing(path, "stempy file"), open_hdf5(path) as file:
         lists, positions = file[FRAMES], file[POSITIONS]
+        for array in (lists, positions):
+            check_storage(path, array)
+            if array.size > MAX_LISTS:
+                raise UnsupportedFormat(f"{path}: at most {MAX_LISTS} lists, {array.name} has {array.size}")
         version = number(file, "version") if "version" in file.attrs else 1
         shape = (number(lists, "Nx"), number(lists, "Ny"))
         scan = (number(positions, "Ny"), number(positions, "Nx"))
