@@ -156,6 +156,35 @@ def test_chunks_never_written_and_fewer_frames_than_stated(tmp_path: Path) -> No
     assert sorted(taken.images) == [1, 2, 3, 6, 7, 8]
 
 
+def test_frames_never_written_are_not_made_up(tmp_path: Path) -> None:
+    """Also where HDF5 reads, and without a look at each of the many that a damaged file claims."""
+    frames = kit.sparse(12, (8, 16))
+    path = tmp_path / "scan_data_000001.h5"
+    with h5py.File(path, "w") as file:
+        array = file.create_dataset(
+            "entry/data/data", (1 << 31, 8, 16), frames.dtype, chunks=(3, 8, 16), compression="gzip"
+        )
+        array[3:6], array[9:12] = frames[3:6], frames[9:12]
+    taken = kit.play(path)
+    assert sorted(taken.images) == [3, 4, 5, 9, 10, 11]
+    assert all(np.array_equal(image, frames[number]) for number, image in taken.images.items())
+    assert taken.announcement is not None
+    assert taken.announcement.frames == 1 << 31
+
+
+@pytest.mark.parametrize("packing", ["bslz4", "gzip"])
+def test_a_claim_of_many_frames_costs_nothing(tmp_path: Path, packing: str) -> None:
+    frames = kit.sparse(12, (8, 16))
+    master = kit.write_nxmx(tmp_path, [frames], packing)
+    path = tmp_path / "scan_data_000001.h5"
+    told, claimed = (struct.pack("<3Q", n, 8, 16) * 2 for n in (12, 12 + (1 << 31)))  # and at most
+    assert told in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(told, claimed))
+    taken = kit.play(master)
+    assert np.array_equal(np.stack([taken.images[i] for i in range(12)]), frames)
+    assert len(taken.images) == 12
+
+
 def test_a_corrupt_chunk_names_its_frame(tmp_path: Path) -> None:
     """The data path then halves the run and loses that frame alone."""
     master = kit.write_nxmx(tmp_path, [kit.sparse(6)])

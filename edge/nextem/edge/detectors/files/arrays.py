@@ -110,9 +110,13 @@ def counted_format(shape: tuple[int, int], counts: Counts) -> FrameFormat:
     return FrameFormat(shape, counts.dtype, shape[0] * shape[1] * counts.dtype.itemsize, big_endian=False)
 
 
-def counted_pieces(arrays: Iterable[NDArray[Any]], counts: Counts, shape: tuple[int, int]) -> Iterator[Piece]:
-    """Arrays ``(n, y, x)`` as counts. Raises what :meth:`Counts.convert` finds, and FrameSizeChanged."""
-    first = 0
+def counted_pieces(
+    arrays: Iterable[NDArray[Any]], counts: Counts, shape: tuple[int, int], first: int = 0
+) -> Iterator[Piece]:
+    """Arrays ``(n, y, x)``, from frame ``first`` on, as counts.
+
+    Raises what :meth:`Counts.convert` finds, and FrameSizeChanged.
+    """
     for array in arrays:
         native = array.dtype.newbyteorder("=")
         if array.ndim != 3 or array.shape[1:] != shape or native != counts.source.newbyteorder("="):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,24 +36,30 @@ class Packing:
 
 @dataclass(frozen=True, slots=True)
 class Chunks:
-    """Place and size of each frame's chunk, ``(frames,)``; place -1: it was never written."""
+    """Number, place and size of the chunk of each frame that was ever written, ascending, each ``(n,)``."""
 
+    frames: NDArray[np.int64]
     offsets: NDArray[np.int64]
     sizes: NDArray[np.int64]
 
     def pieces(self, path: Path, data: NDArray[np.uint8]) -> Iterator[Piece]:
         """Runs of frames that are there. Raises TruncatedFile before a chunk that the file has not whole."""
         whole = self.offsets + self.sizes <= data.size
-        stop = self.offsets.size if whole.all() else int(np.argmin(whole))
-        there = np.concatenate(([False], self.offsets[:stop] >= 0, [False]))
-        edges = np.flatnonzero(there[1:] != there[:-1])
-        for first, end in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
+        stop = self.frames.size if whole.all() else int(np.argmin(whole))
+        edges = np.flatnonzero(np.diff(self.frames[:stop]) != 1) + 1
+        for first, end in pairwise([0, *edges.tolist(), stop] if stop else []):
             span = slice(first, end)
-            yield Piece(data, first, end - first, offsets=self.offsets[span], sizes=self.sizes[span])
-        if stop < self.offsets.size:
+            yield Piece(
+                data,
+                int(self.frames[first]),
+                end - first,
+                offsets=self.offsets[span],
+                sizes=self.sizes[span],
+            )
+        if stop < self.frames.size:
             raise TruncatedFile(
-                f"{path}: frame {stop} is {self.sizes[stop]} bytes from byte {self.offsets[stop]} on, "
-                f"the file has {data.size}"
+                f"{path}: frame {self.frames[stop]} is {self.sizes[stop]} bytes from byte "
+                f"{self.offsets[stop]} on, the file has {data.size}"
             )
 
 
@@ -102,17 +109,47 @@ def packing_of(array: Any) -> Packing | None:
 
 
 def read_chunks(array: Any, leading: tuple[int, ...]) -> Chunks:
-    """Of an h5py dataset for which :func:`packing_of` tells a packing."""
-    places = np.full(leading, -1, dtype=np.int64)
-    sizes = np.zeros(leading, dtype=np.int64)
+    """Of an h5py dataset for which :func:`packing_of` tells a packing.
+
+    Takes memory by the chunks that are there: how many frames there should be is only claimed.
+    """
+    found: list[tuple[int, ...]] = []
 
     def note(chunk: Any) -> None:
         if chunk.filter_mask == 0 and chunk.byte_offset is not None:
-            place = chunk.chunk_offset[: len(leading)]
-            places[place], sizes[place] = chunk.byte_offset, chunk.size
+            found.append((chunk.byte_offset, chunk.size, *chunk.chunk_offset[: len(leading)]))
 
     array.id.chunk_iter(note)
-    return Chunks(places.reshape(-1), sizes.reshape(-1))
+    table = np.array(found, np.int64).reshape(len(found), 2 + len(leading))
+    numbers = np.ravel_multi_index(tuple(table[:, 2:].T), leading) if leading else np.zeros(len(found), int)
+    frames, at = np.unique(np.asarray(numbers, np.int64), return_index=True)
+    return Chunks(frames, table[at, 0], table[at, 1])
+
+
+def written_frames(array: Any) -> list[tuple[int, int]]:
+    """Runs ``(first, end)`` of the frames of an h5py dataset ``(..., y, x)`` that were written, at least.
+
+    HDF5 makes up the others. Of several leading axes a run is all of a place along the first of them.
+    """
+    leading = array.shape[:-2]
+    count, inner = math.prod(leading), math.prod(leading[1:])
+    if array.is_virtual or (array.chunks is None and array.id.get_storage_size()):
+        return [(0, count)]
+    if array.chunks is None:
+        return []
+    firsts: set[int] = set()
+    array.id.chunk_iter(lambda chunk: firsts.add(int(chunk.chunk_offset[0]) if leading else 0))
+    runs: list[tuple[int, int]] = []
+    for first in sorted(firsts):
+        end = min(first + array.chunks[0], leading[0]) if leading else 1
+        begin, end = first * inner, end * inner
+        if begin >= end:
+            continue  # outside
+        if runs and runs[-1][1] >= begin:
+            runs[-1] = (runs[-1][0], max(runs[-1][1], end))
+        else:
+            runs.append((begin, end))
+    return runs
 
 
 def packed_format(packing: Packing, shape: tuple[int, int], dtype: np.dtype[Any]) -> FrameFormat:

@@ -20,7 +20,14 @@ from numpy.typing import NDArray
 
 from nextem.edge.detectors.base import DetectorError, FrameFormat, FrameSizeChanged, UnsupportedFormat
 from nextem.edge.detectors.files.arrays import check_shape, counted_format, counted_pieces
-from nextem.edge.detectors.files.chunks import Packing, check_storage, packed_format, packing_of, read_chunks
+from nextem.edge.detectors.files.chunks import (
+    Packing,
+    check_storage,
+    packed_format,
+    packing_of,
+    read_chunks,
+    written_frames,
+)
 from nextem.edge.detectors.files.counts import Counts
 from nextem.edge.detectors.files.parameters import Parameters
 from nextem.edge.detectors.files.source import (
@@ -212,15 +219,17 @@ def _pieces(array: _Array, counts: Counts) -> Iterator[Piece]:
             chunks = read_chunks(file[array.place.name], array.leading)
         yield from chunks.pieces(path, map_file(path))
     else:
-        yield from counted_pieces(_slices(array), counts, array.shape)
+        with parsing(path, "HDF5"), open_hdf5(path) as file:
+            found = file[array.place.name]
+            for first, end in written_frames(found):
+                yield from counted_pieces(_slices(found, first, end, size), counts, array.shape, first)
 
 
-def _slices(array: _Array) -> Iterator[NDArray[Any]]:
-    step = max(1, PIECE_BYTES // (array.shape[0] * array.shape[1] * array.dtype.itemsize))
-    with parsing(array.place.path, "HDF5"), open_hdf5(array.place.path) as file:
-        found = file[array.place.name]
-        for at in range(0, array.count, step):
-            yield _frames(found, at, min(at + step, array.count))
+def _slices(found: Any, first: int, end: int, size: int) -> Iterator[NDArray[Any]]:
+    """Frames ``first .. end - 1`` of ``size`` bytes of an h5py dataset, some at a time."""
+    step = max(1, PIECE_BYTES // size)
+    for at in range(first, end, step):
+        yield _frames(found, at, min(at + step, end))
 
 
 def _frames(array: Any, start: int, stop: int) -> NDArray[Any]:
