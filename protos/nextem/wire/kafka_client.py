@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import selectors
 import socket
 import warnings
@@ -191,3 +192,14 @@ def require_fast_checksums() -> None:
         raise FatalLogError(
             "kafka-python falls back to checksums in Python, 100 times slower: install crc32c"
         )
+
+
+def without_traceback(record: logging.LogRecord) -> bool:
+    """A log filter: a connection that broke is told in one line. kafka-python adds where in its code."""
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, OSError):
+        record.msg, record.args, record.exc_info = f"{record.getMessage()}: {error}", (), None
+    return True
+
+
+logging.getLogger("kafka.net.transport").addFilter(without_traceback)
