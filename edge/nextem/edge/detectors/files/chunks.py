@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from nextem.edge.detectors import dectris_blobs as blobs
 from nextem.edge.detectors.base import FrameFormat
 from nextem.edge.detectors.files.source import Piece, TruncatedFile, UnreadableFile
+from nextem.wire.coverage import FrameSet
 
 _BITSHUFFLE, _LZ4 = 32008, 32004
 _BITSHUFFLE_LZ4 = 2  # the last of the filter's parameters
@@ -122,34 +123,29 @@ def read_chunks(array: Any, leading: tuple[int, ...]) -> Chunks:
     array.id.chunk_iter(note)
     table = np.array(found, np.int64).reshape(len(found), 2 + len(leading))
     numbers = np.ravel_multi_index(tuple(table[:, 2:].T), leading) if leading else np.zeros(len(found), int)
-    frames, at = np.unique(np.asarray(numbers, np.int64), return_index=True)
+    frames, at = np.unique(numbers, return_index=True)
     return Chunks(frames, table[at, 0], table[at, 1])
 
 
-def written_frames(array: Any) -> list[tuple[int, int]]:
-    """Runs ``(first, end)`` of the frames of an h5py dataset ``(..., y, x)`` that were written, at least.
+def written_frames(array: Any) -> FrameSet:
+    """The frames of an h5py dataset ``(..., y, x)`` that were written; HDF5 makes up the others.
 
-    HDF5 makes up the others. Of several leading axes a run is all of a place along the first of them.
+    Of several leading axes all frames at one place of the first count as written where one of them was.
     """
     leading = array.shape[:-2]
     count, inner = math.prod(leading), math.prod(leading[1:])
-    if array.is_virtual or (array.chunks is None and array.id.get_storage_size()):
-        return [(0, count)]
-    if array.chunks is None:
-        return []
-    firsts: set[int] = set()
-    array.id.chunk_iter(lambda chunk: firsts.add(int(chunk.chunk_offset[0]) if leading else 0))
-    runs: list[tuple[int, int]] = []
-    for first in sorted(firsts):
-        end = min(first + array.chunks[0], leading[0]) if leading else 1
-        begin, end = first * inner, end * inner
-        if begin >= end:
-            continue  # outside
-        if runs and runs[-1][1] >= begin:
-            runs[-1] = (runs[-1][0], max(runs[-1][1], end))
-        else:
-            runs.append((begin, end))
-    return runs
+    if array.is_virtual:
+        return FrameSet([(0, count)])
+    if array.chunks is None or not leading:  # all or nothing
+        return FrameSet([(0, count if array.id.get_storage_size() else 0)])
+    found = FrameSet()
+
+    def note(chunk: Any) -> None:
+        first = int(chunk.chunk_offset[0])
+        found.add(min(first, leading[0]) * inner, min(first + array.chunks[0], leading[0]) * inner)
+
+    array.id.chunk_iter(note)
+    return found
 
 
 def packed_format(packing: Packing, shape: tuple[int, int], dtype: np.dtype[Any]) -> FrameFormat:
