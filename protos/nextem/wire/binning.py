@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from nextem.wire.events import Events
+from nextem.wire.jit import kernel
 
 Array = npt.NDArray[Any]
 
@@ -69,7 +69,7 @@ def bin_pixels(pixels: Array | Events, shape: tuple[int, int], bin_px: int, bin_
     return images
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _bin_dense(frames: Array, bin_px: int, bin_frames: int, images: Array) -> None:
     for frame in range(frames.shape[0]):
         image = images[frame // bin_frames]
@@ -81,7 +81,7 @@ def _bin_dense(frames: Array, bin_px: int, bin_frames: int, images: Array) -> No
                     row[column] += pixels[x]
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _bin_events(
     indptr: Array, indices: Array, values: Array, width: int, bin_px: int, bin_frames: int, images: Array
 ) -> None:

@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from nextem.wire.event_kernels import ESCAPE
+from nextem.wire.jit import kernel
 
 Counts = npt.NDArray[np.uint32]
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def count_in_frames(frames: npt.NDArray[Any], least: Any, found: Counts) -> None:
     """``frames`` (n, pixels) and ``least`` of one unsigned type; ``found`` (n,) is written."""
     for frame in range(frames.shape[0]):
@@ -24,7 +24,7 @@ def count_in_frames(frames: npt.NDArray[Any], least: Any, found: Counts) -> None
         found[frame] = number
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def count_in_streams(
     counts: npt.NDArray[np.uint32],
     values: npt.NDArray[np.uint8],

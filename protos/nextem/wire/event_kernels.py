@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit, types
+from numba import types
 
+from nextem.wire.jit import kernel
 from nextem.wire.pixels import (
     GROUP,
     count_ones,
@@ -30,7 +31,7 @@ OK, WIDE_GAP_MISSING, WIDE_GAP_SMALL, OUTSIDE, WIDE_VALUE_MISSING, WIDE_VALUE_SM
 """What :func:`expand` found."""
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def put_event(
     event: int,
     gap: np.int64,
@@ -56,7 +57,7 @@ def put_event(
     return n_gaps + int(gap >= ESCAPE), n_values + int(intensity > np.uint64(ESCAPE))
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def frames_to_streams(
     address: int,
     pixels: int,
@@ -85,7 +86,7 @@ def frames_to_streams(
     return wide
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def csr_to_streams(
     indptr: npt.NDArray[np.uint32],
     indices: npt.NDArray[np.uint32],
@@ -107,7 +108,7 @@ def csr_to_streams(
     return wide
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def frames_to_csr(
     address: int,
     pixels: int,
@@ -129,7 +130,7 @@ def frames_to_csr(
     return event
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def expand(
     counts: npt.NDArray[np.uint32],
     gaps: npt.NDArray[np.uint8],
@@ -180,7 +181,7 @@ def expand(
     return OK
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def scatter(
     indptr: npt.NDArray[np.uint32],
     indices: npt.NDArray[np.uint32],
@@ -193,7 +194,7 @@ def scatter(
             frames[frame, indices[event]] = values[event]
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def is_valid_csr(
     indptr: npt.NDArray[np.uint32], indices: npt.NDArray[np.uint32], values: npt.NDArray[Any], pixels: int
 ) -> bool:
@@ -221,7 +222,7 @@ def is_valid_csr(
     return True
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def put_frame(
     event: int,
     indices: npt.NDArray[np.uint32],
@@ -271,7 +272,7 @@ def put_frame(
     return n_gaps, n_values
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def split_values(
     values: npt.NDArray[np.uint8], bits: npt.NDArray[np.uint8], above: npt.NDArray[np.uint8]
 ) -> int:
@@ -299,7 +300,7 @@ def split_values(
     return found
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def join_values(
     bits: npt.NDArray[np.uint8], above: npt.NDArray[np.uint8], values: npt.NDArray[np.uint8]
 ) -> bool:

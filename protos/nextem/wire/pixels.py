@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from llvmlite import ir  # type: ignore[import-untyped]
-from numba import extending, njit, types
+from numba import extending, types
+
+from nextem.wire.jit import kernel
 
 intrinsic: Any = extending.intrinsic  # its stub counts the typing context as an argument
 
@@ -168,20 +170,20 @@ def leading_zeros(_context: Any, _word: Any) -> Any:
     return types.uint64(types.uint64), build
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def integer(value: int) -> int:
     """``value`` as int64. A constant and an address have types of their own, for which a kernel that takes
     them would be compiled once more."""
     return int(np.int64(value))
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def flag(value: bool) -> bool:
     """The same for a truth value."""
     return bool(np.bool_(value))
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def scan_frame(address: int, pixels: int, like: npt.NDArray[Any], indices: npt.NDArray[np.uint32]) -> int:
     """Writes the flat indices of the non-zero pixels, ascending, to ``indices``; returns how many.
 
@@ -230,7 +232,7 @@ def scan_frame(address: int, pixels: int, like: npt.NDArray[Any], indices: npt.N
     return found
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def copy_pixels(address: int, swap: bool, target: npt.NDArray[Any]) -> int:
     """Fills the 1-D contiguous ``target`` with the pixels at ``address``; returns how many are not zero."""
     nonzero = 0
@@ -250,7 +252,7 @@ def count_nonzero(array: npt.NDArray[Any]) -> int:
     return int(_count_nonzero(array.ctypes.data, array.size, np.empty(0, array.dtype)))
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _count_nonzero(address: int, pixels: int, like: npt.NDArray[Any]) -> int:
     nonzero = 0
     groups = pixels // GROUP

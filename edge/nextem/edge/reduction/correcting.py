@@ -18,10 +18,11 @@ import numpy.typing as npt
 from numba import njit, types
 
 from nextem.edge.reduction.tables import Figures, Scratch, Tables
+from nextem.wire.jit import kernel
 from nextem.wire.pixels import flag, integer, load_pixel
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def correct_list(
     frame: int,
     address: int,
@@ -47,7 +48,7 @@ def correct_list(
     _finish(frame, address, swap, total, moment_y, moment_x, values, tables, figures, regions)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def correct_frame(
     frame: int, native: npt.NDArray[Any], tables: Tables, figures: Figures, scratch: Scratch
 ) -> None:
@@ -86,7 +87,7 @@ def _weigh(pixels: npt.NDArray[Any], gain: npt.NDArray[np.float32]) -> tuple[flo
     return total, moment
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _finish(
     frame: int,
     address: int,

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from llvmlite import ir  # type: ignore[import-untyped]
-from numba import extending, njit, types
+from numba import extending, types
 
+from nextem.wire.jit import kernel
 from nextem.wire.pixels import GROUP, copy_pixels, count_ones, lowest_one
 
 intrinsic: Any = extending.intrinsic  # its stub counts the typing context as an argument
@@ -27,7 +28,7 @@ EQUAL = np.uint64(1 << 31)
 """Added to a place that has a neighbour of the same value."""
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def first(width: int) -> int:
     """Entry of pixel (0, 0) in padded memory."""
     return width + 2
@@ -102,7 +103,7 @@ def maxima64(_context: Any, address: Any, row_bytes: Any, like: Any) -> Any:
     return types.UniTuple(word, 2)(types.uintp, types.uintp, like), lambda c, b, s, a: build(c, b, s, a[:2])
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def pad_frame(address: int, swap: bool, width: int, padded: npt.NDArray[Any]) -> None:
     """Writes the frame whose pixels start at ``address`` into ``padded``, which has its dtype."""
     stride = width + 1
@@ -113,7 +114,7 @@ def pad_frame(address: int, swap: bool, width: int, padded: npt.NDArray[Any]) ->
         copy_pixels(source, swap, padded[start : start + width])
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def correct_frame(
     address: int,
     swap: bool,
@@ -148,7 +149,7 @@ def correct_frame(
         padded[repair[k]] = np.float32(total / summed) if summed else np.float32(0)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def is_plateau_maximum(
     entry: int | np.int64,
     stride: int,
@@ -180,7 +181,7 @@ def is_plateau_maximum(
     return highest, queued
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def scan_maxima(
     width: int,
     pixels: int,
@@ -225,7 +226,7 @@ def scan_maxima(
     return found
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def find_maxima(
     width: int,
     pixels: int,
@@ -265,7 +266,7 @@ def find_maxima(
     return found
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def count_frames(
     address: int,
     frame_stride: int,
@@ -293,7 +294,7 @@ def count_frames(
         indptr[frame + 1] = found
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def count_corrected_frames(
     address: int,
     frame_stride: int,

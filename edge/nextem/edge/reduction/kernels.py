@@ -15,13 +15,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit, types
+from numba import types
 
 from nextem.edge.reduction.correcting import correct_frame, correct_list
 from nextem.edge.reduction.map_kernels import tally_frame, tally_list
 from nextem.edge.reduction.maps import Tally
 from nextem.edge.reduction.tables import Csr, Figures, Scratch, Streams, Tables
 from nextem.wire.event_kernels import put_frame
+from nextem.wire.jit import kernel
 from nextem.wire.pixels import copy_pixels, flag, integer, load_pixel, scan_frame
 
 VERSION = 2
@@ -33,7 +34,7 @@ FEW_REGIONS = 12
 """So many regions are summed one after the other, each in one loop over the list."""
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def reduce_sparse(
     address: int,
     stride: int,
@@ -68,7 +69,7 @@ def reduce_sparse(
     return event, wide[0], wide[1]
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _take_frame(start: int, swap: bool, tables: Tables, tally: Tally, scratch: Scratch) -> int:
     """Lists the frame at ``start`` in ``scratch`` and adds it to the summed pattern."""
     found = scan_frame(start, scratch.frame.size, scratch.values, scratch.indices)
@@ -81,7 +82,7 @@ def _take_frame(start: int, swap: bool, tables: Tables, tally: Tally, scratch: S
     return found
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _take_row(frame: int, csr: Csr, tables: Tables, tally: Tally, scratch: Scratch) -> int:
     """The same from CSR. Where frames are corrected the frame itself is needed too, for its bad pixels."""
     first = np.int64(csr.indptr[frame])
@@ -97,7 +98,7 @@ def _take_row(frame: int, csr: Csr, tables: Tables, tally: Tally, scratch: Scrat
     return found
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def reduce_dense(
     address: int,
     stride: int,
@@ -128,7 +129,7 @@ def reduce_dense(
         tally_frame(native, tally)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def is_list(found: int, pixels: int) -> bool:
     """Whether a corrected frame is summed over its non-zero pixels or over all.
 
@@ -137,7 +138,7 @@ def is_list(found: int, pixels: int) -> bool:
     return 4 * found <= pixels
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _list_figures(
     frame: int,
     address: int,
@@ -161,7 +162,7 @@ def _list_figures(
         scratch.frame[:] = 0
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _exact_figures(
     frame: int,
     indices: npt.NDArray[np.uint32],
@@ -196,7 +197,7 @@ def _exact_figures(
     _fold(frame, regions, tables, figures)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _frame_figures(
     frame: int, native: npt.NDArray[Any], tables: Tables, figures: Figures, regions: npt.NDArray[np.uint64]
 ) -> None:
@@ -230,7 +231,7 @@ def _frame_figures(
     _fold(frame, regions, tables, figures)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _fold(frame: int, regions: npt.NDArray[np.uint64], tables: Tables, figures: Figures) -> None:
     """Adds the sums by region up to those by member; leaves the regions at zero."""
     for region in range(regions.size):

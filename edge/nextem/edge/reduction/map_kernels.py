@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from nextem.edge.reduction.maps import Tally
+from nextem.wire.jit import kernel
 from nextem.wire.pixels import leading_zeros
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def tally_list(indices: npt.NDArray[np.uint32], values: npt.NDArray[Any], pixels: int, tally: Tally) -> None:
     """All but the sum, which is added where the list is made; from the list of the non-zero pixels of a frame
     of ``pixels``."""
@@ -29,7 +29,7 @@ def tally_list(indices: npt.NDArray[np.uint32], values: npt.NDArray[Any], pixels
             tally.histogram[histogram_bin(np.uint64(values[k]))] += np.uint64(1)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def tally_frame(native: npt.NDArray[Any], tally: Tally) -> None:
     """From all pixels of a frame."""
     total = tally.sum
@@ -49,7 +49,7 @@ def tally_frame(native: npt.NDArray[Any], tally: Tally) -> None:
             tally.histogram[histogram_bin(np.uint64(native[k]))] += np.uint64(1)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def histogram_bin(value: np.uint64) -> np.int64:
     """The bin of a pixel value, see :class:`nextem.edge.reduction.maps.Maps`."""
     if value < np.uint64(4):

@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from nextem.edge.reduction.corrections import CorrectionArrays
 from nextem.edge.reduction.drift import DriftTracker
@@ -28,6 +27,7 @@ from nextem.edge.reduction.formats import InvalidReduction
 from nextem.edge.reduction.key_frames import THRESHOLD, ChangeDetector
 from nextem.v1 import plan_pb2
 from nextem.wire.binning import binned_dtype, binned_shape
+from nextem.wire.jit import kernel
 
 KEEP_EVERY = 10
 LARGEST_SHIFT = 0.5  # of the field, along each axis: beyond, nothing of the scene is left to compare
@@ -214,7 +214,7 @@ class MovieReducer:
         return MovieBlock(block.first_frame, block.count, None, block.columns, block.last_byte_ns)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def bin_into(
     frame: npt.NDArray[Any], bin_px: int, shift_y: int, shift_x: int, total: npt.NDArray[np.float64]
 ) -> None:
