@@ -314,6 +314,26 @@ def test_a_paused_move_is_made_when_the_plan_goes_on(
     assert scope.state.stage.x_nm == 10.0
 
 
+def test_a_stopped_move_has_ended_before_the_next_begins(
+    scope: Scope, engine: RunEngine, tem: Microscope
+) -> None:
+    """An engine that goes on at once, as fast as it can be."""
+    axis = tem.sample_stage.x_nm
+    scope.slow = {"move_stage"}
+
+    async def stop_and_go_on() -> None:
+        before = axis.set(5.0)
+        await asyncio.to_thread(scope.wait, lambda: scope.commands)
+        await axis.stop(success=True)
+        scope.slow = set()
+        after = axis.set(6.0)
+        await before
+        await after
+
+    asyncio.run_coroutine_threadsafe(stop_and_go_on(), engine.loop).result(WAIT_S)
+    assert scope.state.stage.x_nm == 6.0
+
+
 def test_a_paused_acquisition_is_made_anew_and_told_once(
     scope: Scope, engine: RunEngine, tem: Microscope
 ) -> None:

@@ -11,6 +11,8 @@ from typing import TypeVar
 from bluesky.protocols import Reading
 from event_model import DataKey
 from ophyd_async.core import (
+    CALCULATE_TIMEOUT,
+    CalculatableTimeout,
     Callback,
     MovableLogic,
     SignalBackend,
@@ -21,6 +23,7 @@ from ophyd_async.core import (
     StandardReadable,
     StandardReadableFormat,
     TimeoutCalculator,
+    WatchableAsyncStatus,
 )
 
 from nextem.client.bluesky.errors import Stopped
@@ -105,11 +108,28 @@ class Axis(StandardReadable, StandardMovable[V]):
         self.setpoint: SignalRW[V] = SignalRW(_Backend(kind, source, put_to), timeout=None)
         with self.add_children_as_readables(StandardReadableFormat.HINTED_UNCACHED_SIGNAL):
             self.readback: SignalR[V] = SignalR(_Backend(kind, source, get_from), timeout=None)
+        self._newest: WatchableAsyncStatus[V] | None = None
         super().__init__()
 
     @cached_property
     def movable_logic(self) -> MovableLogic[V]:
         return _Logic(self.setpoint, self.readback, self._session)
+
+    def set(
+        self,
+        new_position: V,
+        timeout: CalculatableTimeout = CALCULATE_TIMEOUT,  # type: ignore[assignment]  # said to be any str
+    ) -> WatchableAsyncStatus[V]:
+        self._newest = super().set(new_position, timeout)
+        return self._newest
+
+    async def stop(self, success: bool = False) -> None:
+        """Returns when a move that was under way has ended: an engine that goes on sets the axis again, and
+        the move before would then take its own cancelling for a failure."""
+        under_way = self._newest if self._move_status is not None else None
+        await super().stop(success)  # type: ignore[no-untyped-call]
+        if under_way is not None:
+            await asyncio.wait([under_way.task])
 
 
 class Stage(StandardReadable):
