@@ -53,12 +53,14 @@ PLAN = Plan(
 
 @dataclass
 class HandClock:
-    """A clock that stands still until it is moved."""
+    """A clock that stands still until it is moved, or goes on by ``step_ns`` with each look."""
 
     time_ns: int = 1_000_000_000_000
     boot_id: str = "boot-1"
+    step_ns: int = 0
 
     def now_ns(self) -> int:
+        self.time_ns += self.step_ns
         return self.time_ns
 
 

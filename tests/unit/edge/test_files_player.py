@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import file_kit as kit
 import numpy as np
 import pytest
+from agent_kit import HandClock
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -97,21 +97,9 @@ def test_it_waits_while_the_spool_waits_for_the_log(tmp_path: Path) -> None:
     assert (stuck.ending.kind, stuck.images) == (EndKind.STOPPED, {})
 
 
-@dataclass(slots=True)
-class StepClock:
-    """Time passes by a millisecond with each look."""
-
-    now: int = 0
-    boot_id: str = "steps"
-
-    def now_ns(self) -> int:
-        self.now += 1_000_000
-        return self.now
-
-
 def test_no_frame_comes_before_its_time(tmp_path: Path) -> None:
     """At 2,000 a second frame i is due (i + 1) / 2 ms after the start, and batches are no older than 5 ms."""
-    clock = StepClock()
+    clock = HandClock(step_ns=1_000_000)
     taker = kit.Taker(hold=True)
     recording = read_file(npy(tmp_path, kit.sparse(100)), Parameters())
     player = FilePlayer(recording, Playback(rate_fps=2000.0), taker, clock)

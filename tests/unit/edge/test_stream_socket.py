@@ -73,12 +73,28 @@ def test_a_pause_makes_the_next_byte_wake_at_once(pair: Pair) -> None:
     assert pair.awaited() == 1
 
 
-def test_a_stream_in_small_pieces_wakes_for_each(pair: Pair) -> None:
+def test_a_slow_stream_wakes_for_each_piece(pair: Pair) -> None:
+    """A clock that goes on by a millisecond with each look makes every wait a long one."""
+    pair.source = StreamSocket(pair.ours, HandClock(step_ns=1_000_000))
     into = memoryview(bytearray(1 << 20))
     for piece in range(50):
-        threading.Timer(0.002, pair.detector.sendall, [piece.to_bytes(4, "little")]).start()
+        pair.detector.sendall(piece.to_bytes(4, "little"))
         assert pair.source.read(into, 10 * SECOND_NS) == 4
         assert int.from_bytes(into[:4], "little") == piece
+        assert pair.awaited() == 1
+
+
+def test_a_stream_that_slows_down_is_waited_for_less(pair: Pair) -> None:
+    clock = HandClock()
+    pair.source = StreamSocket(pair.ours, clock)
+    into = memoryview(bytearray(1 << 20))
+    for _ in range(2):  # the first read does not wait
+        pair.detector.sendall(b"fast")
+        assert pair.source.read(into, 10 * SECOND_NS) == 4
+    assert pair.awaited() == 1 << 14
+    clock.step_ns = 1_000_000
+    pair.detector.sendall(bytes(1 << 14))
+    assert pair.source.read(into, 10 * SECOND_NS) == 1 << 14
     assert pair.awaited() == 1
 
 
