@@ -21,6 +21,7 @@ from timepix3_kit import (
     twin_frames,
 )
 
+from nextem.edge.detectors import timepix3_decoder
 from nextem.edge.detectors.timepix3_decoder import Reach
 from nextem.edge.detectors.timepix3_options import Sync
 
@@ -68,6 +69,16 @@ def test_single_hits_without_clusters(hits: list[Hit]) -> None:
     seen = decode(stream(hits, lines), replace(OPTIONS, cluster_ns=0))
     total = sum(sum(frame.values()) for frame in seen.frames.values())
     assert total + seen.counters["events_outside"] == len(hits)
+
+
+@given(some_hits(START), st.integers(0, 3))
+def test_the_numbers_of_clusters_begin_anew_unnoticed(hits: list[Hit], most: int) -> None:
+    """They have 32 bits, which at a million clusters a second are used up in a quarter of an hour."""
+    whole = stream(sorted(hits, key=lambda hit: hit.tick), lines_at(START), chunk_words=7)
+    options = replace(OPTIONS, window_ns=1000)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timepix3_decoder, "MOST_NUMBER", most)
+        assert decode(whole, options, range(24, len(whole), 24)) == decode(whole, options)
 
 
 def test_positions_by_pixel_edges() -> None:

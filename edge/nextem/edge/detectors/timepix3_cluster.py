@@ -14,142 +14,175 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
+from numba import types
 
 from nextem.edge.detectors.timepix3_words import TIME_SHIFT, X_SHIFT, Y_SHIFT, Numbers, Words
+from nextem.wire.jit import kernel
+from nextem.wire.pixels import prefetch
 
-_BITS = 8  # of a pass: its counters stay in the first-level cache (11 bits took as long)
 _FIELD = np.uint64(0x3FF)
+_AHEAD = 8  # hits, for which the map, which may be larger than the second-level cache, is asked for
 
 Labels = npt.NDArray[np.int32]
 
 
-@njit(cache=True, nogil=True)
-def sort_ready(hits: Words, count: int, ready_before: int, work: Words, spare: Words) -> tuple[int, bool]:
-    """Moves hits older than ``ready_before`` (ticks after the base), sorted by time, out of ``hits``.
+@kernel
+def take_ready(hits: Words, count: int, ready_before: int, work: Words) -> int:
+    """Moves hits older than ``ready_before`` (ticks after the base) to ``work``; returns how many.
 
-    Returns how many, and whether they lie in ``spare`` and not in ``work``. The others close up in ``hits``.
-    Radix sort, least significant digit first, over as many bits as the times differ in.
+    The others close up in ``hits``.
     """
     limit = np.uint64(max(ready_before, 0)) << np.uint64(TIME_SHIFT)
     ready = kept = 0
-    lowest, highest = np.uint64(0xFFFFFFFFFFFFFFFF), np.uint64(0)
     for i in range(count):
         hit = hits[i]
-        if hit < limit:
-            work[ready] = hit
-            ready += 1
-            lowest, highest = min(lowest, hit), max(highest, hit)
-        else:
-            hits[kept] = hit
-            kept += 1
-    if ready == 0:
-        return 0, False
-    start = lowest >> np.uint64(TIME_SHIFT)
-    span = (highest >> np.uint64(TIME_SHIFT)) - start
-    source, target = work, spare
-    swapped = False
-    shift = np.uint64(0)
-    while span >> shift:
-        counts = np.zeros(1 << _BITS, np.int64)
-        for i in range(ready):
-            counts[_digit(source[i], start, shift)] += 1
-        place = 0
-        for k in range(counts.size):
-            counts[k], place = place, place + counts[k]
-        for i in range(ready):
-            digit = _digit(source[i], start, shift)
-            target[counts[digit]] = source[i]
-            counts[digit] += 1
-        source, target = target, source
-        swapped = not swapped
-        shift += np.uint64(_BITS)
-    return ready, swapped
+        # Written to both, and counted in one: a jump that depends on data costs more.
+        work[np.uintp(ready)] = hit
+        hits[np.uintp(kept)] = hit
+        ready += hit < limit
+        kept += hit >= limit
+    return ready
 
 
-@njit(cache=True, nogil=True)
-def _digit(hit: np.uint64, start: np.uint64, shift: np.uint64) -> np.uint64:
-    return (((hit >> np.uint64(TIME_SHIFT)) - start) >> shift) & np.uint64((1 << _BITS) - 1)
+@kernel
+def cluster(
+    hits: Words,
+    count: int,
+    duration: int,
+    width: int,
+    number: int,
+    newest: Labels,
+    labels: Labels,
+    firsts: Words,
+    sums: Numbers,
+) -> Any:
+    """Gives each of ``count`` sorted hits the number of its cluster; returns how many clusters began.
 
+    They are numbered from ``number`` on, in the order in which they begin. ``firsts`` gets the earliest hit
+    of each and has room for one more; to ``sums`` (clusters, 3) are added weight, weight * x and weight * y.
+    A cluster that was joined to an older one has no weight left. ``duration`` in ticks.
 
-@njit(cache=True, nogil=True)
-def cluster(hits: Words, count: int, duration: int, width: int, newest: Labels, labels: Labels) -> None:
-    """Labels each of ``count`` sorted hits with the first hit of its cluster. ``duration`` in ticks.
-
-    ``newest`` is the label of the newest hit at each pixel, with a margin of one: (y + 2) * (width + 2)
-    numbers, all -1 before and after. The minimum over the nine pixels around a hit is found without a jump
-    that depends on data; only a hit that joins two clusters takes the slow way.
+    ``newest`` is the number of the newest hit at each pixel, with a margin of one: (y + 2) * (width + 2)
+    numbers, where those below ``number`` count for nothing. The oldest open cluster around a hit is found
+    without a jump that depends on data; only a hit that joins two clusters takes the slow way.
     """
-    none = np.int32(0x7FFFFFFF)
     row = np.uintp(width + 2)
-    first_open = np.int32(0)
+    most = np.uint64(duration) << np.uint64(TIME_SHIFT)
+    line = row * np.uintp(newest.itemsize)
+    start, begun, closed = np.int32(number), np.int32(0), np.int32(0)
     for i in range(count):
-        hit = hits[i]
-        oldest = np.int64(hit >> np.uint64(TIME_SHIFT)) - duration
-        while np.int64(hits[np.uintp(first_open)] >> np.uint64(TIME_SHIFT)) < oldest:
-            first_open += np.int32(1)
-        corner = _corner(hit, row)
-        lowest, highest = np.int32(i), np.int32(-1)
+        coming = _corner(hits[np.uintp(min(i + _AHEAD, count - 1))], row) * np.uintp(newest.itemsize)
         for dy in range(3):
-            for dx in range(3):
-                label = newest[corner + np.uintp(dy) * row + np.uintp(dx)]
-                highest = max(highest, label)
-                lowest = min(lowest, label if label >= first_open else none)
-        labels[i] = lowest
-        newest[corner + row + np.uintp(1)] = lowest
-        if highest > lowest:
-            _join(hits, i, corner, row, lowest, newest, labels)
-    for i in range(count):
-        newest[_corner(hits[i], row) + row + np.uintp(1)] = -1
+            prefetch(types.uintp(newest.ctypes.data) + coming + types.uintp(dy) * line)
+        hit = hits[i]
+        firsts[np.uintp(begun)] = hit
+        now = hit >> np.uint64(TIME_SHIFT) << np.uint64(TIME_SHIFT)
+        while firsts[np.uintp(closed)] + most < now:
+            closed = np.int32(closed + 1)
+        corner, open_from = _corner(hit, row), np.int32(start + closed)
+        low_above, high_above = _of_three(newest, corner, open_from)
+        low_beside, high_beside = _of_three(newest, corner + row, open_from)
+        low_below, high_below = _of_three(newest, corner + row + row, open_from)
+        lowest = min(min(low_above, low_beside), min(low_below, np.uint32(begun - closed)))
+        place = np.int32(np.int32(lowest) + closed)
+        label = np.int32(place + start)
+        labels[i] = label
+        newest[corner + row + np.uintp(1)] = label
+        weight = np.int64(max(hit & _FIELD, np.uint64(1)))
+        sums[np.uintp(place), 0] += weight
+        sums[np.uintp(place), 1] += weight * np.int64(hit >> np.uint64(X_SHIFT) & _FIELD)
+        sums[np.uintp(place), 2] += weight * np.int64(hit >> np.uint64(Y_SHIFT) & _FIELD)
+        begun = np.int32(begun + (place == begun))
+        if max(max(high_above, high_beside), high_below) > np.int32(lowest):
+            _join(hits, i, corner, row, label, start, newest, labels, firsts, sums)
+    return begun
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _corner(hit: np.uint64, row: np.uintp) -> np.uintp:
     """Where the pixel above and left of a hit lies in the map with its margin."""
     return ((hit >> np.uint64(Y_SHIFT)) & _FIELD) * row + ((hit >> np.uint64(X_SHIFT)) & _FIELD)
 
 
-@njit(cache=True, nogil=True)
+@kernel
+def _of_three(newest: Labels, at: np.uintp, open_from: np.int32) -> tuple[np.uint32, np.int32]:
+    """Lowest and highest open cluster of three pixels in a row, counted from the first open one.
+
+    Those of closed clusters are negative: above all others as unsigned numbers, below as signed ones.
+    """
+    left = np.int32(newest[at] - open_from)
+    middle = np.int32(newest[at + np.uintp(1)] - open_from)
+    right = np.int32(newest[at + np.uintp(2)] - open_from)
+    lowest = min(min(np.uint32(left), np.uint32(middle)), np.uint32(right))
+    return lowest, max(max(left, middle), right)
+
+
+@kernel
 def _join(
-    hits: Words, i: int, corner: np.uintp, row: np.uintp, label: np.int32, newest: Labels, labels: Labels
+    hits: Words,
+    i: int,
+    corner: np.uintp,
+    row: np.uintp,
+    label: np.int32,
+    start: np.int32,
+    newest: Labels,
+    labels: Labels,
+    firsts: Words,
+    sums: Numbers,
 ) -> None:
-    """Gives all clusters that hit ``i`` touches the lowest label of them, which is open."""
+    """Joins all clusters that hit ``i`` touches to the oldest of them, ``label``, which is open."""
     for dy in range(3):
         for dx in range(3):
             other = newest[corner + np.uintp(dy) * row + np.uintp(dx)]
             if other <= label:
                 continue
-            for k in range(other, i):
+            for column in range(3):
+                sums[label - start, column] += sums[other - start, column]
+                sums[other - start, column] = 0
+            k = i
+            while k >= 0 and hits[k] >= firsts[other - start]:
                 if labels[k] == other:
                     labels[k] = label
                     place = _corner(hits[k], row) + row + np.uintp(1)
                     if newest[place] == other:
                         newest[place] = label
+                k -= 1
 
 
-@njit(cache=True, nogil=True)
-def single_hits(count: int, labels: Labels) -> None:
+@kernel
+def single_hits(hits: Words, count: int, number: int, labels: Labels, firsts: Words, sums: Numbers) -> Any:
     """Every hit a cluster of its own."""
     for i in range(count):
-        labels[i] = i
+        hit = hits[i]
+        labels[i], firsts[i] = number + i, hit
+        sums[i, 0] = 1
+        sums[i, 1] = np.int64(hit >> np.uint64(X_SHIFT) & _FIELD)
+        sums[i, 2] = np.int64(hit >> np.uint64(Y_SHIFT) & _FIELD)
+    return count
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _half_up(weighted: Any, weight: Any) -> Any:
-    """The quotient of two numbers that are not negative, rounded; unsigned division is the faster one."""
-    twice = np.uint64(2 * weight)
-    return np.int64((np.uint64(2 * weighted) + np.uint64(weight)) // twice)
+    """The quotient of two numbers that are not negative, rounded.
+
+    Exact by floating point, which is the faster division: quotients below 2**10 of weights below 2**32 lie
+    further from the next number than the 2**-53 by which it errs.
+    """
+    return np.int64((2 * weighted + weight) / np.float64(2 * weight))
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def gather(
     hits: Words,
     count: int,
     labels: Labels,
+    clusters: int,
+    number: int,
+    firsts: Words,
+    sums: Numbers,
     closed_before: int,
     base: int,
     width: int,
-    sums: Numbers,
     ticks: Numbers,
     pixels: Numbers,
     waiting: Words,
@@ -159,30 +192,22 @@ def gather(
 
     Events are in the order of time: ``ticks`` (absolute) and ``pixels`` (y * width + x). Hits of the other
     clusters are appended to ``waiting``, which holds ``waits``. Returns events, and hits that wait now.
-    ``sums`` is (count, 3): weight, weight * x, weight * y.
+    ``sums`` are zero after it.
     """
     limit = np.uint64(max(closed_before, 0)) << np.uint64(TIME_SHIFT)
-    for i in range(count):
-        hit = hits[i]
-        tot = np.int64(hit & _FIELD)
-        weight = tot if tot > 0 else np.int64(1)
-        x = np.int64((hit >> np.uint64(X_SHIFT)) & _FIELD)
-        y = np.int64((hit >> np.uint64(Y_SHIFT)) & _FIELD)
-        first = labels[i]
-        if first == i:
-            sums[i, 0] = sums[i, 1] = sums[i, 2] = 0
-        sums[first, 0] += weight
-        sums[first, 1] += weight * x
-        sums[first, 2] += weight * y
     events = 0
-    for i in range(count):
-        if hits[labels[i]] >= limit:
+    for k in range(clusters):
+        weight = sums[k, 0]
+        if weight > 0 and firsts[k] < limit:
+            ticks[events] = base + np.int64(firsts[k] >> np.uint64(TIME_SHIFT))
+            pixels[events] = _half_up(sums[k, 2], weight) * width + _half_up(sums[k, 1], weight)
+            events += 1
+        sums[k, 0] = sums[k, 1] = sums[k, 2] = 0
+    first = count
+    while first > 0 and hits[first - 1] >= limit:
+        first -= 1
+    for i in range(first, count):
+        if firsts[labels[i] - number] >= limit:
             waiting[waits] = hits[i]
             waits += 1
-        elif labels[i] == i:
-            total = sums[i, 0]
-            ticks[events] = base + np.int64(hits[i] >> np.uint64(TIME_SHIFT))
-            row, column = _half_up(sums[i, 2], total), _half_up(sums[i, 1], total)
-            pixels[events] = row * width + column
-            events += 1
     return events, waits

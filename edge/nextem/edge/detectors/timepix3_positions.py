@@ -14,15 +14,23 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
-from nextem.edge.detectors.timepix3_words import COUNT_BITS, PS_PER_UNIT, UNITS_PER_TICK, Numbers, Words
+from nextem.edge.detectors.timepix3_words import (
+    COUNT_BITS,
+    NO_TIME,
+    PS_PER_UNIT,
+    UNITS_PER_TICK,
+    Numbers,
+    Words,
+)
+from nextem.wire.jit import kernel
 
 FRAME_SHIFT, PIXEL_SHIFT, PIXEL_BITS = 36, 16, 20
 """A key: events (16 bits), pixel << 16, frame after the first open one << 36."""
 
 _MOST = (1 << PIXEL_SHIFT) - 1
 _MOST_FRAMES = 1 << (64 - FRAME_SHIFT)
+_FOREVER = 1 << 62
 _MOST_MISSING = 2048  # a larger step of the trigger count, which has 12 bits, is a restart of the counter
 
 EDGE, SEGMENT, TRIGGERS, OUTSIDE, FRAME, IGNORED, MISSING, SKIPPED, CLOCK_SIZE = range(9)
@@ -38,13 +46,13 @@ def new_clock() -> Numbers:
     return clock
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def positions_after(units: Any, dwell_ps: Any) -> Any:
     """Whole dwell times in so many units, exactly."""
     return units * PS_PER_UNIT[0] // (PS_PER_UNIT[1] * dwell_ps)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _take_edge(packed: int, width: int, dwell_ps: int, segments: int, clock: Numbers, skips: Numbers) -> None:
     """Starts the next segment."""
     units, count = packed >> COUNT_BITS, packed & ((1 << COUNT_BITS) - 1)
@@ -70,7 +78,21 @@ def _take_edge(packed: int, width: int, dwell_ps: int, segments: int, clock: Num
     clock[EDGE], clock[TRIGGERS] = units, count
 
 
-@njit(cache=True, nogil=True)
+@kernel
+def _position(units: Any, width: int, dwell_ps: int, clock: Numbers) -> tuple[Any, Any]:
+    """The frame at a time, counted from the first open one (-1: none), and until when, which divides less."""
+    if clock[SEGMENT] < 0:
+        return -1, _FOREVER
+    offset, until = 0, _FOREVER
+    if dwell_ps > 0:
+        offset = positions_after(units - clock[EDGE], dwell_ps)
+        if offset >= width:
+            return -1, _FOREVER
+        until = clock[EDGE] - (-(offset + 1) * PS_PER_UNIT[1] * dwell_ps // PS_PER_UNIT[0])
+    return clock[SEGMENT] * width + offset - clock[FRAME], until
+
+
+@kernel
 def place(
     ticks: Numbers,
     pixels: Numbers,
@@ -91,16 +113,16 @@ def place(
     are those of one scan. Returns how many keys there are, and how many edges were taken.
     """
     taken = 0
+    frame, until = -1, NO_TIME
     for i in range(events):
         units = ticks[i] * UNITS_PER_TICK
         while taken < edges.size and edges[taken] >> COUNT_BITS <= units:
             _take_edge(edges[taken], width, dwell_ps, segments, clock, skips)
             taken += 1
-        offset = 0
-        if dwell_ps > 0 and clock[SEGMENT] >= 0:
-            offset = positions_after(units - clock[EDGE], dwell_ps)
-        frame = clock[SEGMENT] * width + offset - clock[FRAME]
-        if clock[SEGMENT] < 0 or offset >= width or not 0 <= frame < _MOST_FRAMES:
+            until = NO_TIME
+        if units >= until:
+            frame, until = _position(units, width, dwell_ps, clock)
+        if not 0 <= frame < _MOST_FRAMES:
             clock[OUTSIDE] += 1
             continue
         keys[used] = np.uint64(frame << FRAME_SHIFT | pixels[i] << PIXEL_SHIFT | 1)
@@ -111,7 +133,7 @@ def place(
     return used, taken
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def complete_before(units: int, width: int, dwell_ps: int, clock: Numbers) -> Any:
     """The first frame that may still get events where all before ``units`` are placed."""
     if clock[SEGMENT] < 0:
@@ -122,7 +144,7 @@ def complete_before(units: int, width: int, dwell_ps: int, clock: Numbers) -> An
     return max(frames, clock[FRAME])
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _add_equal(keys: Words, at: int, used: int) -> tuple[np.int64, int]:
     """Events of the keys from ``at`` on that have its frame and pixel, and the first key after them."""
     total, place_key = np.int64(0), keys[at] >> np.uint64(PIXEL_SHIFT)
@@ -132,7 +154,7 @@ def _add_equal(keys: Words, at: int, used: int) -> tuple[np.int64, int]:
     return total, at
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def count_frames(
     keys: Words, used: int, frames: int, most: int, counts: Numbers, records: Words
 ) -> tuple[int, int, int]:

@@ -30,7 +30,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
+
+from nextem.wire.jit import kernel
 
 TICK_NS = 25 / 16
 UNITS_PER_TICK = 6
@@ -91,7 +92,7 @@ def new_state() -> Numbers:
     return state
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def hit_tick(word: np.uint64) -> np.int64:
     """Time of a hit word in ticks, 0 .. 2**34 - 1."""
     toa = np.int64(word >> np.uint64(30)) & 0x3FFF
@@ -99,7 +100,7 @@ def hit_tick(word: np.uint64) -> np.int64:
     return ((coarse << 4) - (np.int64(word >> np.uint64(16)) & 0xF)) & (WRAP_TICKS - 1)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def hit_place(word: np.uint64) -> tuple[np.int64, np.int64, np.int64]:
     """(x, y, ToT) of a hit word on its chip."""
     address = np.int64(word >> np.uint64(44))
@@ -108,7 +109,7 @@ def hit_place(word: np.uint64) -> tuple[np.int64, np.int64, np.int64]:
     return x, y, np.int64(word >> np.uint64(20)) & 0x3FF
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def edge_units(word: np.uint64) -> np.int64:
     """Time of a TDC word in units, 0 .. 12 * 2**35 - 1. A fine time of 0 means that there is none."""
     fine = np.int64(word >> np.uint64(5)) & 0xF
@@ -116,20 +117,26 @@ def edge_units(word: np.uint64) -> np.int64:
     return 12 * coarse + (fine - 1 if fine > 0 else 0)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def edge_count(word: np.uint64) -> np.int64:
     """Trigger count of a TDC word."""
     return np.int64(word >> np.uint64(44)) & 0xFFF
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _unwrap(tick: Any, newest: Any) -> Any:
     if newest == NO_TIME:
         return tick
-    return newest + ((tick - newest + (WRAP_TICKS >> 1)) & (WRAP_TICKS - 1)) - (WRAP_TICKS >> 1)
+    return newest + _ahead(tick, newest)
 
 
-@njit(cache=True, nogil=True)
+@kernel
+def _ahead(tick: Any, newest: Any) -> Any:
+    """How far a time is ahead of the newest one."""
+    return ((tick - newest + (WRAP_TICKS >> 1)) & (WRAP_TICKS - 1)) - (WRAP_TICKS >> 1)
+
+
+@kernel
 def _word_tick(word: np.uint64) -> np.int64:
     top = word >> np.uint64(60)
     if top == np.uint64(HIT):
@@ -139,7 +146,7 @@ def _word_tick(word: np.uint64) -> np.int64:
     return (np.int64(word >> np.uint64(16)) & 0xFFFFFFFF) << 4 & (WRAP_TICKS - 1)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _keep(
     word: np.uint64, tick: int, chip: int, state: Numbers, layout: Numbers, hits: Words, edges: Numbers
 ) -> None:
@@ -165,7 +172,7 @@ def _keep(
         state[EDGES] += 1
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _hold(word: np.uint64, tick: int, state: Numbers) -> None:
     """Keeps a word that is far ahead until another agrees; one that was held before it is given up."""
     state[IMPLAUSIBLE] += state[HELD] != 0
@@ -173,7 +180,7 @@ def _hold(word: np.uint64, tick: int, state: Numbers) -> None:
     state[HELD_AGE] = 0
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _timed(
     word: np.uint64, window: int, state: Numbers, layout: Numbers, hits: Words, edges: Numbers
 ) -> bool:
@@ -208,7 +215,7 @@ def _timed(
     return True
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _hits(words: Words, start: int, window: int, state: Numbers, layout: Numbers, hits: Words) -> int:
     """Takes hits of the present chunk from word ``start`` on while they are as usual.
 
@@ -218,44 +225,39 @@ def _hits(words: Words, start: int, window: int, state: Numbers, layout: Numbers
     if newest == NO_TIME or state[HELD] != 0 or chip >= layout.shape[0]:
         return start
     x0, step_x, y0, step_y = layout[chip, 0], layout[chip, 1], layout[chip, 2], layout[chip, 3]
-    floor, late = state[FLOOR], 0
+    floor, kept = state[FLOOR], n
     stop = min(start + min(state[LEFT], hits.size - 2 - n), words.size)
-    furthest = min(newest + JUMP_TICKS, base + MAX_SPAN_TICKS - 1)
+    furthest = base + MAX_SPAN_TICKS - 1
     i = start
     while i < stop:
-        word = words[i]
-        if word >> np.uint64(60) != np.uint64(HIT):
+        word = words[np.uintp(i)]
+        ahead = _ahead(hit_tick(word), newest)
+        tick = newest + ahead
+        if (word >> np.uint64(60) != np.uint64(HIT)) | (ahead > JUMP_TICKS) | (tick > furthest):
             break
-        tick = _unwrap(hit_tick(word), newest)
-        if tick > furthest:
-            break
-        if tick > newest:
-            newest = tick
-            floor = max(floor, newest - window)
-            furthest = min(newest + JUMP_TICKS, base + MAX_SPAN_TICKS - 1)
+        newest = max(newest, tick)
+        floor = max(floor, newest - window)
         x, y, tot = hit_place(word)
         x, y = x0 + step_x * x, y0 + step_y * y
         # Always written, and kept where it is not late: a jump that depends on data costs more.
-        hits[n] = np.uint64((tick - base) << TIME_SHIFT | y << Y_SHIFT | x << X_SHIFT | tot)
-        in_time = tick >= floor
-        n += in_time
-        late += not in_time
+        hits[np.uintp(n)] = np.uint64((tick - base) << TIME_SHIFT | y << Y_SHIFT | x << X_SHIFT | tot)
+        n += tick >= floor
         i += 1
     state[NEWEST], state[FLOOR], state[HITS] = newest, floor, n
-    state[LATE_HITS] += late
+    state[LATE_HITS] += i - start - (n - kept)
     state[SEEN] += i - start
     state[LEFT] -= i - start
     return i
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _is_over(word: np.uint64, state: Numbers, layout: Numbers) -> bool:
     """Whether every chip has told the end of its readout, or the shutter opened after one had."""
     kind, every = np.int64(word >> np.uint64(56)), (1 << layout.shape[0]) - 1
     return bool(kind == SHUTTER_OPEN or (kind == CONTROL and state[ENDED] & every == every))
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def decode(
     words: Words, edge_kind: int, window: int, state: Numbers, layout: Numbers, hits: Words, edges: Numbers
 ) -> tuple[int, int]:
@@ -290,7 +292,7 @@ def decode(
     return i, ALL_READ
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _one(
     word: np.uint64,
     edge_kind: int,
@@ -323,7 +325,7 @@ def _one(
     return True
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def rebase(hits: Words, count: int, shift: int) -> None:
     """Counts the ticks of packed hits from a base that is ``shift`` later."""
     for i in range(count):
