@@ -21,27 +21,68 @@ from nextem.wire.jit import kernel
 from nextem.wire.pixels import prefetch
 
 _FIELD = np.uint64(0x3FF)
+_DIGIT_BITS, _PASSES = 12, 3  # two passes for up to 26 ms, which a stream without gaps needs; three for all
 _AHEAD = 8  # hits, for which the map, which may be larger than the second-level cache, is asked for
 
 Labels = npt.NDArray[np.int32]
 
 
 @kernel
-def take_ready(hits: Words, count: int, ready_before: int, work: Words) -> int:
-    """Moves hits older than ``ready_before`` (ticks after the base) to ``work``; returns how many.
+def sort_ready(
+    hits: Words, count: int, ready_before: int, work: Words, spare: Words, counts: Labels
+) -> tuple[int, bool]:
+    """Moves hits older than ``ready_before`` (ticks after the base), sorted by time, out of ``hits``.
 
-    The others close up in ``hits``.
+    Returns how many, and whether they lie in ``spare`` and not in ``work``. The others close up in ``hits``.
+    Radix sort, least significant digit first, over as many bits as the times have; ``counts`` is
+    :func:`new_counts`.
     """
-    limit = np.uint64(max(ready_before, 0)) << np.uint64(TIME_SHIFT)
-    ready = kept = 0
+    before = max(ready_before, 0)
+    limit, ready, kept = np.uint64(before) << np.uint64(TIME_SHIFT), 0, 0
+    counts[:] = 0
     for i in range(count):
         hit = hits[i]
         # Written to both, and counted in one: a jump that depends on data costs more.
         work[np.uintp(ready)] = hit
         hits[np.uintp(kept)] = hit
-        ready += hit < limit
-        kept += hit >= limit
-    return ready
+        taken: Any = np.int32(hit < limit)
+        ready += taken
+        kept += 1 - taken
+        for k in range(_PASSES):
+            counts[np.uintp(k), _digit(hit, k)] += taken
+    source, target, swapped = work, spare, False
+    for k in range(_PASSES):
+        if before >> (k * _DIGIT_BITS) == 0:
+            break
+        _scatter(source, target, ready, k, counts[k])
+        source, target, swapped = target, source, not swapped
+    return ready, swapped
+
+
+def new_counts() -> Labels:
+    """Of each digit of each pass."""
+    return np.empty((_PASSES, 1 << _DIGIT_BITS), np.int32)
+
+
+@kernel
+def _digit(hit: np.uint64, k: int) -> np.uint64:
+    shift = np.uint64(TIME_SHIFT + k * _DIGIT_BITS)
+    return hit >> shift & np.uint64((1 << _DIGIT_BITS) - 1)
+
+
+@kernel
+def _scatter(source: Words, target: Words, ready: int, k: int, counts: Labels) -> None:
+    """Sorts by one digit, which ``counts`` has counted."""
+    place = np.int32(0)
+    for digit in range(counts.size):
+        many = counts[digit]
+        counts[digit] = place
+        place += many
+    for i in range(ready):
+        hit = source[i]
+        at = _digit(hit, k)
+        target[np.uintp(counts[at])] = hit
+        counts[at] += 1
 
 
 @kernel
@@ -139,8 +180,9 @@ def _join(
             for column in range(3):
                 sums[label - start, column] += sums[other - start, column]
                 sums[other - start, column] = 0
+            begin = firsts[other - start] >> np.uint64(TIME_SHIFT)
             k = i
-            while k >= 0 and hits[k] >= firsts[other - start]:
+            while k >= 0 and hits[k] >> np.uint64(TIME_SHIFT) >= begin:
                 if labels[k] == other:
                     labels[k] = label
                     place = _corner(hits[k], row) + row + np.uintp(1)

@@ -70,6 +70,7 @@ class Decoder:
         margin = (self.shape[0] + 2) * (self.shape[1] + 2)
         self._newest = np.full(margin, -1, np.int32)
         self._number = 0  # of the next cluster
+        self._counts = clustering.new_counts()
         self._room = 0
         self._make_room(2 * WORK_HITS)
 
@@ -108,7 +109,10 @@ class Decoder:
     @property
     def memory_bytes(self) -> int:
         """Of all the arrays that may grow."""
-        arrays = (self._work, self._labels, self._firsts, self._sums, self._ticks, self._pixels, self._keys)
+        arrays = (
+            self._work, self._spare, self._labels, self._firsts, self._sums, self._ticks, self._pixels,
+            self._keys,
+        )  # fmt: skip
         return sum(array.nbytes for array in arrays)
 
     def counters(self) -> dict[str, int]:
@@ -194,10 +198,11 @@ class Decoder:
         state = self._state
         base = int(state[words.BASE])
         self._make_room(int(state[words.HITS]))
-        ready = clustering.take_ready(self._hits, int(state[words.HITS]), before - base, self._work)
+        ready, swapped = clustering.sort_ready(
+            self._hits, int(state[words.HITS]), before - base, self._work, self._spare, self._counts
+        )
         kept = int(state[words.HITS]) - ready
-        in_time = self._work[:ready]
-        in_time.sort()
+        in_time = self._spare if swapped else self._work
         if self._number > MOST_NUMBER:
             self._newest.fill(-1)
             self._number = 0
@@ -302,7 +307,7 @@ class Decoder:
         if hits <= self._room:
             return
         self._room = 1 << (hits - 1).bit_length()
-        self._work = np.empty(self._room, np.uint64)
+        self._work, self._spare = (np.empty(self._room, np.uint64) for _ in range(2))
         self._firsts = np.empty(self._room + 1, np.uint64)
         self._labels = np.empty(self._room, np.int32)
         self._sums = np.zeros((self._room, 3), np.int64)
