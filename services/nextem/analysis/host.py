@@ -140,9 +140,8 @@ class ReducerHost:
         for acquisition_id, tenant in tenants:
             finished = self._directory.finished(acquisition_id)
             complete = finished is not None and tenant.complete(finished.frames_stored)
-            since_ns = time.monotonic_ns()
             if updates := tenant.refit(complete):
-                span = telemetry.begin("fit", tenant.fit_traceparent, since_ns=since_ns)
+                span = telemetry.begin("fit", tenant.fit_traceparent, since_ns=tenant.fit_since_ns)
                 for update in updates:
                     self._publish(product_pb2.ProductEvent(update=update), span.traceparent)
                 span.end()

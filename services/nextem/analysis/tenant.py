@@ -67,7 +67,9 @@ class Tenant:
     tell_missing_at: float = 0.0  # 0: not before the acquisition is over
     tell_missing_every_s: float = TELL_MISSING_S
     traceparent: str = ""  # of the newest frames, where they are traced ...
-    fit_traceparent: str = ""  # ... and of those of the newest model
+    merged_ns: int = 0  # when those came, on the monotonic clock
+    fit_traceparent: str = ""  # of the newest frames that the newest model was applied to ...
+    fit_since_ns: int = 0  # ... and since when they waited for it: its fit may have begun before they came
 
     def __post_init__(self) -> None:
         for name, analysis in self.reducer.live().items():
@@ -84,6 +86,7 @@ class Tenant:
             self.dirty = True
             if item.last_byte_ns == self.reducer.last_byte_ns:
                 self.traceparent = item.traceparent or self.traceparent
+                self.merged_ns = time.monotonic_ns()
             updates = []
             for name, live in self._running():
                 if not item.whole and needs_pixels(self.reducer.analyses.running[name]):
@@ -151,6 +154,7 @@ class Tenant:
                     self.reducer.edge_boot_id, self.reducer.last_byte_ns, len(self.reducer.covered)
                 )
                 self.fit_traceparent = self.traceparent
+                self.fit_since_ns = max(int(begun * 1e9), self.merged_ns)
             updates += self._scored(name, live, now, spans, stamp)
         took = time.monotonic() - begun
         self.fit_at = begun + took / FIT_SHARE
