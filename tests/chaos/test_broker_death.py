@@ -18,7 +18,6 @@ pytestmark = [
     pytest.mark.kafka,
     pytest.mark.timeout(240),
     pytest.mark.usefixtures("no_sockets_left"),
-    pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
 ]
 
 

@@ -126,7 +126,6 @@ def test_an_edge_that_is_stopped_in_mid_scan_publishes_what_it_received(lab: Lab
 
 @pytest.mark.kafka
 @pytest.mark.usefixtures("kafka_address")  # skips where no broker can run
-@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
 def test_an_edge_whose_broker_is_away_stops_and_publishes_later(start: Start, tmp_path: Path) -> None:
     address = broker.start(tmp_path / "kafka")
     try:

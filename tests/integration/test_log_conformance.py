@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import pytest
+from consumers_kit import PATIENCE_S, until
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -25,7 +26,6 @@ from nextem.wire.log import (
     RecordTooLarge,
 )
 
-PATIENCE_S = 30.0
 NAMES = st.text(st.characters(exclude_characters="\0", codec="utf-8"), max_size=5)
 
 
@@ -42,17 +42,6 @@ def take(consumer: Consumer, wanted: int, max_records: int = 500) -> list[Record
     while len(records) < wanted and time.monotonic() < deadline:
         records += consumer.poll(max_records)
     assert len(records) == wanted
-    return records
-
-
-def until(condition: Callable[[], bool], *consumers: Consumer) -> list[Record]:
-    """Polls all of them until ``condition``; returns what they read meanwhile."""
-    records: list[Record] = []
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true"
-        for consumer in consumers:
-            records += consumer.poll(timeout_s=0.02)
     return records
 
 

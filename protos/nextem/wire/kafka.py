@@ -37,6 +37,7 @@ from nextem.wire.kafka_client import (
     abandon,
     connecting,
     errors,
+    made,
     require_fast_checksums,
     takes_no_more,
     translate,
@@ -60,7 +61,7 @@ def answers(bootstrap: str, timeout_s: float) -> bool:
         # kafka-python logs every refused connection; ask quietly first.
         socket.create_connection((host, int(port)), timeout=timeout_s).close()
         settings = {**CLIENT, "bootstrap_timeout_ms": int(timeout_s * 1000)}
-        with KafkaAdminClient(bootstrap_servers=bootstrap, **settings) as admin:
+        with made(KafkaAdminClient, bootstrap_servers=bootstrap, **settings) as admin:
             admin.list_topics()
     except (OSError, errors.KafkaError):
         return False
@@ -141,7 +142,8 @@ class KafkaLog(BrokerLog):
             self._producer = self._new_producer()
 
     def _new_producer(self) -> KafkaProducer:
-        return KafkaProducer(
+        return made(
+            KafkaProducer,
             enable_idempotence=True,
             acks="all",
             compression_type=None,
@@ -239,7 +241,7 @@ class KafkaLog(BrokerLog):
     def _ensure(self, topic: str) -> int:
         with (
             translated(f"looking up {topic}{self._as}"),
-            KafkaAdminClient(**self._client) as admin,
+            made(KafkaAdminClient, **self._client) as admin,
         ):
             if topic not in admin.list_topics():
                 settings = {

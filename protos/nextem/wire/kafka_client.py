@@ -27,6 +27,7 @@ with warnings.catch_warnings():
     from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition, errors
     from kafka.admin import ConfigResource, ConfigResourceType, OffsetSpec
     from kafka.net.compat import KafkaNetClient
+    from kafka.net.inet import KafkaNetSocket
     from kafka.net.selector import NetworkSelector
     from kafka.record import util as record_util
     from kafka.structs import MemberState, OffsetAndMetadata
@@ -47,6 +48,7 @@ __all__ = [
     "abandon",
     "connecting",
     "errors",
+    "made",
     "require_fast_checksums",
     "takes_no_more",
     "translate",
@@ -80,9 +82,32 @@ class _Selector(selectors.DefaultSelector):
         return super().get_key(fileobj)
 
 
+class _Direct(KafkaNetSocket):  # type: ignore[misc]  # kafka-python is not typed
+    """Connects as the standard one, and closes a socket that does not come to that.
+
+    kafka-python (3.0) leaves to the garbage collector what was refused, or was connecting when its client was
+    closed. It takes a proxy's scheme for the way to connect, and knows each subclass by those that it names.
+    """
+
+    SCHEMES = ("direct",)
+
+    async def sock_connect(
+        self, net: Any, sock: socket.socket, sockaddr: Any, timeout_at: float | None = None
+    ) -> socket.socket:
+        connected = False
+        try:
+            await super().sock_connect(net, sock, sockaddr, timeout_at=timeout_at)
+            connected = True
+        finally:
+            if not connected:
+                sock.close()
+        return sock
+
+
 CLIENT: Mapping[str, Any] = {
     "bootstrap_timeout_ms": int(CONNECT_S * 1000),
     "reconnect_backoff_max_ms": 500,  # the default of 30 s would make a short outage long
+    "proxy_url": f"{_Direct.SCHEMES[0]}://",
     "selector": _Selector,
 }
 _UNTRUSTED = (errors.SaslAuthenticationFailedError, errors.UnsupportedSaslMechanismError)
@@ -115,6 +140,25 @@ def translated(doing: str) -> Iterator[None]:
         yield
     except errors.KafkaError as error:
         raise translate(error, doing) from error
+
+
+def made(kind: Any, client: Any = KafkaNetClient, **settings: Any) -> Any:
+    """A ``kind``, consumer, producer or admin client, of kafka-python.
+
+    Where it finds no broker, nothing is left of it; kafka-python (3.0) would leave sockets and a thread.
+    """
+    kept: list[KafkaNetClient] = []
+
+    def keep(**configs: Any) -> KafkaNetClient:
+        kept.append(client(**configs))
+        return kept[-1]
+
+    try:
+        return kind(kafka_client=keep, **settings)
+    except errors.KafkaError:
+        for one in kept:
+            one.close()
+        raise
 
 
 def takes_no_more(outcome: object) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from nextem.wire.kafka_client import (
     OffsetAndMetadata,
     TopicPartition,
     errors,
+    made,
     translated,
 )
 from nextem.wire.kafka_loop import callers_client
@@ -38,7 +40,9 @@ class KafkaLogConsumer:
         self._returned: dict[TopicPartition, int] = {}
         self._uncommitted: dict[TopicPartition, int] = {}
         self._heard_at = time.monotonic()
-        self._consumer = KafkaConsumer(
+        self._consumer = made(
+            KafkaConsumer,
+            callers_client,
             group_id=group,
             enable_auto_commit=False,
             auto_offset_reset="none",  # where to start is decided here, and a gap is never skipped silently
@@ -50,19 +54,25 @@ class KafkaLogConsumer:
             heartbeat_interval_ms=500,
             allow_auto_create_topics=False,
             metrics_enabled=False,
-            kafka_client=callers_client,
             **client,
         )
-        if group is None:
-            self._consumer.assign(partitions)
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._consumer.close, autocommit=False, timeout_ms=0)
+            self._begin(from_start)
+            undo.pop_all()
+
+    def _begin(self, from_start: bool) -> None:
+        if self._group is None:
+            self._consumer.assign(self._partitions)
         else:
-            self._consumer.subscribe(sorted({partition.topic for partition in partitions}))
+            _join_beside_work(self._consumer._coordinator)
+            self._consumer.subscribe(sorted({partition.topic for partition in self._partitions}))
         # The newest record is the newest now, whenever a partition comes to be ours. Asking, after
         # subscribing, also tells the client the partitions: a group leader without them shares out none.
-        ends = self._consumer.end_offsets(partitions, timeout_ms=CONNECT_S * 1000)
+        ends = self._consumer.end_offsets(self._partitions, timeout_ms=CONNECT_S * 1000)
         self._ends = {} if from_start else ends
-        if group is None:
-            self._start(partitions)
+        if self._group is None:
+            self._start(self._partitions)
 
     def poll(self, max_records: int = 500, timeout_s: float = 0.1) -> list[Record]:
         deadline = time.monotonic() + timeout_s
@@ -201,3 +211,29 @@ class KafkaLogConsumer:
             self._consumer.seek(ours, oldest[ours])
         ours, offset = next(iter(wanted.items()))
         return OffsetOutOfRange(ours.topic, ours.partition, offset, oldest[ours])
+
+
+def _join_beside_work(coordinator: Any) -> None:
+    """A group is joined, once that was begun, whether or not anybody polls.
+
+    kafka-python (3.0) leaves a join that outlasts a poll where it is until the next, and sends no heartbeats
+    before: who works meanwhile for longer than a session is thrown out of its group.
+    """
+    join, joining = coordinator.join_group_async, None
+
+    async def join_or_go_on(timeout_ms: float | None = None) -> bool:
+        nonlocal joining
+        if joining is None or joining.succeeded():
+            joining = coordinator._manager.call_soon(join)
+        begun = joining
+        try:
+            joined: bool = await coordinator._manager.wait_for(begun, timeout_ms)
+        except errors.KafkaTimeoutError:
+            if begun.is_done:
+                raise
+            return False
+        finally:
+            joining = None if begun.is_done else begun  # a failure is told once
+        return joined
+
+    coordinator.join_group_async = join_or_go_on

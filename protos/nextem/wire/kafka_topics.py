@@ -17,6 +17,7 @@ from nextem.wire.kafka_client import (
     KafkaAdminClient,
     connecting,
     errors,
+    made,
 )
 from nextem.wire.kafka_security import split_address
 from nextem.wire.log import ACQUISITIONS, AUDIT, CONFLUENT, FRAMES, KAFKA, PRODUCTS, FatalLogError
@@ -119,7 +120,7 @@ def _admin(address: str, doing: str) -> Iterator[KafkaAdminClient]:
     settings = {**CLIENT, **security.kafka_python(), "bootstrap_servers": addresses(brokers)}
     with (
         connecting(f"{doing} at {brokers}{security.acting}", brokers, security),
-        KafkaAdminClient(**settings) as admin,
+        made(KafkaAdminClient, **settings) as admin,
     ):
         yield admin
 

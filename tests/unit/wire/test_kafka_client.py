@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import socket
+import threading
+from typing import Any
 
 import pytest
 
-import nextem.wire.kafka_client  # noqa: F401  what is tested comes with it
+from nextem.wire.kafka_client import (
+    CLIENT,
+    KafkaAdminClient,
+    KafkaConsumer,
+    KafkaProducer,
+    errors,
+    made,
+)
 
 
 def test_a_connection_that_broke_is_told_without_a_traceback(caplog: pytest.LogCaptureFixture) -> None:
@@ -20,3 +31,15 @@ def test_a_connection_that_broke_is_told_without_a_traceback(caplog: pytest.LogC
     assert told.exc_info is None
     assert told.getMessage().startswith("broker 1: Error receiving network data: [Errno 104]")
     assert fault.exc_info is not None  # not what breaks: what is wrong
+
+
+@pytest.mark.parametrize("kind", [KafkaAdminClient, KafkaConsumer, KafkaProducer])
+def test_nothing_is_left_of_a_client_that_finds_no_broker(kind: Any) -> None:
+    threads = threading.active_count()
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+        with pytest.raises(errors.KafkaError):
+            made(kind, **{**CLIENT, "bootstrap_servers": address, "bootstrap_timeout_ms": 300})
+    assert threading.active_count() == threads
+    gc.collect()  # warns of sockets that are open
