@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from stop_kit import until
 
 from nextem.cli.connect import connect
 from nextem.cli.launcher import ChildFailed, Launcher
@@ -71,6 +72,11 @@ def test_with_keys_in_the_home_folder_all_is_secured(home: Path) -> None:
             stop = pb.Command(command_id=uuid7(), instrument=NAME, stop=pb.Stop(reason="test"))
             assert client.submit_and_wait(stop, timeout_s=60).state == pb.COMMAND_STATE_DONE
         assert CliRunner().invoke(main, ["keys", "renew", "--home", str(home)]).exit_code == 0
+        edge_log = home / "logs" / "edge.log"
+        until(
+            "the edge dials with its new certificate",
+            lambda: edge_log.read_text().count("attached to steering") == 2,
+        )
         with connect(address, home, None, None) as client:
             assert acquire(client).state == pb.COMMAND_STATE_DONE
         assert set(launcher.stop().values()) == {0}

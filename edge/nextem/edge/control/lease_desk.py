@@ -49,7 +49,6 @@ class LeaseDesk:
                     lease = self._leases.request(request)
             except JournalError as error:
                 lease = pb.Lease(request_id=request.request_id, refused=f"journal: {error}")
-            self._send(pb.EdgeMessage(lease=lease))
             if lease.refused:
                 self._tell_refused(request, lease)
             elif request.ttl_ms <= RETURN_TTL_MS:
@@ -57,6 +56,7 @@ class LeaseDesk:
             elif lease.epoch not in self._granted:  # else it is renewed, which changes nothing
                 self._granted.add(lease.epoch)
                 self._tell(pb.LEASE_CHANGE_KIND_GRANTED, lease, request.purpose)
+            self._send(pb.EdgeMessage(lease=lease))  # the audit has it before what it lets do
 
     def lapse(self, unheard: str = "") -> list[Lease]:
         """As :meth:`Leases.lapse <nextem.edge.control.lease.Leases.lapse>`."""

@@ -45,6 +45,8 @@ class LostHolders:
         lapsed = self._lapse(silence)
         if lapsed or (silence and not self._silence_told):
             self._silence_told = bool(silence)
+            if silence:  # all its leases have ended, though what they began may still run
+                self._unled_ns = self._clock.now_ns()
             leases = [f"the lease of {x.holder!r} (epoch {x.epoch}) {x.ended}" for x in lapsed]
             self._make_safe("; ".join(leases) or silence)
 

@@ -117,8 +117,10 @@ def test_every_change_of_the_leases_is_on_record_once(rig: Rig) -> None:
 
 
 def test_watchers_see_who_leads_but_not_by_which_id(rig: Rig) -> None:
-    assert rig.ask_lease().lease_id
+    asked = pb.LeaseRequest(request_id="r", holder="anna", ttl_ms=60_000)
+    rig.link.calls.receive(pb.SteeringMessage(lease_request=asked))
     granted = shown(rig)
+    assert rig.link.sent.get(timeout=WAIT_S).lease.lease_id
     assert (granted.lease.holder, granted.lease.lease_id) == ("anna", "")
     preempt(rig, reason="smoke")
     taken = shown(rig)

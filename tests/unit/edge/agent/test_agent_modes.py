@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from nextem.v1.control_pb2 import (
     COMMAND_STATE_REJECTED,
     Cause,
     Command,
+    LeaseRequest,
     Mode,
     ModeChange,
     Optics,
@@ -216,6 +218,15 @@ def test_verdicts_and_changes_of_the_mode_are_audited(rig: Rig) -> None:
     rig.close()
     kinds = [event.WhichOneof("event") for event in rig.log.events]
     assert kinds == ["mode", "lease", "command", "outcome", "verdict", "outcome"]
+
+
+def test_the_audit_has_a_lease_before_its_holder_has_it(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    desk, order = rig.agent._lease_desk, list[str | None]()
+    monkeypatch.setattr(desk, "_audit", SimpleNamespace(lease=lambda _: order.append("audit")))
+    monkeypatch.setattr(desk, "_send", lambda message: order.append(message.WhichOneof("message")))
+    for holder in ("anna", "ben"):  # who is refused
+        desk.request(LeaseRequest(request_id="r", holder=holder, ttl_ms=1000))
+    assert order == 2 * ["audit", "lease_change", "lease"]
 
 
 @pytest.mark.parametrize(

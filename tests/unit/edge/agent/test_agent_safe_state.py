@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
-from agent_kit import PLAN, WAIT_S, MakeRig, Rig
+from agent_kit import PLAN, WAIT_S, HandClock, MakeRig, Rig
 
 from nextem.edge.control.driver import CapabilityMissing, DriverError
-from nextem.edge.control.lease import STAGE
+from nextem.edge.control.lease import STAGE, Lease, Leases
+from nextem.edge.control.safe_state import LostHolders
 from nextem.v1.control_pb2 import (
     COMMAND_STATE_DONE,
     COMMAND_STATE_FAILED,
@@ -103,6 +106,25 @@ def test_who_begins_to_lead_has_the_whole_time_to_be_heard(rig: Rig) -> None:
     assert rig.until(rig.send(rig.command(move_stage=Stage()))).state == COMMAND_STATE_DONE
     rig.clock.time_ns += 2 * SECOND_NS
     assert safe(rig).state == COMMAND_STATE_DONE
+
+
+def test_a_loss_that_was_met_does_not_end_the_next_lease_while_its_scan_still_stops() -> None:
+    """As when the network is back before the detector has given up the scan."""
+    clock, silences, reasons = HandClock(), list[str](), list[str]()
+
+    def lapse(silence: str) -> list[Lease]:
+        silences.append(silence)
+        return []
+
+    leases = cast(Leases, SimpleNamespace(any_remote=lambda: True))
+    lost = LostHolders(
+        clock, leases, lapse=lapse, pending=lambda: 1, lost_after_s=6.0, make_safe=reasons.append
+    )
+    for step_s in (7, 0, 6, 1):
+        clock.time_ns += step_s * SECOND_NS
+        lost.look()
+    assert [bool(silence) for silence in silences] == [True, False, False, True]
+    assert reasons == ["the steering service was not heard for 7.0 s"]
 
 
 def test_silence_while_nobody_leads_leaves_the_instrument_alone(rig: Rig) -> None:
