@@ -48,9 +48,9 @@ def kafka_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def no_sockets_left() -> Iterator[None]:
-    """For a broker that goes away or refuses: kafka-python leaves the sockets of refused connections to the
-    garbage collector, and log records would hold some by their tracebacks. None is left to another module's
-    tests. The clients are silent: they report every refusal, which is what such tests are about.
+    """For a broker that goes away or refuses: kafka-python leaves the sockets of refused TLS handshakes to
+    the garbage collector, and log records would hold some by their tracebacks. None is left to tests of
+    another module. The clients are silent: they report every refusal, which is what such tests are about.
     """
     clients = [logging.getLogger(name) for name in ("kafka", "confluent_kafka")]
     levels = [client.level for client in clients]

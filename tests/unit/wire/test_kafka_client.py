@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import selectors
 import socket
 import threading
 from typing import Any
@@ -43,3 +44,13 @@ def test_nothing_is_left_of_a_client_that_finds_no_broker(kind: Any) -> None:
             made(kind, **{**CLIENT, "bootstrap_servers": address, "bootstrap_timeout_ms": 300})
     assert threading.active_count() == threads
     gc.collect()  # warns of sockets that are open
+
+
+def test_a_loop_that_ends_leaves_no_socket_open() -> None:
+    selector = CLIENT["selector"]()
+    ours, theirs = socket.socketpair()
+    with theirs:
+        selector.register(ours, selectors.EVENT_WRITE)
+        selector.unregister(ours)  # as when what waited to send is given up
+        selector.close()
+        assert ours.fileno() == -1
