@@ -166,7 +166,7 @@ def test_records_appended_while_the_broker_restarts_arrive_in_order(
         broker.stop(data_dir)
         promises += [log.append(topic, b"%d" % number) for number in range(100, 200)]
         with suppress(LogUnavailable):  # told where the broker took five seconds to stop
-            consumer.poll(timeout_s=0.1)
+            assert consumer.poll(timeout_s=0.1) is not None
         broker.start(data_dir)
         promises += [log.append(topic, b"%d" % number) for number in range(200, 300)]
         assert [promise.result(10 * PATIENCE_S).offset for promise in promises] == list(range(300))
