@@ -15,8 +15,11 @@ demo: $(VENV)/.installed
 # Files of tests in two processes, each with a broker of its own; the long ones stand first. WORKERS=0: in one process.
 # A process that dies is not replaced: xdist would wait for ever for one that comes after the last file was given out.
 # The fault handler is for a test that no signal ends: it shows the stacks and ends its process.
+# The kernels are compiled first: each process would compile them for itself, within the first tests that need them.
 WORKERS ?= 2
 test: $(VENV)/.installed-dev
+	@echo "Compiling the kernels, where this machine has not yet"
+	@$(BIN)/python -c 'from nextem.edge import warming; warming.warm_up((1, 2, 4, 8))'
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0 \
 	  -o faulthandler_timeout=1000 -o faulthandler_exit_on_timeout=true $(ARGS)
 

@@ -13,8 +13,10 @@ import os
 import random
 import re
 import socket
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +37,7 @@ MESSAGES = int(os.environ.get("NEXTEM_FUZZ_MESSAGES", "10000"))
 SEED = int(os.environ.get("NEXTEM_FUZZ_SEED", "0"))
 """Another one gives other damage: for runs side by side."""
 
-WAIT_S = 30.0
+WAIT_S = 60.0
 COLLECT_EVERY = 1000  # acquisitions
 _NUMBERS = re.compile(rb"\d+")
 _NEW_NUMBERS = (b"0", b"1", b"9", b"255", b"65536", b"4294967295", b"9999999999", b"9" * 30)
@@ -211,7 +213,7 @@ class _Done:
 
 
 class Camera:
-    """A server of one connection after the other."""
+    """A server of one connection after the other. Use it in a ``with``."""
 
     def __init__(self) -> None:
         self._server = socket.create_server(("127.0.0.1", 0))
@@ -237,7 +239,10 @@ class Camera:
                 if error.errno not in (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN):
                     raise
 
-    def close(self) -> None:
+    def __enter__(self) -> Camera:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
         self._server.close()
 
 
@@ -278,14 +283,14 @@ class FuzzedEdge:
         threading.excepthook = self._hook
 
     def wait_for(self, condition: Callable[[], bool], what: str) -> None:
-        """Waits until it holds; fails after 30 s in which no acquisition ends, or once a thread has died."""
+        """Waits until it holds; fails after a minute without an end, or once a thread has died."""
         ended, until_s = -1, 0.0
         while not condition():
             assert not self._crashes, self._crashes
             assert not self.watch.wrong, self.watch.wrong[:5]
             if len(self.finished) != ended:
                 ended, until_s = len(self.finished), time.monotonic() + WAIT_S
-            assert time.monotonic() < until_s, f"hangs: {what}"
+            assert time.monotonic() < until_s, f"hangs: {what}\n{_stacks()}"
             with self._news:
                 self._news.wait(0.005)
 
@@ -326,6 +331,13 @@ class FuzzedEdge:
 
     def _crashed(self, args: threading.ExceptHookArgs) -> None:
         self._crashes.append(f"{args.thread}: {args.exc_type.__name__}: {args.exc_value}")
+
+
+def _stacks() -> str:
+    """Where each thread is."""
+    names = {one.ident: one.name for one in threading.enumerate()}
+    frames = sys._current_frames().items()
+    return "\n".join(f"{names.get(of)}:\n{''.join(traceback.format_stack(at)[-6:])}" for of, at in frames)
 
 
 def check_account(finished: pb.AcquisitionFinished, handed: Handed) -> None:

@@ -119,6 +119,8 @@ class Reads:
 class Shelf:
     """A detector that plays what the test puts to it, one file after the other."""
 
+    itemsizes = (1, 2, 4)
+
     def __init__(self, sink: Sink, clock: Clock) -> None:
         self.sink, self.clock = sink, clock
         self.received = 0

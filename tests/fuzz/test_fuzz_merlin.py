@@ -12,8 +12,10 @@ import pytest
 from harness import MESSAGES, Camera, FuzzedEdge, Mutator
 
 from nextem.edge.accounting import unpack_pattern
+from nextem.edge.detectors.base import Sink
 from nextem.edge.detectors.merlin_stream import MerlinOptions, MerlinStream
 from nextem.v1 import acquisition_pb2 as pb
+from nextem.wire.clock import Clock
 
 pytestmark = pytest.mark.timeout(300 + MESSAGES // 100)
 
@@ -84,11 +86,14 @@ def play_clean(edge: FuzzedEdge, camera: Camera, rng: random.Random) -> None:
 
 
 def test_damaged_streams_cost_no_frame_that_is_not_listed(tmp_path: Path) -> None:
-    camera = Camera()
-    options = MerlinOptions("127.0.0.1", camera.port, 16 << 20, idle_timeout_s=2.0)
     mutator = Mutator(seed=1)
     rng = mutator.random
-    with FuzzedEdge(tmp_path, lambda sink, clock: MerlinStream(options, sink, clock)) as edge:
+
+    def connect(sink: Sink, clock: Clock) -> MerlinStream:
+        options = MerlinOptions("127.0.0.1", camera.port, 16 << 20, idle_timeout_s=2.0)
+        return MerlinStream(options, sink, clock)
+
+    with Camera() as camera, FuzzedEdge(tmp_path, connect) as edge:
         while mutator.mutated < MESSAGES:
             until = min(mutator.mutated + PER_CONNECTION, MESSAGES)
             kinds = rng.sample(KINDS, 3)
@@ -108,4 +113,3 @@ def test_damaged_streams_cost_no_frame_that_is_not_listed(tmp_path: Path) -> Non
         )
         assert stored == handed
         assert stored > MESSAGES // 4  # most of the damage left something to store
-    camera.close()

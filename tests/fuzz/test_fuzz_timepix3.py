@@ -73,10 +73,10 @@ def scan_chunks(rng: random.Random, scan: Timepix3Scan = SCAN) -> list[bytes]:
 
 
 def test_damaged_words_cost_no_frame_that_is_not_listed(tmp_path: Path) -> None:
-    camera, mutator = Camera(), Mutator(seed=3)
+    mutator = Mutator(seed=3)
     rng = mutator.random
-    address = f"tpx3://127.0.0.1:{camera.port}?scan=4x8&dwell_ns=2000&window_ns=20000"
-    with edge_on(tmp_path, timepix3.connect, address) as edge:
+    address = "tpx3://127.0.0.1:{}?scan=4x8&dwell_ns=2000&window_ns=20000"
+    with Camera() as camera, edge_on(tmp_path, timepix3.connect, address.format(camera.port)) as edge:
         while mutator.mutated < MESSAGES:
             until = min(mutator.mutated + PER_CONNECTION, MESSAGES)
             sent = [rng.randbytes(rng.randrange(300))]
@@ -92,17 +92,16 @@ def test_damaged_words_cost_no_frame_that_is_not_listed(tmp_path: Path) -> None:
             assert edge.newest().reason == pb.FINISH_REASON_COMPLETE
         check(edge)
         assert len(edge.finished) > MESSAGES // 100
-    camera.close()
 
 
 def test_random_words_cost_no_frame_that_is_not_listed(tmp_path: Path) -> None:
     """Whole chunks of known kinds of words with random fields: times from anywhere, edges in any order."""
-    camera, rng = Camera(), random.Random(5)
+    rng = random.Random(5)
     numbers = np.random.default_rng(5)
-    address = f"tpx3://127.0.0.1:{camera.port}?scan=3x5&dwell_ns=100&chips=4&window_ns=1000&sync=pixel"
+    address = "tpx3://127.0.0.1:{}?scan=3x5&dwell_ns=100&chips=4&window_ns=1000&sync=pixel"
     tops = np.array([0xB, 0xB, 0xB, 0x6F >> 4, 0x4, 0xA, 0x5, 0x7], np.uint64)
     sent_words = 0
-    with edge_on(tmp_path, timepix3.connect, address) as edge:
+    with Camera() as camera, edge_on(tmp_path, timepix3.connect, address.format(camera.port)) as edge:
         while sent_words < 10 * MESSAGES:
             chunks = []
             for _ in range(40):
@@ -120,13 +119,12 @@ def test_random_words_cost_no_frame_that_is_not_listed(tmp_path: Path) -> None:
         edge.wait_for(lambda: edge.ended() == len(edge.watch.handed), "an acquisition did not end")
         check(edge)
         assert edge.finished
-    camera.close()
 
 
 def test_damaged_csr_costs_no_frame_that_is_not_listed(tmp_path: Path) -> None:
-    camera, mutator = Camera(), Mutator(seed=4)
+    mutator = Mutator(seed=4)
     rng = mutator.random
-    with edge_on(tmp_path, csr.connect, f"csr://127.0.0.1:{camera.port}") as edge:
+    with Camera() as camera, edge_on(tmp_path, csr.connect, f"csr://127.0.0.1:{camera.port}") as edge:
         while mutator.mutated < MESSAGES:
             # A header that cannot be understood ends the connection: a few messages for each.
             sent: list[bytes] = []
@@ -146,4 +144,3 @@ def test_damaged_csr_costs_no_frame_that_is_not_listed(tmp_path: Path) -> None:
         edge.wait_for(lambda: edge.ended() == before + 1, "the clean scan did not end")
         assert edge.newest().frames_stored == 12
         check(edge)
-    camera.close()

@@ -41,14 +41,14 @@ from nextem.edge.detectors.registry import connect, connect_control, parse_addre
 from nextem.edge.live import CAPACITY, Live, Subscription
 from nextem.edge.recovery import recover
 from nextem.edge.reducing import Reducing
-from nextem.edge.reduction import PixelFormat, compile_reduction
 from nextem.edge.retention.raw_ring import RawRing
 from nextem.edge.rules.plan import check_edge
-from nextem.edge.rules.watch import Fire, Firing, RuleStatus, nobody_acts, warm_up
+from nextem.edge.rules.watch import Fire, Firing, RuleStatus, nobody_acts
 from nextem.edge.storing import Storing
 from nextem.edge.uplink import spool as spooling
 from nextem.edge.uplink.publisher import Publisher
 from nextem.edge.uplink.spool import Spool
+from nextem.edge.warming import warm_up, warm_up_plan
 from nextem.edge.work import Closed, Failed, Frames, MapsWanted, Opened
 from nextem.v1 import acquisition_pb2 as pb
 from nextem.v1 import plan_pb2
@@ -145,12 +145,9 @@ class EdgePipeline:
 
     def start(self) -> None:
         """Starts the threads; what a dead edge left in the spool is published first."""
-        for itemsize in (1, 2, 4):
-            # The first frames of an acquisition must not wait for a compiler.
-            log.info("compiling the reduction of %d-bit pixels, where this machine has not yet", 8 * itemsize)
-            form = PixelFormat(itemsize)
-            compile_reduction(plan_pb2.Reduction(), (16, 16), form, 1)
-            warm_up(form.native)
+        warm_up(self._detector.itemsizes)
+        if self._config.passive_plan is not None:
+            warm_up_plan(self._config.passive_plan.reduction, self._detector.itemsizes)
         self._publisher.start()
         if self.raw_ring is not None:
             self.raw_ring.start()
@@ -182,6 +179,7 @@ class EdgePipeline:
         any more, and ``ControlError`` and ``DetectorAway`` where the detector cannot be armed.
         """
         check_edge(plan, raw_ring=self.raw_ring is not None)
+        warm_up_plan(plan.reduction, self._detector.itemsizes)
         acquisition = self._new(acquisition_id, plan, command_id)
         with self._lock:
             if self._failure is not None:

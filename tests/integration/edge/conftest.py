@@ -40,7 +40,7 @@ from nextem.wire.log import ACQUISITIONS, FRAMES, Appended, FatalLogError, LogUn
 from nextem.wire.zstd import unpack_zstd
 
 Frames = NDArray[Any]
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 
 class Camera:
@@ -206,6 +206,8 @@ class Logged:
 
 class Scripted:
     """A detector that hands over what the test says, from a thread of its own."""
+
+    itemsizes = (1, 2, 4)
 
     def __init__(self) -> None:
         self._script: SimpleQueue[Callable[[Sink], None] | None] = SimpleQueue()

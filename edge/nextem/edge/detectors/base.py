@@ -11,7 +11,7 @@ The sink never blocks for longer than it takes to hand over, so that back pressu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from threading import Thread
@@ -267,6 +267,11 @@ class Sink(Protocol):
 
 class Detector(Protocol):
     """One detector of one instrument."""
+
+    @property
+    def itemsizes(self) -> Sequence[int]:
+        """Bytes of a pixel of the frames that may come; what reduces them is compiled before they do."""
+        ...
 
     def start(self) -> None: ...
 

@@ -57,6 +57,8 @@ def connect(options: DetectorOptions, sink: Sink, clock: Clock) -> CsrStream:
 class CsrStream(Receiving):
     """A :class:`~nextem.edge.detectors.base.Detector`."""
 
+    itemsizes = (1, 2, 4, 8)
+
     def __init__(self, options: DetectorOptions, sink: Sink, clock: Clock) -> None:
         self.ring = Ring(options.ring_bytes)
         super().__init__(self._run, sink, "csr", warm_up, self.ring.enter)

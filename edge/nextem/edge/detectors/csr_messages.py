@@ -172,7 +172,8 @@ def warm_up() -> None:
     """Compiles the kernel for all types, so that the first chunk does not wait for it."""
     empty, counts = np.zeros(2, np.int64), np.empty(1, np.int64)
     for bits in (8, 16, 32, 64):
-        records: Any = np.zeros(1, record_dtype(value_dtype(bits)))
+        # Two: the fields of a single record lie side by side, which is another type for the compiler.
+        records: Any = np.zeros(2, record_dtype(value_dtype(bits)))
         values = np.zeros(0, value_dtype(bits))
         fill_records(empty, empty[:0], values, 1, counts, records["pixel"], records["value"])
 

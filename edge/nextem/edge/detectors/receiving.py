@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from threading import Event
 from typing import Protocol
@@ -38,6 +38,8 @@ class Receiving:
     ``run`` is the thread's; it returns soon once :attr:`closing` is set. ``prepare`` is called
     before it starts and does what the first frames would else wait for: compiling, and entering memory.
     """
+
+    itemsizes: Sequence[int] = (1, 2, 4)
 
     def __init__(self, run: Callable[[], None], sink: Sink, name: str, *prepare: Callable[[], None]) -> None:
         self.numbers = Counters()

@@ -60,6 +60,7 @@ class Timepix3(Receiving):
     def __init__(self, options: DetectorOptions, tpx3: Timepix3Options, sink: Sink, clock: Clock) -> None:
         self._ring = Ring(options.ring_bytes)
         super().__init__(self._run, sink, "timepix3", lambda: warm_up(tpx3), self._ring.enter)
+        self.itemsizes = (tpx3.value_dtype.itemsize,)
         self._options, self._tpx3, self._sink, self._clock = options, tpx3, sink, clock
         self._totals = Decoder(tpx3).counters()
 

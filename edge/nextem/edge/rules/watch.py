@@ -58,13 +58,6 @@ def nobody_acts(firing: Firing) -> None:
     log.error("rule %r fired and nobody acts (acquisition %s)", firing.rule.name, firing.acquisition_id)
 
 
-def warm_up(dtype: np.dtype[np.unsignedinteger]) -> None:
-    """Compiles what the first frames of an acquisition with rules would else wait for."""
-    pixels = Pixels(frames=np.ones((1, 1, 1), dtype))
-    pixels.at_least(1)
-    Pixels(streams=pixels.streams).at_least(1)
-
-
 @dataclass(slots=True, eq=False)
 class _Watched:
     """One rule. ``again_ns`` is set from any thread."""

@@ -87,6 +87,7 @@ class FilePlayer(Receiving):
 
     def __init__(self, recording: Recording, playback: Playback, sink: Sink, clock: Clock) -> None:
         super().__init__(self.run, sink, "file")
+        self.itemsizes = (recording.format.dtype.itemsize,)
         self._recording, self._playback, self._sink, self._clock = recording, playback, sink, clock
         self._allowance = Allowance(playback.ring_bytes)
         self._next = 0  # the frame that comes next where none is missing
