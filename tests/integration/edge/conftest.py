@@ -283,7 +283,7 @@ class Rig:
             "detector": f"127.0.0.1:{self.camera.port}",
             "spool_dir": self.folder / "spool",
             "ring_bytes": 16 << 20,
-            "idle_timeout_s": 1.0,
+            "idle_timeout_s": 20.0,  # tests of silence say less
             "close_timeout_s": WAIT_S,
         }
         self.pipeline = EdgePipeline(

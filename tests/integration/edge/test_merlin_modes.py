@@ -87,7 +87,7 @@ def test_a_camera_that_runs_until_it_is_stopped_is_accounted_for(rig: Any, kit: 
         header = bytes(whole[at : at + mode.pixels_at])
         six = header.replace(b"MQ1,%07d," % (999_990 + i), b"MQ1,%06d," % (i - 10))
         whole[at : at + mode.pixels_at] = six.ljust(mode.pixels_at, b"\0")
-    pipeline = rig.start()
+    pipeline = rig.start(idle_timeout_s=1.0)  # silence is its end
     handle = pipeline.expect("scan", kit.plan(1), "")
     rig.camera.send(kit.acquisition_header(0) + bytes(whole))
     finished = handle.wait(kit.wait_s)

@@ -20,9 +20,10 @@ def images(seed: int = 0, dtype: str = "u4", rate: float = 0.1) -> np.ndarray:
     return np.random.default_rng(seed).poisson(rate, (42, 24, 20)).astype(dtype)
 
 
-def start(rig: Any, kit: Any) -> Any:
+def start(rig: Any, kit: Any, **config: Any) -> Any:
     rig.ended = []
     return rig.start(
+        **config,
         detector=f"csr://127.0.0.1:{rig.camera.port}",
         passive_plan=plan_pb2.Plan(reduction=kit.plan(1).reduction),
         on_finished=rig.ended.append,
@@ -126,7 +127,7 @@ def test_frames_beyond_the_scan_are_counted_and_not_stored(rig: Any, kit: Any) -
 
 def test_silence_ends_a_scan(rig: Any, kit: Any) -> None:
     sent = images()
-    start(rig, kit)
+    start(rig, kit, idle_timeout_s=1.0)
     rig.camera.send(b"".join(list(FORMAT.messages(sent))[:5]))
     (logged,) = stored(rig)
     assert logged.finished.error.startswith("IdleTimeout")

@@ -40,8 +40,9 @@ def electrons(truth: Recording) -> np.ndarray:
     return np.bincount(truth.frames[truth.frames >= 0], minlength=SCAN.shape[0] * SCAN.shape[1])
 
 
-def start(rig: Any, kit: Any, **more: Any) -> None:
+def start(rig: Any, kit: Any, idle_timeout_s: float = 20.0, **more: Any) -> None:
     rig.start(
+        idle_timeout_s=idle_timeout_s,
         detector=address(rig.camera.port, **more),
         passive_plan=plan_pb2.Plan(reduction=kit.plan(1).reduction),
         on_finished=finished(rig),
@@ -133,7 +134,7 @@ def test_a_connection_that_ends_in_a_scan_loses_what_was_not_over(rig: Any, kit:
 
 def test_silence_ends_a_scan_and_frees_what_the_window_holds(rig: Any, kit: Any) -> None:
     truth = recording(end=False)
-    start(rig, kit, window_ns=5_000_000)
+    start(rig, kit, idle_timeout_s=1.0, window_ns=5_000_000)
     rig.camera.send(truth.data)
     (logged,) = stored(rig, kit)
     assert logged.finished.error.startswith("IdleTimeout")
